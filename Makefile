@@ -1,0 +1,31 @@
+# One obvious command for each thing. Needs Python 3.11, make, and the network for the first set-up.
+
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+VENV := .venv/bin
+
+.PHONY: setup test lint demo lock clean
+
+setup: ## make .venv and unpack the default model; DEVICE=cpu or DEVICE=gpu instead of what is found
+	@test -n "$(PYTHON)" || { echo "set-up: error: Python 3.11 is needed: neither python3.11 nor python3 is one" >&2; exit 1; }
+	@"$(PYTHON)" requirements/install.py $(if $(DEVICE),--device "$(DEVICE)")
+
+test: setup ## every test
+	$(VENV)/python -m pytest tests
+
+lint: setup ## style, types, and which package imports which
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	$(VENV)/mypy
+	$(VENV)/lint-imports
+
+demo: setup ## the main job, end to end; DOCUMENTS=folder instead of the descriptions of installed packages
+	@$(VENV)/python -m loadtests.demo $(if $(DOCUMENTS),--documents "$(DOCUMENTS)")
+
+lock: ## resolve the dependencies of pyproject.toml anew; UPGRADE=1 takes the newest versions
+	@test -n "$(PYTHON)" || { echo "lock: error: Python 3.11 is needed" >&2; exit 1; }
+	@"$(PYTHON)" requirements/install.py --lock $(if $(UPGRADE),--upgrade)
+
+clean: ## remove what the commands above made here, not the user's cache folder
+	rm -rf .venv .setup.lock out build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

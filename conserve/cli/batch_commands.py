@@ -1,0 +1,132 @@
+"""`conserve batch submit|status|watch|results|cancel`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import openai
+import typer
+from openai.types import Batch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from conserve.cli.console import DEFAULT_URL, UrlOption, err, explain_errors, fail, make_client, out
+
+app = typer.Typer(help="Batches of requests, in the format of OpenAI's Batch API.", no_args_is_help=True)
+
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+POLL_PERIOD_S = 1.0
+
+BatchArgument = Annotated[str, typer.Argument(help="The batch's id, batch_...", metavar="BATCH")]
+
+
+@app.command()
+def submit(
+    file: Annotated[
+        Path, typer.Argument(help="JSON lines: custom_id, method, url, body.", exists=True, dir_okay=False)
+    ],
+    url: UrlOption = DEFAULT_URL,
+    endpoint: Annotated[str, typer.Option(help="What the lines ask.")] = "/v1/chat/completions",
+    window: Annotated[str, typer.Option(help="Time to complete it in: such as 30m, 24h, 7d.")] = "24h",
+    metadata: Annotated[list[str] | None, typer.Option(help="KEY=VALUE, kept with the batch; up to 16.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show progress until it has ended.")] = False,
+) -> None:
+    """Uploads a file and makes a batch of it; prints the batch's id."""
+    pairs = dict(_split_pair(text) for text in metadata or [])
+    client = make_client(url)
+    with explain_errors(url):
+        with file.open("rb") as content:
+            uploaded = client.files.create(file=content, purpose="batch")
+        batch = client.batches.create(
+            input_file_id=uploaded.id,
+            endpoint=endpoint,  # type: ignore[arg-type] # the server says which it takes
+            completion_window=window,  # type: ignore[arg-type] # OpenAI has 24h only
+            metadata=pairs or openai.omit,
+        )
+    out.print(batch.id)
+    if watch:
+        _watch(client, batch.id, url)
+
+
+@app.command()
+def status(batch_id: BatchArgument, url: UrlOption = DEFAULT_URL) -> None:
+    """Shows how far a batch is."""
+    with explain_errors(url):
+        batch = make_client(url).batches.retrieve(batch_id)
+    _show(batch)
+
+
+@app.command()
+def watch(batch_id: BatchArgument, url: UrlOption = DEFAULT_URL) -> None:
+    """Shows a batch's progress until it has ended. Exit status 1 when it ended otherwise than completed."""
+    _watch(make_client(url), batch_id, url)
+
+
+@app.command()
+def results(
+    batch_id: BatchArgument,
+    url: UrlOption = DEFAULT_URL,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; by default standard output.")] = None,
+    errors: Annotated[bool, typer.Option("--errors", help="The error file in place of the output file.")] = False,
+) -> None:
+    """Downloads the output file of a batch that has ended."""
+    client = make_client(url)
+    with explain_errors(url):
+        batch = client.batches.retrieve(batch_id)
+        file_id = batch.error_file_id if errors else batch.output_file_id
+        if file_id is None:
+            kind = "error" if errors else "output"
+            reason = "no line went there" if batch.status in ENDED else f"the batch is {batch.status}"
+            raise fail(f"{batch_id} has no {kind} file: {reason}")
+        with client.files.with_streaming_response.content(file_id) as response:
+            if output is None:
+                for chunk in response.iter_bytes():
+                    sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
+            else:
+                response.stream_to_file(output)
+                out.print(f"{output}: {output.stat().st_size} bytes")
+
+
+@app.command()
+def cancel(batch_id: BatchArgument, url: UrlOption = DEFAULT_URL) -> None:
+    """Cancels a batch; what is done stays in its output file."""
+    with explain_errors(url):
+        batch = make_client(url).batches.cancel(batch_id)
+    _show(batch)
+
+
+def _split_pair(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise fail(f"--metadata: must be KEY=VALUE (it is {text!r})", 2)
+    return key, value
+
+
+def _show(batch: Batch) -> None:
+    counts = batch.request_counts
+    done = f"{counts.completed} completed, {counts.failed} failed of {counts.total}" if counts else "not counted yet"
+    out.print(f"{batch.id}: [bold]{batch.status}[/], {done}")
+    for error in (batch.errors.data if batch.errors and batch.errors.data else [])[:10]:
+        place = f"line {error.line}: " if error.line else ""
+        out.print(f"  {place}{error.message} ({error.code})", markup=False, soft_wrap=True)
+
+
+def _watch(client: openai.OpenAI, batch_id: str, url: str) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with explain_errors(url), Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("waiting", total=None)
+        while True:
+            batch = client.batches.retrieve(batch_id)
+            counts = batch.request_counts
+            if counts is not None and counts.total:
+                done = counts.completed + counts.failed
+                progress.update(task, total=counts.total, completed=done, description=batch.status)
+            if batch.status in ENDED:
+                break
+            time.sleep(POLL_PERIOD_S)
+    _show(batch)
+    if batch.status != "completed":
+        raise typer.Exit(1)

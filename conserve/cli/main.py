@@ -1,0 +1,18 @@
+"""`conserve`: brings a stack up and down, chats with it, and submits batches to it."""
+
+from __future__ import annotations
+
+import typer
+
+from conserve.cli import batch_commands, chat_command, stack_commands
+
+app = typer.Typer(
+    help="Serves interactive LLM requests and runs batches in the idle capacity of the same engines.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(stack_commands.up)
+app.command("status")(stack_commands.status)
+app.command("down")(stack_commands.down)
+app.command("chat")(chat_command.chat)
+app.add_typer(batch_commands.app, name="batch")

@@ -1,0 +1,124 @@
+"""`conserve up`, `conserve status`, `conserve down`."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import httpx
+import typer
+from rich.table import Table
+
+from conserve.cli.console import DEFAULT_URL, UrlOption, err, explain_errors, fail, out, say_progress
+from conserve.config import SettingsError
+from conserve.jobs.errors import EmbeddedServerError
+from conserve.launch.ray_head import RayHeadError
+from conserve.launch.serve_api import ServeApiError
+from conserve.launch.serve_config import read_serve_config
+from conserve.launch.stack import LocalStack, StackError, read_record, take_down
+
+DEFAULT_CONFIG = Path("serve_config.yaml")
+
+ConfigOption = Annotated[
+    Path, typer.Option("--file", "-f", envvar="CONSERVE_CONFIG", help="A Ray Serve configuration with our application.")
+]
+
+
+def up(
+    config: ConfigOption = DEFAULT_CONFIG,
+    address: Annotated[
+        str | None, typer.Option(help="Dashboard of a running Ray cluster, such as http://127.0.0.1:8265.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="HTTP port, in place of the configuration's.", min=1, max=65535)
+    ] = None,
+) -> None:
+    """Starts the application, with an embedded Redis and a Ray head of its own unless others are named."""
+    try:
+        stack = LocalStack(config, http_port=port, ray_dashboard_url=address)
+    except SettingsError as error:
+        raise fail(str(error), 2) from None
+    signal.signal(signal.SIGTERM, _interrupt)
+    was_up = read_record(stack.config.settings.state_dir) is not None
+    try:
+        running = stack.up(say_progress)
+    except KeyboardInterrupt:
+        err.print("Interrupted; taking down what was started.")
+        _take_down_undisturbed(stack)
+        raise typer.Exit(130) from None
+    except (StackError, RayHeadError, ServeApiError, EmbeddedServerError) as error:
+        if not was_up:
+            _take_down_undisturbed(stack)
+        raise fail(str(error)) from None
+    name = stack.config.settings.model.served_name
+    out.print(f"[bold]Up:[/] {running.base_url}  (model {name})")
+    out.print(f"Ray dashboard: {running.dashboard_url}   logs: {running.log_dir}", soft_wrap=True)
+    hint = "" if running.base_url == DEFAULT_URL else f" --url {running.base_url}"
+    out.print(f"Try: conserve chat{hint} 'What is the capital of France?'", soft_wrap=True)
+
+
+def down(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Stops everything that `conserve up` has started. Batches stay in the state folder and go on at the next `up`."""
+    try:
+        state_dir = read_serve_config(config).settings.state_dir
+    except SettingsError as error:
+        raise fail(str(error), 2) from None
+    if take_down(state_dir, say_progress):
+        out.print("Down.")
+    else:
+        out.print("Nothing was up.")
+
+
+def status(url: UrlOption = DEFAULT_URL) -> None:
+    """Shows replicas with their harvest windows, and the batches that have not ended."""
+    with explain_errors(url):
+        health = httpx.get(f"{url}/health", timeout=10)
+        answer = httpx.get(f"{url}/conserve/v1/status", timeout=10)
+    out.print("Application:", "[green]ready[/]" if health.is_success else "[yellow]not ready[/]", url)
+    if answer.is_error:
+        raise fail(str(answer.json().get("error", {}).get("message", answer.text)))
+    found = answer.json()
+    out.print(_replica_table(found["replicas"]))
+    if found["batches"]:
+        out.print(_batch_table(found["batches"]))
+
+
+def _replica_table(replicas: list[dict[str, Any]]) -> Table:
+    table = Table("replica", "model", "state", title="Replicas", title_justify="left")
+    for name in ("window", "offline running", "online running", "online waiting", "KV use"):
+        table.add_column(name, justify="right")
+    for replica in replicas:
+        table.add_row(
+            replica["replica_id"],
+            replica["model"],
+            replica["state"] + (" (alone)" if replica["alone"] else ""),
+            str(replica["window"]),
+            str(replica["offline_running"]),
+            str(replica["online_running"]),
+            str(replica["online_waiting"]),
+            f"{replica['kv_usage']:.0%}",
+        )
+    return table
+
+
+def _batch_table(batches: list[dict[str, Any]]) -> Table:
+    table = Table("batch", "status", title="Batches that have not ended", title_justify="left")
+    for name in ("total", "completed", "failed", "waiting", "running"):
+        table.add_column(name, justify="right")
+    for batch in batches:
+        counts = (batch[name] for name in ("total", "completed", "failed", "ready", "leased"))
+        table.add_row(batch["id"], batch["status"], *map(str, counts))
+    return table
+
+
+def _take_down_undisturbed(stack: LocalStack) -> None:
+    """A second Ctrl-C must not leave processes behind: taking down is bounded, so it may as well end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    stack.down(say_progress)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,41 @@
+"""What callers of the engine see of it. Imports no vLLM, so that callers need none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+class EngineFault(RuntimeError):
+    """The engine failed, not the request: another attempt may succeed."""
+
+
+@dataclass(frozen=True)
+class OfflineResult:
+    """The answer to an offline request: an HTTP status code and the body that the HTTP API would have sent."""
+
+    status_code: int
+    body: dict[str, Any]
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Requests in the engine now, and totals since it started.
+
+    `*_busy_s` are seconds in which at least one request of the kind was in the engine, `engine_cpu_s` the CPU seconds
+    used by the engine's own processes, `kv_usage` the share of KV blocks in use, 0 to 1.
+    """
+
+    online_running: int
+    online_waiting: int
+    offline_running: int
+    kv_usage: float
+    online_busy_s: float
+    offline_busy_s: float
+    engine_cpu_s: float
+    online_requests: int
+    offline_requests: int
+    offline_prompt_tokens: int
+    offline_output_tokens: int

@@ -1,0 +1,195 @@
+"""The engine of a replica, with its two entrances: online requests, and offline ones that only use what is left.
+
+For now the engine below is stock vLLM with `scheduling_policy="priority"`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from typing import Any, Literal, Protocol, TypeVar
+
+import psutil
+from pydantic import BaseModel, ValidationError
+
+from conserve.engine.contract import EngineFault, EngineStats, OfflineResult
+from conserve.engine.stats import GAUGES
+from conserve.engine.vllm_compat import ChatCompletionRequest, CompletionRequest
+from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
+
+Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
+ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions")
+
+_REQUEST_TYPES: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatCompletionRequest,
+    "/v1/completions": CompletionRequest,
+}
+
+Item = TypeVar("Item")
+
+
+class OpenAIServing(Protocol):
+    """The OpenAI layer above an `AsyncLLM`, as the engine objects of `ray.serve.llm` have it.
+
+    Each method gives a stream of text chunks, or one response or one error object with `model_dump`.
+    """
+
+    def chat(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
+        """Answers a `ChatCompletionRequest`."""
+
+    def completions(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
+        """Answers a `CompletionRequest`."""
+
+
+class _BusyClock:
+    """Counts requests in flight, and the seconds in which there was at least one."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.total = 0
+        self._busy_s = 0.0
+        self._since_s = 0.0
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        if self.in_flight == 0:
+            self._since_s = time.monotonic()
+        self.in_flight += 1
+        self.total += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if self.in_flight == 0:
+                self._busy_s += time.monotonic() - self._since_s
+
+    @property
+    def busy_s(self) -> float:
+        return self._busy_s + (time.monotonic() - self._since_s if self.in_flight else 0.0)
+
+
+class CoServeEngine:
+    """One engine for online and offline requests.
+
+    Args:
+        serving: the OpenAI layer of the engine.
+    """
+
+    def __init__(self, serving: OpenAIServing) -> None:
+        self._serving = serving
+        self._online = _BusyClock()
+        self._offline = _BusyClock()
+        self._online_first_tokens = 0
+        self._offline_prompt_tokens = 0
+        self._offline_output_tokens = 0
+        self._process = psutil.Process()
+
+    @staticmethod
+    def claim_online(request: Any) -> None:
+        """Gives an online request its priority, whatever the client has sent."""
+        request.priority = ONLINE_PRIORITY
+
+    async def online(self, responses: AsyncIterator[Item]) -> AsyncGenerator[Item, None]:
+        """Passes the response stream of an online request on, and counts the request while it is in the engine."""
+        answered = False
+        with self._online.hold():
+            try:
+                async for response in responses:
+                    if not answered:
+                        answered = True
+                        self._online_first_tokens += 1
+                    yield response
+            finally:
+                if answered:
+                    self._online_first_tokens -= 1
+
+    async def offline(self, endpoint: str, body: Mapping[str, Any], timeout_s: float) -> OfflineResult:
+        """Runs one request of a batch, behind all online work.
+
+        Args:
+            endpoint: one of `ENDPOINTS`.
+            body: the request's body, as the HTTP API takes it. `priority` and `stream` are overwritten.
+            timeout_s: seconds until the attempt is given up.
+
+        Returns:
+            The answer; a request that is itself wrong gets a 4xx answer, as over HTTP.
+
+        Raises:
+            EngineFault: the engine failed, or the time was up; another attempt may succeed.
+            asyncio.CancelledError: the caller gave up; the engine has let go of the request.
+        """
+        try:
+            request = _REQUEST_TYPES[endpoint].model_validate({**body, "stream": False, "priority": OFFLINE_PRIORITY})
+        except ValidationError as error:
+            return _refuse(_explain(error))
+        serve = self._serving.chat if endpoint == "/v1/chat/completions" else self._serving.completions
+        with self._offline.hold():
+            try:
+                async with asyncio.timeout(timeout_s) as limit, aclosing(serve(request)) as responses:
+                    response = await anext(responses)
+            except TimeoutError:
+                raise EngineFault(f"not answered within {timeout_s:g} s") from None
+            except (asyncio.CancelledError, GeneratorExit):
+                raise
+            except Exception as error:
+                raise EngineFault(f"{type(error).__name__}: {error}") from error
+        # vLLM 0.32 answers a cancelled unary call with an error body in place of passing the cancellation on.
+        if limit.expired():
+            raise EngineFault(f"not answered within {timeout_s:g} s")
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+        return self._as_result(response)
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing now."""
+        return EngineStats(
+            online_running=self._online_first_tokens,
+            online_waiting=self._online.in_flight - self._online_first_tokens,
+            offline_running=self._offline.in_flight,
+            kv_usage=GAUGES.kv_usage,
+            online_busy_s=self._online.busy_s,
+            offline_busy_s=self._offline.busy_s,
+            engine_cpu_s=self._engine_cpu_s(),
+            online_requests=self._online.total,
+            offline_requests=self._offline.total,
+            offline_prompt_tokens=self._offline_prompt_tokens,
+            offline_output_tokens=self._offline_output_tokens,
+        )
+
+    def _engine_cpu_s(self) -> float:
+        total_s = 0.0
+        for child in self._process.children(recursive=True):
+            try:
+                times = child.cpu_times()
+            except psutil.Error:  # it has ended meanwhile
+                continue
+            total_s += times.user + times.system
+        return total_s
+
+    def _as_result(self, response: Any) -> OfflineResult:
+        body: dict[str, Any] = response.model_dump(mode="json")
+        if "error" in body:
+            status_code = int(body["error"].get("code") or 500)
+            if status_code >= 500:
+                raise EngineFault(str(body["error"].get("message")))
+            return OfflineResult(status_code, body)
+        usage = body.get("usage") or {}
+        prompt_tokens, output_tokens = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+        self._offline_prompt_tokens += prompt_tokens
+        self._offline_output_tokens += output_tokens
+        return OfflineResult(200, body, prompt_tokens, output_tokens)
+
+
+def _refuse(message: str, code: int = 400) -> OfflineResult:
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    return OfflineResult(code, {"error": error})
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'body'}: {problem['msg']}"
+        for problem in error.errors()[:5]
+    )

@@ -1,0 +1,82 @@
+"""Where a replica's allotment comes from: the controller's while it is fresh, otherwise the replica's own rule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from redis.exceptions import RedisError
+
+from conserve.config import HarvestSettings
+from conserve.harvest.board import CapacityBoard
+from conserve.harvest.controller import demands_of, rule_of
+from conserve.jobs.queue import JobQueue
+from conserve.policy.allotment import Allotment, ReplicaCapacity, allot
+from conserve.policy.ordering import JobDemand
+
+
+class AllotmentSource:
+    """Keeps the newest allotment of a replica.
+
+    It expires by this process's own clock, `allotment_ttl_ms` after it was last read: no two clocks are compared.
+    """
+
+    def __init__(
+        self,
+        board: CapacityBoard,
+        queue: JobQueue,
+        settings: HarvestSettings,
+        replica_id: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._board = board
+        self._queue = queue
+        self._rule = rule_of(settings)
+        self._ttl_s = settings.allotment_ttl_ms / 1000
+        self._replica_id = replica_id
+        self._clock = clock
+        # A replica that has just started gives the controller as much time as one that has heard from it.
+        self._heard_at_s = clock()
+        self._allotment = Allotment(window=0)
+        self.alone = False
+
+    @property
+    def allotment(self) -> Allotment:
+        """What may be harvested now."""
+        return self._allotment
+
+    async def refresh(self, capacity: ReplicaCapacity) -> None:
+        """Reads the controller's word; without one for too long, decides by the same rule from what is known here.
+
+        Raises:
+            RedisError: Redis is away. The allotment is up to date all the same.
+        """
+        try:
+            heard = await self._board.read_allotment(self._replica_id)
+        except (RedisError, OSError):
+            self._decide_alone_when_expired(capacity)
+            raise
+        if heard is not None:
+            self._allotment, self._heard_at_s, self.alone = heard, self._clock(), False
+            return
+        self._decide_alone_when_expired(capacity)
+        if self.alone:
+            # The controller is gone but Redis is there: the order is known better than from memory.
+            demands = demands_of(await self._queue.active_summaries())
+            self._allotment = self._decide(capacity, demands)
+
+    def mark_empty(self, batch_id: str) -> None:
+        """Takes a batch that has nothing to claim out of the order, until the next word."""
+        batch_ids = tuple(one for one in self._allotment.batch_ids if one != batch_id)
+        self._allotment = Allotment(self._allotment.window, batch_ids)
+
+    def _decide_alone_when_expired(self, capacity: ReplicaCapacity) -> None:
+        if self._clock() - self._heard_at_s < self._ttl_s:
+            return
+        self.alone = True
+        window = self._decide(capacity, []).window
+        self._allotment = Allotment(window, self._allotment.batch_ids)
+
+    def _decide(self, capacity: ReplicaCapacity, demands: list[JobDemand]) -> Allotment:
+        decided = allot([capacity], demands, self._rule, {self._replica_id: self._allotment.window})
+        return decided[self._replica_id]

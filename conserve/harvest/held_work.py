@@ -1,0 +1,67 @@
+"""The offline requests a replica holds a lease on: running, or finished and not yet committed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from conserve.jobs.batch import ClaimedRequest
+
+
+@dataclass
+class _Held:
+    claimed: ClaimedRequest
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass
+class HeldWork:
+    """Leased requests by batch and line. A request stays held from its claim until it is committed or given back."""
+
+    _held: dict[str, dict[int, _Held]] = field(default_factory=dict)
+
+    @property
+    def running_count(self) -> int:
+        """Requests that are being worked on (finished ones that wait for their commit do not count)."""
+        return sum(held.task is not None for lines in self._held.values() for held in lines.values())
+
+    def add(self, claimed: ClaimedRequest, task: asyncio.Task[None]) -> None:
+        """Takes a request that `task` works on."""
+        self._held.setdefault(claimed.batch_id, {})[claimed.line] = _Held(claimed, task)
+
+    def finish(self, claimed: ClaimedRequest) -> None:
+        """Marks a request as done and waiting for its commit."""
+        held = self._held.get(claimed.batch_id, {}).get(claimed.line)
+        if held is not None and held.claimed.fence == claimed.fence:
+            held.task = None
+
+    def drop(self, batch_id: str, lines: Iterable[int]) -> list[asyncio.Task[None]]:
+        """Forgets requests; the tasks of those still running are given back, to be cancelled."""
+        held_lines = self._held.get(batch_id, {})
+        dropped = [held_lines.pop(line) for line in lines if line in held_lines]
+        if not held_lines:
+            self._held.pop(batch_id, None)
+        return [held.task for held in dropped if held.task is not None]
+
+    def drop_claim(self, claimed: ClaimedRequest) -> None:
+        """Forgets one request, unless it was claimed again since."""
+        held = self._held.get(claimed.batch_id, {}).get(claimed.line)
+        if held is not None and held.claimed.fence == claimed.fence:
+            self.drop(claimed.batch_id, [claimed.line])
+
+    def batch_ids(self) -> list[str]:
+        """Batches of which anything is held."""
+        return list(self._held)
+
+    def fences(self, batch_id: str) -> dict[int, str]:
+        """Line -> fence of everything held of a batch."""
+        return {line: held.claimed.fence for line, held in self._held.get(batch_id, {}).items()}
+
+    def running_lines(self, batch_id: str) -> set[int]:
+        """Lines of a batch that are being worked on."""
+        return {line for line, held in self._held.get(batch_id, {}).items() if held.task is not None}
+
+    def running_tasks(self, batch_id: str) -> list[asyncio.Task[None]]:
+        """The tasks that work on a batch."""
+        return [held.task for held in self._held.get(batch_id, {}).values() if held.task is not None]

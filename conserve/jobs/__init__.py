@@ -1,0 +1,1 @@
+"""The durable offline queue: batches and their files, in Redis and on any fsspec storage."""

@@ -1,0 +1,47 @@
+"""Waits until what was written to Redis is on its disk, before something is acknowledged to a client."""
+
+from __future__ import annotations
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from conserve.jobs.errors import NotDurableError
+from conserve.jobs.keys import Keys
+
+_log = structlog.get_logger(__name__)
+
+_WAIT_MS = 4_000  # Less than the socket timeout of `connection.connect`.
+_MARKER_MS = 60_000
+
+
+class DiskBarrier:
+    """`WAITAOF` where the server has it (Redis 7.2, Valkey); without it `connect` has seen to `appendfsync always`."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._available = True
+
+    async def wait(self, tag: str) -> None:
+        """Returns once every earlier write to the slot of `tag` (a batch or file id) is on the server's disk.
+
+        WAITAOF waits for writes of its own connection only, and earlier ones came through others of the pool. The
+        append-only file is sequential, so waiting for one more write, made here, covers them all.
+
+        Raises:
+            NotDurableError: the server did not confirm within 4 seconds.
+        """
+        if not self._available:
+            return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(self._keys.barrier(tag), 1, px=_MARKER_MS)
+            pipe.execute_command("WAITAOF", 1, 0, _WAIT_MS)
+            _, answer = await pipe.execute(raise_on_error=False)
+        if isinstance(answer, ResponseError):
+            self._available = False
+            _log.info("redis cannot confirm writes to its disk", reason=str(answer))
+        elif isinstance(answer, Exception):
+            raise answer
+        elif int(answer[0]) < 1:
+            raise NotDurableError(f"Redis did not write to its disk within {_WAIT_MS} ms.")

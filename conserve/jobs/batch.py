@@ -1,0 +1,241 @@
+"""States of batches and of their requests, and the objects of the OpenAI Batch and Files APIs.
+
+Shapes: https://platform.openai.com/docs/api-reference/batch/object and .../files/object.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+BATCH_ID = re.compile(r"batch_[A-Za-z0-9]{8,64}")
+FILE_PURPOSES = ("batch", "batch_output")
+FILE_ID = re.compile(r"file-[A-Za-z0-9]{8,64}")
+
+
+class BatchStatus(StrEnum):
+    """Where a batch is on its way, as clients see it."""
+
+    VALIDATING = "validating"  # Accepted; its input file is being checked and put into the queue.
+    FAILED = "failed"  # The input file was not valid; nothing was run. Ended.
+    IN_PROGRESS = "in_progress"  # Replicas claim its requests.
+    FINALIZING = "finalizing"  # No more results are taken; the output and error files are being assembled.
+    COMPLETED = "completed"  # Every request ran; the files are ready. Ended.
+    EXPIRED = "expired"  # The completion window ended first; what was done is in the output file. Ended.
+    CANCELLING = "cancelling"  # Cancelled by the client; running requests may still end for one lease period.
+    CANCELLED = "cancelled"  # Cancelled; what was done is in the output file. Ended.
+
+    @property
+    def ended(self) -> bool:
+        """True when nothing about the batch will change any more."""
+        return self in _ENDED
+
+
+_ENDED = frozenset({BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
+
+
+class RequestState(StrEnum):
+    """Where one line of a batch is. Not stored as such: it follows from the keys the line stands in."""
+
+    READY = "ready"  # In the queue, to be claimed; also after its lease ran out or it was given back.
+    LEASED = "leased"  # Claimed by a replica until the lease ends.
+    COMPLETED = "completed"  # A result of the model is committed; it goes to the output file.
+    FAILED = "failed"  # An error is committed; it goes to the error file.
+
+
+class BatchEndpoint(StrEnum):
+    """Endpoints whose requests a batch may hold."""
+
+    CHAT_COMPLETIONS = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+
+
+class BatchError(BaseModel):
+    """One thing that is wrong with an input file. `line` counts from 1."""
+
+    code: str
+    message: str
+    param: str | None = None
+    line: int | None = None
+
+
+class BatchErrors(BaseModel):
+    """Everything that was found wrong with an input file (a limited number of entries)."""
+
+    object: Literal["list"] = "list"
+    data: list[BatchError] = Field(default_factory=list)
+
+
+class RequestCounts(BaseModel):
+    """Requests of a batch. `failed` are those that stand in its error file."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class InputTokensDetails(BaseModel):
+    """Part of `BatchUsage`."""
+
+    cached_tokens: int = 0
+
+
+class OutputTokensDetails(BaseModel):
+    """Part of `BatchUsage`."""
+
+    reasoning_tokens: int = 0
+
+
+class BatchUsage(BaseModel):
+    """Tokens of all committed requests of a batch."""
+
+    input_tokens: int = 0
+    input_tokens_details: InputTokensDetails = InputTokensDetails()
+    output_tokens: int = 0
+    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+    total_tokens: int = 0
+
+
+class Batch(BaseModel):
+    """The Batch object. Times are Unix seconds by the clock of the Redis server."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    model: str | None = None
+    errors: BatchErrors | None = None
+    input_file_id: str
+    completion_window: str
+    status: BatchStatus
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    created_at: int
+    in_progress_at: int | None = None
+    expires_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    request_counts: RequestCounts = RequestCounts()
+    usage: BatchUsage = BatchUsage()
+    metadata: dict[str, str] | None = None
+
+
+class BatchList(BaseModel):
+    """A page of batches, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Batch]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
+
+
+class FileObject(BaseModel):
+    """The File object. `created_at` is Unix seconds."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    status: Literal["processed"] = "processed"
+    expires_at: int | None = None
+
+
+class FileList(BaseModel):
+    """A page of files."""
+
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
+
+
+class FileDeleted(BaseModel):
+    """The answer to deleting a file."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveBatch:
+    """What the controller and the keeper know of a batch that has not ended. Times are Unix milliseconds.
+
+    `ready` and `leased` are requests; `ready` may count some that a late commit has settled meanwhile.
+    `outcome` is the status the batch will end with, from the moment its results are frozen.
+    """
+
+    batch_id: str
+    status: BatchStatus
+    created_at_ms: int
+    expires_at_ms: int
+    cancelling_at_ms: int | None
+    endpoint: str
+    input_file_id: str
+    model: str | None
+    total: int
+    completed: int
+    failed: int
+    ready: int
+    leased: int
+    outcome: BatchStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRequest:
+    """One request leased to a claimer: line `line` (from 1) is `length` bytes at `offset` of the input file.
+
+    `fence` identifies this claim; renewing, giving back and committing need it. `attempt` counts from 1.
+    """
+
+    batch_id: str
+    line: int
+    offset: int
+    length: int
+    fence: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class RenewResult:
+    """`lost`: lines whose lease is no longer the caller's; it should stop them. `cancelled`: stop the whole batch."""
+
+    lost: frozenset[int]
+    cancelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRef:
+    """Where the finished line of one request lies: `length` bytes at `offset` of a result segment."""
+
+    line: int
+    fence: str
+    kind: Literal["output", "error"]
+    segment: str
+    offset: int
+    length: int
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """A committed result as it is read back: a place in a segment, or an error made by the queue itself."""
+
+    kind: Literal["output", "error"]
+    segment: str | None
+    offset: int = 0
+    length: int = 0
+    code: str = ""
+    message: str = ""

@@ -1,0 +1,105 @@
+"""Connects to Redis and checks that it suits: version, schema of the data, durability."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from conserve.config import EMBEDDED_REDIS, Settings
+from conserve.jobs import embedded
+from conserve.jobs.errors import UnsuitableServerError
+from conserve.jobs.keys import SCHEMA_VERSION, Keys
+
+_log = structlog.get_logger(__name__)
+
+_OLDEST_VERSION = (6, 2)
+_CONNECT_TIMEOUT_S = 5.0
+_ANSWER_TIMEOUT_S = 10.0
+_RETRIES = 3
+
+
+async def connect(settings: Settings) -> Redis:
+    """Returns a client (decoding to `str`) of the Redis of these settings; starts the embedded server if need be.
+
+    Commands are tried again a few times when a connection breaks, so scripts are written to be repeatable.
+
+    Raises:
+        UnsuitableServerError: the server is too old or holds data of another schema version.
+        EmbeddedServerError: the embedded server did not start.
+        redis.exceptions.RedisError: the server cannot be reached or refuses the commands.
+    """
+    url = settings.jobs.redis_url
+    if url == EMBEDDED_REDIS:
+        url = await asyncio.to_thread(embedded.ensure_running, settings.state_dir)
+    redis = Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_connect_timeout=_CONNECT_TIMEOUT_S,
+        socket_timeout=_ANSWER_TIMEOUT_S,
+        health_check_interval=30,
+        retry=Retry(ExponentialWithJitterBackoff(cap=1.0, base=0.05), _RETRIES),
+        retry_on_error=[RedisConnectionError, RedisTimeoutError],
+    )
+    try:
+        await _check_version(redis)
+        await _check_schema(redis, Keys(settings.jobs.namespace))
+        await _prepare_durability(redis)
+    except BaseException:
+        await redis.aclose()
+        raise
+    return redis
+
+
+async def _check_version(redis: Redis) -> None:
+    info = await redis.info("server")
+    text = str(info.get("redis_version", ""))
+    match = re.match(r"(\d+)\.(\d+)", text)
+    if match is None or (int(match[1]), int(match[2])) < _OLDEST_VERSION:
+        raise UnsuitableServerError(f"The Redis server says it is version '{text}'; 6.2 or later is needed.")
+
+
+async def _check_schema(redis: Redis, keys: Keys) -> None:
+    await redis.set(keys.schema, SCHEMA_VERSION, nx=True)
+    found = await redis.get(keys.schema)
+    if found != SCHEMA_VERSION:
+        raise UnsuitableServerError(
+            f"Redis holds batches of schema version {found!r} (key '{keys.schema}'); "
+            f"this program needs {SCHEMA_VERSION!r}. "
+            "Use the matching version of the program, or another `jobs.namespace`."
+        )
+
+
+async def _prepare_durability(redis: Redis) -> None:
+    """Sees to it that an acknowledged batch is on disk, or says that it will not be."""
+    info = await redis.info("persistence")
+    if not int(info.get("aof_enabled", 0)):
+        _log.warning("redis keeps no append-only file: accepted batches are lost when it stops", fix="appendonly yes")
+        return
+    if await _has_waitaof(redis):
+        return
+    try:
+        if (await redis.config_get("appendfsync")).get("appendfsync") != "always":
+            await redis.config_set("appendfsync", "always")
+            _log.info("set appendfsync to always: this redis has no WAITAOF")
+    except ResponseError as error:
+        _log.warning(
+            "redis has no WAITAOF and appendfsync cannot be set: a batch accepted in the second before a crash is lost",
+            reason=str(error),
+            fix="appendfsync always",
+        )
+
+
+async def _has_waitaof(redis: Redis) -> bool:
+    try:
+        await redis.waitaof(0, 0, 1)
+    except ResponseError:
+        return False
+    return True

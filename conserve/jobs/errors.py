@@ -1,0 +1,71 @@
+"""Errors of the jobs package; `ApiError` is what clients get, in the error format of the OpenAI API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """A refused call of the Files or Batch API.
+
+    `body()` is the JSON body: https://platform.openai.com/docs/guides/error-codes/api-errors.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        error_type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = error_type
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        """The body of the HTTP answer."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """Headers of the HTTP answer besides its content type."""
+        return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+
+
+class UnsuitableServerError(RuntimeError):
+    """The Redis server cannot be used: too old, or holding the data of another schema version."""
+
+
+class NotDurableError(RuntimeError):
+    """The server did not confirm in time that a write is on its disk. The caller should not acknowledge it."""
+
+
+class EmbeddedServerError(RuntimeError):
+    """The embedded Valkey server did not start, or did not stop. The message says where its log is."""
+
+
+class FileTooLargeError(ValueError):
+    """An upload is longer than allowed."""
+
+
+class ValidatorReplacedError(RuntimeError):
+    """Another process validates this batch, or the batch is not to be validated any more."""
+
+
+class BatchEndedError(RuntimeError):
+    """The batch is not in a state in which it can be cancelled. `status` is the one it has."""
+
+    def __init__(self, batch_id: str, status: str) -> None:
+        super().__init__(f"Cannot cancel batch {batch_id} with status '{status}'.")
+        self.batch_id = batch_id
+        self.status = status
+
+
+class TooManyBatchesError(RuntimeError):
+    """As many batches as allowed are active."""

@@ -1,0 +1,55 @@
+"""The name of every Redis key.
+
+All keys of one batch carry the hash tag `{batch_id}` and thus lie in one slot of a Redis cluster, so that one script
+may touch them together. The same holds for the keys of one file and for the indexes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+SCHEMA_VERSION = "1"
+
+
+class BatchKeys(NamedTuple):
+    """Keys of one batch, in the order in which every batch script gets them as KEYS."""
+
+    batch: str  # hash: the fields of the batch, counters, `fence_counter`, `outcome`
+    queue: str  # list of ready requests: `line:offset:length:attempts`
+    leases: str  # sorted set: line -> time the lease ends, server milliseconds
+    leased: str  # hash: line -> its queue entry, while leased
+    fences: str  # hash: line -> fence of its newest claim
+    results: str  # hash: line -> committed result, see `lua/commit.lua`
+    validator: str  # string with expiry: token of the process that validates the input file
+
+
+class Keys:
+    """Key names under one namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        self.schema = f"{namespace}:schema"
+        self.all_batches = f"{namespace}:{{index}}:batches"  # sorted set: batch id -> created, milliseconds
+        self.active_batches = f"{namespace}:{{index}}:active"  # the same, of batches that still need the keeper
+        self._namespace = namespace
+
+    def batch(self, batch_id: str) -> BatchKeys:
+        """Keys of one batch."""
+        base = f"{self._namespace}:batch:{{{batch_id}}}"
+        names = ("queue", "leases", "leased", "fences", "results", "validator")
+        return BatchKeys(base, *(f"{base}:{name}" for name in names))
+
+    def files(self, purpose: str | None = None) -> str:
+        """Sorted set: id of a file (of this purpose only) -> when it was recorded, milliseconds."""
+        return f"{self._namespace}:{{index}}:files" + (f":{purpose}" if purpose else "")
+
+    def file(self, file_id: str) -> str:
+        """Hash: the fields of a File object."""
+        return f"{self._namespace}:file:{{{file_id}}}"
+
+    def file_users(self, file_id: str) -> str:
+        """Sorted set: batch that reads the file -> when it was created, milliseconds."""
+        return f"{self._namespace}:file:{{{file_id}}}:users"
+
+    def barrier(self, tag: str) -> str:
+        """A short-lived key in the slot of a batch or file: what is written just before waiting for the disk."""
+        return f"{self._namespace}:barrier:{{{tag}}}"

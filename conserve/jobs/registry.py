@@ -1,0 +1,238 @@
+"""The batches as wholes: created, listed, cancelled, ended. Their requests are in `queue.JobQueue`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from conserve.config import Settings
+from conserve.jobs.barrier import DiskBarrier
+from conserve.jobs.batch import (
+    ActiveBatch,
+    Batch,
+    BatchError,
+    BatchErrors,
+    BatchList,
+    BatchStatus,
+    BatchUsage,
+    RequestCounts,
+)
+from conserve.jobs.errors import BatchEndedError, TooManyBatchesError, ValidatorReplacedError
+from conserve.jobs.keys import Keys
+from conserve.jobs.scripts import Scripts
+
+_RESULTS_KEPT_MS = 7 * 86_400_000
+_SUMMARY_FIELDS = (
+    "status",
+    "created_at_ms",
+    "expires_at_ms",
+    "cancelling_at_ms",
+    "endpoint",
+    "input_file_id",
+    "model",
+    "total",
+    "completed",
+    "failed",
+    "outcome",
+)
+
+
+class BatchRegistry:
+    """States of batches in Redis. Every change is one atomic script; errors of Redis come through."""
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self._redis: Any = redis  # Typed for every way of decoding; `connect` makes clients that decode to str.
+        self._settings = settings.jobs
+        self._keys = Keys(settings.jobs.namespace)
+        self._scripts = Scripts(redis)
+        self._barrier = DiskBarrier(redis, self._keys)
+
+    async def create(
+        self,
+        batch_id: str,
+        *,
+        input_file_id: str,
+        endpoint: str,
+        completion_window: str,
+        window_ms: int,
+        metadata: dict[str, str] | None,
+    ) -> Batch:
+        """Records a new batch, to be validated. It is on disk when this returns.
+
+        Raises:
+            TooManyBatchesError: `max_active_batches` are active.
+            NotDurableError: the server did not confirm in time.
+        """
+        # Into the index first: an entry without a batch is cleaned up, a batch without an entry would never be found.
+        index = [self._keys.all_batches, self._keys.active_batches]
+        if not await self._scripts.run("admit", index, [batch_id, self._settings.max_active_batches]):
+            raise TooManyBatchesError(f"{self._settings.max_active_batches} batches are active, which is the limit.")
+        args: list[str | int] = [window_ms, "input_file_id", input_file_id, "endpoint", endpoint]
+        args += ["completion_window", completion_window]
+        if metadata is not None:
+            args += ["metadata", json.dumps(metadata)]
+        await self._scripts.run("create", self._keys.batch(batch_id), args)
+        await asyncio.gather(self._barrier.wait("index"), self._barrier.wait(batch_id))
+        batch = await self.get(batch_id)
+        if batch is None:
+            raise RuntimeError(f"Batch {batch_id} vanished while it was created.")
+        return batch
+
+    async def get(self, batch_id: str) -> Batch | None:
+        """The Batch object, or None. `input_file_id`, `endpoint` and, once in progress, `model` never change."""
+        fields = await self._redis.hgetall(self._keys.batch(batch_id).batch)
+        return _to_batch(batch_id, fields) if fields else None
+
+    async def page(self, after: str | None = None, limit: int = 20) -> BatchList | None:
+        """A page of batches, newest first, behind the batch `after`; None when that is unknown."""
+        start = 0
+        if after is not None:
+            rank = await self._redis.zrevrank(self._keys.all_batches, after)
+            if rank is None:
+                return None
+            start = int(rank) + 1
+        ids = await self._redis.zrange(self._keys.all_batches, start, start + limit, desc=True)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for batch_id in ids[:limit]:
+                pipe.hgetall(self._keys.batch(batch_id).batch)
+            found = await pipe.execute()
+        data = [_to_batch(batch_id, fields) for batch_id, fields in zip(ids, found, strict=False) if fields]
+        return BatchList(
+            data=data,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+            has_more=len(ids) > limit,
+        )
+
+    async def active_ids(self) -> dict[str, int]:
+        """Batches that still need the keeper, oldest first -> when they were created, Unix milliseconds."""
+        pairs = await self._redis.zrange(self._keys.active_batches, 0, -1, withscores=True)
+        return {batch_id: int(score) for batch_id, score in pairs}
+
+    async def active_summaries(self, batch_ids: Sequence[str] | None = None) -> list[ActiveBatch]:
+        """What the controller needs to know of the active batches, oldest first; two round trips however many."""
+        ids = list(await self.active_ids()) if batch_ids is None else list(batch_ids)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for batch_id in ids:
+                keys = self._keys.batch(batch_id)
+                pipe.hmget(keys.batch, _SUMMARY_FIELDS)
+                pipe.llen(keys.queue)
+                pipe.zcard(keys.leases)
+            found = await pipe.execute()
+        return [
+            _to_summary(batch_id, dict(zip(_SUMMARY_FIELDS, found[3 * i], strict=True)), found[3 * i + 1 : 3 * i + 3])
+            for i, batch_id in enumerate(ids)
+            if found[3 * i][0] is not None
+        ]
+
+    async def cancel(self, batch_id: str) -> Batch | None:
+        """Cancels a batch that is being validated or in progress; again is no error. None when it is unknown.
+
+        Raises:
+            BatchEndedError: it has ended or is finalizing.
+        """
+        status = await self._scripts.run("cancel", self._keys.batch(batch_id))
+        if status is None:
+            return None
+        if status != BatchStatus.CANCELLING:
+            raise BatchEndedError(batch_id, status)
+        return await self.get(batch_id)
+
+    async def start(self, batch_id: str, token: str, total: int, model: str) -> None:
+        """Makes the queued requests of a validated batch claimable. Raises ValidatorReplacedError."""
+        done = await self._scripts.run("start", self._keys.batch(batch_id), [token, total, model])
+        _check_validator(batch_id, int(done))
+
+    async def fail(self, batch_id: str, token: str, errors: Sequence[BatchError]) -> None:
+        """Ends a batch whose input file is not valid. Raises ValidatorReplacedError."""
+        text = BatchErrors(data=list(errors)).model_dump_json()
+        _check_validator(batch_id, int(await self._scripts.run("fail", self._keys.batch(batch_id), [token, text])))
+
+    async def expire(self, batch_id: str) -> bool:
+        """Freezes a batch in progress whose completion window is over; True when this call did it."""
+        return bool(await self._scripts.run("expire", self._keys.batch(batch_id)))
+
+    async def freeze_cancelled(self, batch_id: str) -> bool:
+        """Freezes a cancelled batch without leases, or one lease period after it was cancelled; True when frozen."""
+        lease_ms = self._settings.lease_ms
+        return bool(await self._scripts.run("freeze_cancelled", self._keys.batch(batch_id), [lease_ms]))
+
+    async def finish(
+        self, batch_id: str, *, output_file_id: str | None, error_file_id: str | None, counts: RequestCounts
+    ) -> None:
+        """Ends a frozen batch with the files assembled for it; on disk when this returns. Again is no error.
+
+        Raises:
+            NotDurableError: the server did not confirm in time.
+        """
+        args: list[str | int] = [
+            output_file_id or "",
+            error_file_id or "",
+            counts.completed,
+            counts.failed,
+            _RESULTS_KEPT_MS,
+        ]
+        await self._scripts.run("finish", self._keys.batch(batch_id), args)
+        await self._barrier.wait(batch_id)
+
+    async def retire(self, batch_id: str) -> None:
+        """Takes a batch that has ended, or never came to be, from the active ones."""
+        await self._redis.zrem(self._keys.active_batches, batch_id)
+
+    async def forget(self, batch_id: str) -> None:
+        """Takes a batch that never came to be from the indexes."""
+        await self._redis.zrem(self._keys.active_batches, batch_id)
+        await self._redis.zrem(self._keys.all_batches, batch_id)
+
+
+def _check_validator(batch_id: str, answer: int) -> None:
+    if answer == -1:
+        raise ValidatorReplacedError(f"Batch {batch_id} is validated by another process, or not any more.")
+    if answer < 0:
+        raise ValidatorReplacedError(f"The queue of batch {batch_id} is not as this validator left it.")
+
+
+def _to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
+    def count(name: str) -> int:
+        return int(fields.get(name, 0))
+
+    times = {name.removesuffix("_ms"): int(value) // 1000 for name, value in fields.items() if name.endswith("_at_ms")}
+    prompt, completion = count("prompt_tokens"), count("completion_tokens")
+    return Batch.model_validate(
+        {
+            "id": batch_id,
+            **times,
+            **{name: fields[name] for name in ("endpoint", "input_file_id", "completion_window", "status")},
+            **{name: fields.get(name) for name in ("model", "output_file_id", "error_file_id")},
+            "errors": json.loads(fields["errors"]) if "errors" in fields else None,
+            "metadata": json.loads(fields["metadata"]) if "metadata" in fields else None,
+            "request_counts": RequestCounts(total=count("total"), completed=count("completed"), failed=count("failed")),
+            "usage": BatchUsage(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion),
+        }
+    )
+
+
+def _to_summary(batch_id: str, fields: dict[str, str | None], sizes: Sequence[int]) -> ActiveBatch:
+    def number(name: str) -> int:
+        return int(fields[name] or 0)
+
+    return ActiveBatch(
+        batch_id=batch_id,
+        status=BatchStatus(fields["status"] or ""),
+        created_at_ms=number("created_at_ms"),
+        expires_at_ms=number("expires_at_ms"),
+        cancelling_at_ms=number("cancelling_at_ms") if fields["cancelling_at_ms"] else None,
+        endpoint=fields["endpoint"] or "",
+        input_file_id=fields["input_file_id"] or "",
+        model=fields["model"],
+        total=number("total"),
+        completed=number("completed"),
+        failed=number("failed"),
+        ready=sizes[0],
+        leased=sizes[1],
+        outcome=BatchStatus(fields["outcome"]) if fields["outcome"] else None,
+    )

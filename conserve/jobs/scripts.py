@@ -1,0 +1,36 @@
+"""Loads the Lua scripts: one file for each operation that must be atomic, in the folder `lua`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import resources
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+
+_PRELUDE = "_batch"
+_WITHOUT_PRELUDE = frozenset({"admit", "pin_file", "delete_file", "put_file"})
+
+
+class Scripts:
+    """Runs scripts by name on one Redis client. The server keeps them by hash; an unknown one is sent again."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._scripts: dict[str, AsyncScript] = {}
+
+    async def run(self, name: str, keys: Iterable[str], args: Iterable[str | int] = ()) -> Any:
+        """Runs `lua/<name>.lua` and returns its result as the client decodes it."""
+        script = self._scripts.get(name)
+        if script is None:
+            script = self._scripts[name] = self._redis.register_script(_read(name))
+        return await script(keys=list(keys), args=list(args))
+
+
+def _read(name: str) -> str:
+    folder = resources.files(__package__) / "lua"
+    text = (folder / f"{name}.lua").read_text(encoding="utf-8")
+    if name in _WITHOUT_PRELUDE:
+        return text
+    return (folder / f"{_PRELUDE}.lua").read_text(encoding="utf-8") + text

@@ -1,0 +1,37 @@
+"""Free TCP ports of this machine."""
+
+from __future__ import annotations
+
+import socket
+
+# Ray hands these to its workers and refuses them for anything else.
+_RAY_WORKER_PORTS = range(10_002, 20_000)
+
+
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """True when nothing listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def find_free_ports(count: int) -> list[int]:
+    """So many different free ports. Another process may take one before it is used; a start then fails, clearly."""
+    found: list[int] = []
+    held: list[socket.socket] = []
+    try:
+        while len(found) < count:
+            probe = socket.socket()
+            held.append(probe)
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+            if port not in _RAY_WORKER_PORTS:
+                found.append(port)
+    finally:
+        for probe in held:
+            probe.close()
+    return found

@@ -1,0 +1,63 @@
+"""The processes of one stack: found by a mark in their environment, ended by id."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+STACK_ID_VARIABLE = "CONSERVE_STACK_ID"
+"""Everything that a stack starts inherits this variable; no other process has its value."""
+
+
+def find_processes(stack_id: str) -> list[psutil.Process]:
+    """The living processes that carry the mark of a stack, and what they have started, except the calling one.
+
+    Ray's agents and workers overwrite their environment with their title: they are found as children.
+    """
+    marked: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(STACK_ID_VARIABLE) == stack_id:
+                marked.append(process)
+        except (psutil.Error, OSError):  # ended meanwhile, or another user's
+            continue
+    found: dict[int, psutil.Process] = {}
+    for process in marked:
+        try:
+            family = [process, *process.children(recursive=True)]
+        except psutil.Error:
+            continue
+        found.update((member.pid, member) for member in family if member.pid != os.getpid() and _lives(member))
+    return list(found.values())
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def end_processes(stack_id: str, grace_s: float = 10.0) -> int:
+    """Ends all processes of a stack: asks first, and kills what is left after `grace_s` seconds.
+
+    Returns:
+        How many there were.
+    """
+    found = find_processes(stack_id)
+    _signal(found, kill=False)
+    _, alive = psutil.wait_procs(found, timeout=grace_s)
+    # Some may have been started meanwhile.
+    alive = [*alive, *find_processes(stack_id)]
+    _signal(alive, kill=True)
+    psutil.wait_procs(alive, timeout=grace_s)
+    return len(found)
+
+
+def _signal(processes: list[psutil.Process], *, kill: bool) -> None:
+    for process in processes:
+        try:
+            process.kill() if kill else process.terminate()
+        except psutil.Error:  # ended meanwhile
+            continue

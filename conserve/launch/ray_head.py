@@ -1,0 +1,135 @@
+"""A Ray head of our own: one process that holds the cluster's, on loopback and free ports."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from conserve.launch.ports import find_free_ports, is_free
+
+DEFAULT_DASHBOARD_PORT = 8265
+START_TIMEOUT_S = 90.0
+OBJECT_STORE_BYTES = 256 * 1024 * 1024
+"""Requests and results are small, and no dataset passes through Ray's object store."""
+
+_ENVIRONMENT = {
+    # Ray gives its workers a lower priority by default; an engine would starve beside any busy process.
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+class RayHeadError(RuntimeError):
+    """The Ray head did not start. The message says why, or where its log is."""
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """A running head. `dashboard_url` also takes Serve's REST calls."""
+
+    pid: int
+    gcs_address: str
+    dashboard_url: str
+    temp_dir: Path
+
+
+def ray_temp_dir(state_dir: Path) -> Path:
+    """Where a stack's Ray keeps sockets and logs: a short path, because socket paths may have 107 bytes only."""
+    digest = hashlib.sha256(str(state_dir).encode()).hexdigest()[:8]
+    return Path(tempfile.gettempdir()) / f"conserve-ray-{os.getuid()}-{digest}"
+
+
+def read_auth_token(environ: Mapping[str, str]) -> str | None:
+    """The token that Ray's dashboard wants; the places are Ray's (docs: "Token authentication").
+
+    None when Ray has none: it is switched off, or no cluster was ever started here.
+    """
+    if environ.get("RAY_AUTH_TOKEN"):
+        return environ["RAY_AUTH_TOKEN"]
+    path = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def start_ray_head(state_dir: Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Starts a head with everything it starts below it, and does not wait; see `wait_for_ray_head`.
+
+    It outlives the caller. Ports are on loopback; the dashboard's is 8265 when that is free.
+    """
+    gcs, client, agent, agent_grpc, runtime_env, metrics, dashboard = find_free_ports(7)
+    if is_free(DEFAULT_DASHBOARD_PORT):
+        dashboard = DEFAULT_DASHBOARD_PORT
+    temp_dir = ray_temp_dir(state_dir)
+    temp_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _ensure_auth_token(environ)
+    log_path = state_dir / "ray_head.log"
+    (state_dir / "ray_head.ports").write_text(f"{gcs} {dashboard}\n", encoding="utf-8")
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *("--node-ip-address", "127.0.0.1", "--port", str(gcs), "--ray-client-server-port", str(client)),
+        *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
+        *("--dashboard-agent-listen-port", str(agent), "--dashboard-agent-grpc-port", str(agent_grpc)),
+        *("--runtime-env-agent-port", str(runtime_env), "--metrics-export-port", str(metrics)),
+        *("--min-worker-port", "0", "--max-worker-port", "0"),
+        *("--object-store-memory", str(OBJECT_STORE_BYTES), "--temp-dir", str(temp_dir)),
+    ]
+    with log_path.open("wb") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**_ENVIRONMENT, **environ},
+            start_new_session=True,
+        )
+
+
+def wait_for_ray_head(process: subprocess.Popen[bytes], state_dir: Path, environ: Mapping[str, str]) -> RayHead:
+    """Waits until the head's dashboard answers.
+
+    Raises:
+        RayHeadError: it ended, or did not answer in time.
+    """
+    gcs, dashboard = (state_dir / "ray_head.ports").read_text(encoding="utf-8").split()
+    head = RayHead(process.pid, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", ray_temp_dir(state_dir))
+    log_path = state_dir / "ray_head.log"
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        if process.poll() is not None:
+            tail = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+            raise RayHeadError(
+                f"Ray did not start (exit status {process.returncode}): {' '.join(tail)}; log: {log_path}"
+            )
+        if _answers(head, environ):
+            return head
+        time.sleep(0.25)
+    raise RayHeadError(f"Ray did not answer within {START_TIMEOUT_S:g} s; log: {log_path}")
+
+
+def _answers(head: RayHead, environ: Mapping[str, str]) -> bool:
+    token = read_auth_token(environ)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        response = httpx.get(f"{head.dashboard_url}/api/serve/applications/", headers=headers, timeout=5)
+    except httpx.HTTPError:
+        return False
+    return response.status_code == httpx.codes.OK
+
+
+def _ensure_auth_token(environ: Mapping[str, str]) -> None:
+    """`ray start` wants a token to be there and, other than `ray.init`, makes none."""
+    if environ.get("RAY_AUTH_MODE") == "disabled" or read_auth_token(environ) is not None:
+        return
+    command = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
+    made = subprocess.run(command, env=dict(environ), capture_output=True, text=True, timeout=60, check=False)
+    if made.returncode != 0:
+        raise RayHeadError(f"Ray could not make an authentication token: {made.stderr.strip()[-500:]}")

@@ -1,0 +1,80 @@
+"""The harvesting controller as a Serve deployment: one replica with two loops, and no request passes through it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from conserve.config import EMBEDDED_REDIS, Settings
+from conserve.harvest.board import CapacityBoard
+from conserve.harvest.controller import HarvestController
+from conserve.jobs import embedded
+from conserve.jobs.errors import EmbeddedServerError
+from conserve.jobs.files import FileStore
+from conserve.jobs.lifecycle import BatchKeeper
+from conserve.jobs.link import RedisClient, keep_connected
+from conserve.jobs.queue import JobQueue
+
+log = structlog.get_logger(__name__)
+
+KEEPER_PERIOD_S = 0.5
+WATCH_PERIOD_S = 2.0
+STOP_TIMEOUT_S = 5.0
+
+
+class ConServeController:
+    """Allots harvest windows to replicas, and takes batches through validation, expiry and assembly.
+
+    Args:
+        settings: ConServe's settings, as configured.
+        redis_url: the Redis that `jobs.redis_url` stands for.
+        models: names of the served models.
+    """
+
+    def __init__(self, settings: Settings, redis_url: str, models: list[str]) -> None:
+        self._settings = settings
+        self._redis_url = redis_url
+        self._models = models
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def check_health(self) -> None:
+        """Fails when the loops have ended, so that Serve starts the controller anew.
+
+        Raises:
+            RuntimeError: the loops have ended.
+        """
+        if self._task.done():
+            error = None if self._task.cancelled() else self._task.exception()
+            raise RuntimeError(f"the controller's loops have ended: {error!r}")
+
+    async def __del__(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task], timeout=STOP_TIMEOUT_S)
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(keep_connected(self._settings.with_redis_url(self._redis_url), self._control))
+            if self._settings.jobs.redis_url == EMBEDDED_REDIS:
+                group.create_task(self._watch_embedded())
+
+    async def _control(self, redis: RedisClient) -> None:
+        settings = self._settings
+        queue = JobQueue(redis, settings)
+        board = CapacityBoard(redis, settings.jobs.namespace, settings.harvest.allotment_ttl_ms)
+        controller = HarvestController(board, queue, settings.harvest)
+        keeper = BatchKeeper(redis, FileStore(settings.files_url), settings, self._models)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(controller.run())
+            group.create_task(keeper.run(KEEPER_PERIOD_S))
+
+    async def _watch_embedded(self) -> None:
+        """An embedded Redis that died is started again; its append-only file holds what was accepted."""
+        while True:
+            await asyncio.sleep(WATCH_PERIOD_S)
+            try:
+                if not await asyncio.to_thread(embedded.is_running, self._settings.state_dir):
+                    log.warning("the embedded Redis is gone; starting it again")
+                    await asyncio.to_thread(embedded.ensure_running, self._settings.state_dir)
+            except (EmbeddedServerError, OSError) as error:
+                log.error("the embedded Redis does not start", error=str(error), retry_in_s=WATCH_PERIOD_S)

@@ -1,0 +1,144 @@
+"""The HTTP front: OpenAI's chat, completions and models, batches and files, health and status."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from ray.serve.llm.ingress import OpenAiIngress
+
+from conserve.config import Settings
+from conserve.harvest.board import CapacityBoard
+from conserve.jobs.errors import ApiError
+from conserve.jobs.files import FileStore
+from conserve.jobs.link import RedisClient, keep_connected
+from conserve.jobs.queue import JobQueue
+from conserve.jobs.service import JobService
+from deployments.errors import error_response
+from deployments.ray_compat import DeploymentUnavailableError
+from deployments.status import Status, build_status
+
+READY_TIMEOUT_S = 2.0
+READY_CACHE_S = 0.5
+SILENCE_TOLERATED_S = 30.0
+"""A replica that hangs is replaced by Serve's health check after so long; until then its neighbours count."""
+STOP_TIMEOUT_S = 5.0
+
+ENDPOINTS: dict[str, Callable[[FastAPI], Any]] = {
+    "models": lambda app: app.get("/v1/models"),
+    "model_data": lambda app: app.get("/v1/models/{model:path}"),
+    "chat": lambda app: app.post("/v1/chat/completions"),
+    "completions": lambda app: app.post("/v1/completions"),
+    "health": lambda app: app.get("/health"),
+    "status": lambda app: app.get("/conserve/v1/status"),
+}
+"""Routes of the front, besides those of files and batches: method of `ConServeIngress` -> route."""
+
+
+class ConServeIngress(OpenAiIngress):
+    """Routes online requests to the replicas and offline ones to the queue.
+
+    Args:
+        llm_deployments: the replicas of each model, by the name clients send.
+        model_cards: what `/v1/models` says of each.
+        settings: ConServe's settings, with the Redis URL resolved.
+        controller: kept so that Serve starts the controller with the application; no request passes through it.
+    """
+
+    def __init__(
+        self,
+        llm_deployments: dict[str, DeploymentHandle[Any]],
+        model_cards: dict[str, Any],
+        settings: Settings,
+        controller: DeploymentHandle[Any],
+    ) -> None:
+        super().__init__(llm_deployments, model_cards)
+        self._handles = dict(llm_deployments)
+        self._settings = settings
+        self._answered_at_s = float("-inf")
+        self._asked_at_s = float("-inf")
+        self._jobs: JobService | None = None
+        self._queue: JobQueue | None = None
+        self._board: CapacityBoard | None = None
+        self._link = asyncio.get_running_loop().create_task(keep_connected(settings, self._offer_jobs))
+
+    @property
+    def jobs(self) -> JobService:
+        """The offline queue.
+
+        Raises:
+            ApiError: 503, Redis is away.
+        """
+        if self._jobs is None:
+            raise _no_queue()
+        return self._jobs
+
+    async def health(self) -> JSONResponse:
+        """200 when a replica can answer, 503 when none can."""
+        if await self._is_ready():
+            return JSONResponse({"status": "ok"})
+        return error_response(503, "No replica is ready.", code="not_ready", retry_after_s=1)
+
+    async def status(self) -> Status:
+        """Replicas with their harvest windows, and the batches that have not ended."""
+        if self._board is None or self._queue is None:
+            raise _no_queue()
+        return build_status(await self._board.read_reports(), await self._queue.active_summaries())
+
+    async def __del__(self) -> None:
+        self._link.cancel()
+        await asyncio.wait([self._link], timeout=STOP_TIMEOUT_S)
+
+    async def _offer_jobs(self, redis: RedisClient) -> None:
+        settings = self._settings
+        self._queue = JobQueue(redis, settings)
+        self._board = CapacityBoard(redis, settings.jobs.namespace, settings.harvest.allotment_ttl_ms)
+        self._jobs = JobService(redis, FileStore(settings.files_url), settings, list(self._handles))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._jobs = self._queue = self._board = None
+
+    async def _is_ready(self) -> bool:
+        now_s = time.monotonic()
+        if now_s - self._asked_at_s >= READY_CACHE_S:
+            self._asked_at_s = now_s
+            for handle in self._handles.values():
+                # A broadcast does not wait behind online requests, unlike a call that is routed.
+                asked = handle.broadcast("answers")
+                try:
+                    answers = await asked.results_async(timeout_s=READY_TIMEOUT_S, return_exceptions=True)
+                except TimeoutError:
+                    continue
+                except DeploymentUnavailableError:
+                    self._answered_at_s = float("-inf")
+                    continue
+                if any(answer is True for answer in answers):
+                    self._answered_at_s = time.monotonic()
+        return time.monotonic() - self._answered_at_s < SILENCE_TOLERATED_S
+
+
+def find_jobs() -> JobService:
+    """The offline queue of the ingress replica that this code runs in.
+
+    Raises:
+        ApiError: 503, Redis is away.
+    """
+    ingress: ConServeIngress = serve.get_replica_context().servable_object
+    return ingress.jobs
+
+
+def _no_queue() -> ApiError:
+    return ApiError(
+        503,
+        "The offline queue is not available at the moment; online requests are not affected.",
+        error_type="server_error",
+        code="queue_unavailable",
+        retry_after_s=5,
+    )

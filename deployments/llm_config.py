@@ -1,0 +1,79 @@
+"""From ConServe's settings to the `LLMConfig` that `ray.serve.llm` starts replicas from."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import ray
+from ray.serve.llm import LLMConfig
+
+from conserve.config import Settings
+from conserve.models import resolve_model
+from deployments.replica import ConServeReplica
+
+STREAM_BATCHING_INTERVAL_MS = 0
+"""Ray Serve LLM gathers tokens for 50 ms by default, which the first token would pay for."""
+
+HEALTH_CHECK_PERIOD_S = 5.0
+HEALTH_CHECK_TIMEOUT_S = 30.0
+GRACEFUL_SHUTDOWN_TIMEOUT_S = 20.0
+
+
+def choose_device(settings: Settings) -> Literal["cpu", "gpu"]:
+    """The device of the engines: what the settings say, or a GPU when the Ray cluster has one."""
+    if settings.engine.device != "auto":
+        return settings.engine.device
+    has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
+    return "gpu" if has_gpu else "cpu"
+
+
+def build_llm_config(settings: Settings) -> LLMConfig:
+    """The configuration of the replicas. Unpacks the default model if that is the one to serve.
+
+    Raises:
+        ValueError: the model's folder does not exist.
+    """
+    engine = settings.engine
+    device = choose_device(settings)
+    workers = engine.tensor_parallel_size
+    engine_kwargs: dict[str, Any] = {
+        "scheduling_policy": "priority",
+        "tensor_parallel_size": workers,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
+        "dtype": engine.dtype,
+        "disable_log_stats": False,
+    }
+    if engine.max_model_len is not None:
+        engine_kwargs["max_model_len"] = engine.max_model_len
+    if device == "cpu":
+        # Compilation costs a minute at start and gains little on a CPU.
+        engine_kwargs["enforce_eager"] = True
+    else:
+        engine_kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    engine_kwargs |= engine.extra_args
+
+    return LLMConfig(
+        model_loading_config={
+            "model_id": settings.model.served_name,
+            "model_source": resolve_model(settings.model.source),
+        },
+        engine_kwargs=engine_kwargs,
+        accelerator_type=engine.accelerator_type,
+        accelerator_config={"kind": device},
+        placement_group_config={"bundles": [{device.upper(): 1}] * workers},
+        server_cls=ConServeReplica,
+        log_engine_metrics=True,
+        experimental_configs={"stream_batching_interval_ms": STREAM_BATCHING_INTERVAL_MS},
+        deployment_config={
+            "name": settings.model.served_name.replace("/", "--").replace(".", "_"),
+            "num_replicas": settings.replicas,
+            "max_ongoing_requests": 4 * engine.max_num_seqs,
+            "max_queued_requests": settings.http.max_queued_requests,
+            "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+            "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
+            "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_TIMEOUT_S,
+            # The bundles above hold what the engine needs; the replica process itself needs next to nothing.
+            "ray_actor_options": {"num_cpus": 0},
+        },
+    )

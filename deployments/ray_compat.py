@@ -1,0 +1,26 @@
+"""Every private or unstable name of Ray that this project uses, in one place.
+
+Tested with Ray 2.60; `tests/unit/deployments/test_ray_compat.py` says which one is gone when they move.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException, to_model_metadata
+from ray.llm._internal.serve.core.protocol import RawRequestInfo
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+__all__ = [
+    "BackPressureError",
+    "DeploymentUnavailableError",
+    "OpenAIHTTPException",
+    "RawRequestInfo",
+    "find_engine",
+    "to_model_metadata",
+]
+
+
+def find_engine(server: Any) -> Any:
+    """The engine object of an `LLMServer`: its OpenAI layer over vLLM's `AsyncLLM`."""
+    return server.engine

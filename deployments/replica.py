@@ -1,0 +1,108 @@
+"""The engine replica: online requests come in through Serve, offline ones are claimed by the replica's harvester."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import psutil
+import structlog
+from ray import serve
+from ray.serve.llm import LLMConfig
+from ray.serve.llm.deployment import LLMServer
+
+from conserve.config import Settings
+from conserve.engine.engine import CoServeEngine
+from conserve.harvest.board import CapacityBoard
+from conserve.harvest.harvester import Harvester
+from conserve.jobs.files import FileStore
+from conserve.jobs.link import RedisClient, keep_connected
+from conserve.jobs.queue import JobQueue
+from deployments.ray_compat import RawRequestInfo, find_engine
+
+log = structlog.get_logger(__name__)
+
+STOP_TIMEOUT_S = 10.0
+
+
+class ConServeReplica(LLMServer):
+    """An `LLMServer` whose engine also harvests.
+
+    Args:
+        llm_config: what `ray.serve.llm` starts the engine from.
+        settings: ConServe's settings, with the Redis URL resolved.
+    """
+
+    # LLMServer's constructor is a coroutine, which Ray Serve awaits.
+    async def __init__(self, llm_config: LLMConfig, settings: Settings) -> None:  # type: ignore[misc]
+        self._settings = settings
+        bind_cpu_threads(settings)
+        await super().__init__(llm_config)
+        self._co_engine = CoServeEngine(find_engine(self))
+        self._harvesting = asyncio.create_task(keep_connected(settings, self._harvest))
+
+    async def chat(self, request: Any, raw_request_info: RawRequestInfo | None = None) -> AsyncGenerator[Any, None]:
+        """Answers an online chat request."""
+        self._co_engine.claim_online(request)
+        return self._co_engine.online(await super().chat(request, raw_request_info))
+
+    async def completions(
+        self, request: Any, raw_request_info: RawRequestInfo | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """Answers an online completion request."""
+        self._co_engine.claim_online(request)
+        return self._co_engine.online(await super().completions(request, raw_request_info))
+
+    async def answers(self) -> bool:
+        """True: asked by the front to learn whether a replica is there."""
+        return True
+
+    async def __del__(self) -> None:
+        # Serve calls and awaits this when the replica is told to go.
+        harvesting = getattr(self, "_harvesting", None)
+        if harvesting is not None:
+            harvesting.cancel()
+            await asyncio.wait([harvesting], timeout=STOP_TIMEOUT_S)
+        await super().__del__()
+
+    async def _harvest(self, redis: RedisClient) -> None:
+        settings = self._settings
+        harvester = Harvester(
+            engine=self._co_engine,
+            queue=JobQueue(redis, settings),
+            store=FileStore(settings.files_url),
+            board=CapacityBoard(redis, settings.jobs.namespace, settings.harvest.allotment_ttl_ms),
+            settings=settings,
+            replica_id=serve.get_replica_context().replica_id.unique_id,
+            model=settings.model.served_name,
+        )
+        try:
+            await harvester.run()
+        finally:
+            await harvester.drain()
+
+
+def bind_cpu_threads(settings: Settings) -> None:
+    """Sets the environment that vLLM's CPU build reads at start: cores of this replica and size of its KV cache.
+
+    Two engines of one node would both bind to the node's first cores. Ray Serve gives each replica a rank on its node;
+    the node's cores are shared out by it.
+    """
+    engine = settings.engine
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = f"{engine.kv_cache_gib:g}"
+    if engine.cpu_threads_bind != "auto":
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = engine.cpu_threads_bind
+        return
+    rank = serve.get_replica_context().rank
+    neighbours = settings.replicas
+    if rank is None or neighbours == 1:
+        return
+    cores = psutil.Process().cpu_affinity() or []
+    share = max(1, len(cores) // neighbours)
+    first = rank.local_rank * share % max(1, len(cores))
+    own = cores[first : first + share]
+    if own:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(core) for core in own)
+        log.info("engine bound to cores", cores=own, local_rank=rank.local_rank)

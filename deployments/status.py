@@ -1,0 +1,55 @@
+"""What `/conserve/v1/status` says: replicas as they report themselves, and batches that have not ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel
+
+from conserve.harvest.messages import CapacityReport
+from conserve.jobs.batch import ActiveBatch
+
+
+class BatchLine(BaseModel):
+    """A batch that has not ended. Counts are requests; times are Unix seconds."""
+
+    id: str
+    status: str
+    model: str | None
+    total: int
+    completed: int
+    failed: int
+    ready: int
+    leased: int
+    created_at: int
+    expires_at: int
+
+    @classmethod
+    def of(cls, batch: ActiveBatch) -> BatchLine:
+        """The line that describes a batch."""
+        return cls(
+            id=batch.batch_id,
+            status=batch.status.value,
+            model=batch.model,
+            total=batch.total,
+            completed=batch.completed,
+            failed=batch.failed,
+            ready=batch.ready,
+            leased=batch.leased,
+            created_at=batch.created_at_ms // 1000,
+            expires_at=batch.expires_at_ms // 1000,
+        )
+
+
+class Status(BaseModel):
+    """The whole answer."""
+
+    object: Literal["conserve.status"] = "conserve.status"
+    replicas: list[CapacityReport]
+    batches: list[BatchLine]
+
+
+def build_status(reports: Sequence[CapacityReport], batches: Sequence[ActiveBatch]) -> Status:
+    """Puts the answer together."""
+    return Status(replicas=list(reports), batches=[BatchLine.of(batch) for batch in batches])

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from conserve.config import Settings
+from conserve.jobs.barrier import DiskBarrier
+from conserve.jobs.connection import connect
+from conserve.jobs.errors import NotDurableError, UnsuitableServerError
+from conserve.jobs.keys import Keys
+
+
+async def test_another_schema_is_refused(redis: Redis, settings: Settings) -> None:
+    assert await redis.get(f"{settings.jobs.namespace}:schema") == "1"
+    await redis.set(f"{settings.jobs.namespace}:schema", "99")
+    with pytest.raises(UnsuitableServerError, match=r"'99'.*jobs\.namespace"):
+        await connect(settings)
+
+
+@pytest.mark.parametrize("version", ["6.0.16", "5.0", ""])
+async def test_an_old_server_is_refused(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    async def info(*_: object) -> dict[str, str]:
+        return {"redis_version": version}
+
+    monkeypatch.setattr(Redis, "info", info)
+    with pytest.raises(UnsuitableServerError, match=r"6\.2 or later"):
+        await connect(settings)
+
+
+async def test_what_is_accepted_is_on_disk(redis: Redis, settings: Settings) -> None:
+    keys = Keys(settings.jobs.namespace)
+    await DiskBarrier(redis, keys).wait("file-12345678")
+    try:
+        await redis.waitaof(0, 0, 1)
+    except ResponseError:
+        # A server without WAITAOF: it was told to sync each write.
+        assert await redis.config_get("appendfsync") == {"appendfsync": "always"}
+
+
+async def test_an_unconfirmed_write_is_not_acknowledged(
+    redis: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    barrier = DiskBarrier(redis, Keys(settings.jobs.namespace))
+    await barrier.wait("file-12345678")
+    if not barrier._available:
+        pytest.skip("this server has no WAITAOF")
+    await redis.config_set("appendfsync", "no")
+    monkeypatch.setattr("conserve.jobs.barrier._WAIT_MS", 1)
+    try:
+        with pytest.raises(NotDurableError):
+            await barrier.wait("file-12345678")
+    finally:
+        await redis.config_set("appendfsync", "always")
