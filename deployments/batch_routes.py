@@ -134,7 +134,8 @@ async def _parse_form(request: Request, max_file_bytes: int) -> FormData:
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ApiError(400, "Send the file as multipart/form-data with the fields 'file' and 'purpose'.", param="file")
     limit = max_file_bytes + _FORM_BYTES
-    if int(request.headers.get("content-length", 0)) > limit:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
         raise file_too_large(max_file_bytes)
 
     async def stream() -> AsyncGenerator[bytes, None]:

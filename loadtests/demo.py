@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from conserve.config import SettingsError
-from loadtests.interruption import Interruption
+from conserve.launch.interruption import Interruption
 
 STARTING = "Bringing the application up"
 INTERRUPTED = 130
@@ -53,7 +53,7 @@ class DemoOptions:
     out: Path
     documents: Path | None = None
     base_url: str | None = None
-    requests: int = 48
+    requests: int = 120
     alone_s: float = 60.0
     chat_rate_per_s: float = 0.7
     batch_limit_s: float = 300.0
@@ -160,13 +160,18 @@ def _say(console: Console, text: str, style: str = "") -> None:
 
 def _make_local_stack(config: Path, state_dir: Path) -> Stack:
     """A stack with a fresh state: a batch left in the queue by an earlier run would be worked off in this one."""
+    from conserve.launch.ports import find_free_ports, is_free
     from conserve.launch.stack import LocalStack
 
+    stack = LocalStack(config, state_dir, os.environ)
     if state_dir.exists():
         # What a killed run left running is found through its state, so it goes before the state does.
-        LocalStack(config, state_dir, os.environ).down()
+        stack.down()
         shutil.rmtree(state_dir)
-    return LocalStack(config, state_dir, os.environ)
+    if is_free(stack.config.http_port, stack.config.http_host):
+        return stack
+    # An application of the user's own may run on the usual port.
+    return LocalStack(config, state_dir, os.environ, http_port=find_free_ports(1)[0])
 
 
 @contextlib.contextmanager
@@ -186,7 +191,7 @@ def main(
         Path | None,
         typer.Option(help="Folder of .txt and .md files; by default the descriptions of installed distributions."),
     ] = None,
-    requests: Annotated[int, typer.Option(min=1, help="Requests of the batch.")] = 48,
+    requests: Annotated[int, typer.Option(min=1, help="Requests of the batch.")] = 120,
     alone_s: Annotated[float, typer.Option(min=1, help="Seconds of chat before the batch is created.")] = 60.0,
     chat_rate: Annotated[float, typer.Option(min=0.01, max=1_000, help="Chats a second, on average.")] = 0.7,
     batch_limit_s: Annotated[float, typer.Option(min=1, help="The batch is cancelled after so long.")] = 300.0,

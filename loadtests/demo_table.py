@@ -29,13 +29,13 @@ def render_table(report: Report) -> RenderableType:
     """Online latency alone and while harvesting, and what was harvested; figures that are not known are left out."""
     alone, harvesting = report.runs[ALONE], report.runs[HARVESTING]
     table = Table(title=f"{report.model} on {report.machine}", title_justify="left", header_style="bold")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in ("chat alone", "while harvesting", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
-    for label, name in (("Time to first token (TTFT)", "ttft"), ("Time between tokens (TBT)", "tbt")):
+    for label, name in (("TTFT", "ttft"), ("TBT", "tbt")):
         for at in ("p50", "p99"):
             table.add_row(
-                f"{label}, {at}",
+                f"{label} {at}",
                 _format_ms(getattr(alone, f"{name}_ms"), at),
                 _format_ms(getattr(harvesting, f"{name}_ms"), at),
                 _format_ratio(report.ratios.get(f"{name}_{at}_vs_online_only")),
@@ -73,7 +73,7 @@ def _offline_rows(
     busy_s, share = harvesting.offline_busy_s, harvesting.offline_busy_share
     return [
         (
-            "Batch requests done / failed / of",
+            "Batch done / failed / total",
             None,
             f"{batch.completed} / {batch.failed} / {batch.total}" if batch is not None else None,
             None,
@@ -81,7 +81,7 @@ def _offline_rows(
         ("Offline prompt tokens/s", None, _format(harvesting.offline_prompt_tokens_per_s, "{:,.0f}"), None),
         ("Offline output tokens/s", None, _format(harvesting.offline_output_tokens_per_s, "{:.1f}"), None),
         (
-            "All tokens/s, online and offline",
+            "All tokens/s",
             _format(alone.total_tokens_per_s, "{:.0f}"),
             _format(harvesting.total_tokens_per_s, "{:,.0f}"),
             _format_ratio(report.ratios.get("total_vs_online_only")),
@@ -101,13 +101,13 @@ def _captions(report: Report) -> list[str]:
     alone, harvesting = report.runs[ALONE], report.runs[HARVESTING]
     online = [run.online_requests or 0 for run in (alone, harvesting)]
     lines = [
-        "TTFT counts from the time a chat was meant to be sent. "
+        "TTFT: time to first token, from the moment the chat was meant to be sent. TBT: time between tokens. "
         f"p99 of {online[0]} and {online[1]} chats is close to their slowest. In brackets: 95 % bootstrap interval."
     ]
     if harvesting.offline_duration_s is not None:
         lines.append(
             f"Offline figures are over the {harvesting.offline_duration_s:.0f} s from the batch's creation to its end, "
-            "start and end included."
+            "start and end included. All tokens: online and offline, prompt and output."
         )
     if harvesting.offline_busy_s is not None:
         lines.append(

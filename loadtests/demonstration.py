@@ -65,7 +65,7 @@ class DemoPlan:
 
     documents: Sequence[Document]
     out: Path
-    requests: int = 48
+    requests: int = 120
     summary_tokens: int = 48
     alone_s: float = 60.0
     chat_rate_per_s: float = 0.7

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from conserve.cli import batch_commands, chat_command, stack_commands
+from conserve.telemetry.logs import configure_program_logs
 
 app = typer.Typer(
     help="Serves interactive LLM requests and runs batches in the idle capacity of the same engines.",
@@ -16,3 +17,9 @@ app.command("status")(stack_commands.status)
 app.command("down")(stack_commands.down)
 app.command("chat")(chat_command.chat)
 app.add_typer(batch_commands.app, name="batch")
+
+
+@app.callback()
+def prepare() -> None:
+    """Runs before every command."""
+    configure_program_logs()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -14,6 +12,7 @@ from rich.table import Table
 from conserve.cli.console import DEFAULT_URL, UrlOption, err, explain_errors, fail, out, say_progress
 from conserve.config import SettingsError
 from conserve.jobs.errors import EmbeddedServerError
+from conserve.launch.interruption import Interruption
 from conserve.launch.ray_head import RayHeadError
 from conserve.launch.serve_api import ServeApiError
 from conserve.launch.serve_config import read_serve_config
@@ -40,18 +39,22 @@ def up(
         stack = LocalStack(config, http_port=port, ray_dashboard_url=address)
     except SettingsError as error:
         raise fail(str(error), 2) from None
-    signal.signal(signal.SIGTERM, _interrupt)
     was_up = read_record(stack.config.settings.state_dir) is not None
-    try:
-        running = stack.up(say_progress)
-    except KeyboardInterrupt:
-        err.print("Interrupted; taking down what was started.")
-        _take_down_undisturbed(stack)
-        raise typer.Exit(130) from None
-    except (StackError, RayHeadError, ServeApiError, EmbeddedServerError) as error:
-        if not was_up:
-            _take_down_undisturbed(stack)
-        raise fail(str(error)) from None
+    with Interruption() as interruption:
+        try:
+            try:
+                running = stack.up(say_progress)
+            finally:
+                # A second Ctrl-C must not leave processes behind: taking down is bounded, so it may as well end.
+                interruption.disarm()
+        except KeyboardInterrupt:
+            err.print("Interrupted; taking down what was started.")
+            stack.down(say_progress)
+            raise typer.Exit(130) from None
+        except (StackError, RayHeadError, ServeApiError, EmbeddedServerError, OSError) as error:
+            if not was_up:
+                stack.down(say_progress)
+            raise fail(str(error)) from None
     name = stack.config.settings.model.served_name
     out.print(f"[bold]Up:[/] {running.base_url}  (model {name})")
     out.print(f"Ray dashboard: {running.dashboard_url}   logs: {running.log_dir}", soft_wrap=True)
@@ -111,14 +114,3 @@ def _batch_table(batches: list[dict[str, Any]]) -> Table:
         counts = (batch[name] for name in ("total", "completed", "failed", "ready", "leased"))
         table.add_row(batch["id"], batch["status"], *map(str, counts))
     return table
-
-
-def _take_down_undisturbed(stack: LocalStack) -> None:
-    """A second Ctrl-C must not leave processes behind: taking down is bounded, so it may as well end."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    stack.down(say_progress)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

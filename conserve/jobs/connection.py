@@ -15,6 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from conserve.config import EMBEDDED_REDIS, Settings
 from conserve.jobs import embedded
+from conserve.jobs.cancellation import honour_cancellation
 from conserve.jobs.errors import UnsuitableServerError
 from conserve.jobs.keys import SCHEMA_VERSION, Keys
 
@@ -48,9 +49,11 @@ async def connect(settings: Settings) -> Redis:
         retry=Retry(ExponentialWithJitterBackoff(cap=1.0, base=0.05), _RETRIES),
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
     )
+    honour_cancellation(redis)
     try:
         await _check_version(redis)
         await _check_schema(redis, Keys(settings.jobs.namespace))
+        await _check_eviction(redis)
         await _prepare_durability(redis)
     except BaseException:
         await redis.aclose()
@@ -74,6 +77,15 @@ async def _check_schema(redis: Redis, keys: Keys) -> None:
             f"Redis holds batches of schema version {found!r} (key '{keys.schema}'); "
             f"this program needs {SCHEMA_VERSION!r}. "
             "Use the matching version of the program, or another `jobs.namespace`."
+        )
+
+
+async def _check_eviction(redis: Redis) -> None:
+    info = await redis.info("memory")
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if int(info.get("maxmemory", 0)) and policy != "noeviction":
+        _log.warning(
+            "redis may drop keys of accepted batches", maxmemory_policy=policy, fix="maxmemory-policy noeviction"
         )
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 import redis
@@ -51,7 +52,7 @@ def ensure_running(state_dir: Path) -> str:
         if not is_running(state_dir):
             _start(folder, socket)
         _wait_until_ready(folder, socket)
-    return f"unix://{socket}"
+    return f"unix://{quote(str(socket))}"
 
 
 def is_running(state_dir: Path) -> bool:
@@ -75,12 +76,11 @@ def stop(state_dir: Path) -> bool:
         for end in (signal.SIGTERM, signal.SIGKILL):
             try:
                 process.send_signal(end)
-                process.wait(_STOP_TIMEOUT_S)
-                return True
             except psutil.NoSuchProcess:
                 return True
-            except psutil.TimeoutExpired:
-                _log.warning("embedded redis does not end", pid=process.pid, signal=end.name)
+            if _ends_in_time(process):
+                return True
+            _log.warning("embedded redis does not end", pid=process.pid, signal=end.name)
     raise EmbeddedServerError(f"The server in {folder} (pid {process.pid}) cannot be stopped.")
 
 
@@ -182,6 +182,19 @@ def _find_process(folder: Path) -> psutil.Process | None:
     except (FileNotFoundError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
         return None
     return None
+
+
+def _ends_in_time(process: psutil.Process) -> bool:
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while time.monotonic() < deadline:
+        # A zombie has ended: in a container its adoptive parent may be slow to collect it, or never do so.
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(_POLL_S)
+    return False
 
 
 def _tail(folder: Path) -> str:

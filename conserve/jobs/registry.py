@@ -116,18 +116,8 @@ class BatchRegistry:
     async def active_summaries(self, batch_ids: Sequence[str] | None = None) -> list[ActiveBatch]:
         """What the controller needs to know of the active batches, oldest first; two round trips however many."""
         ids = list(await self.active_ids()) if batch_ids is None else list(batch_ids)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for batch_id in ids:
-                keys = self._keys.batch(batch_id)
-                pipe.hmget(keys.batch, _SUMMARY_FIELDS)
-                pipe.llen(keys.queue)
-                pipe.zcard(keys.leases)
-            found = await pipe.execute()
-        return [
-            _to_summary(batch_id, dict(zip(_SUMMARY_FIELDS, found[3 * i], strict=True)), found[3 * i + 1 : 3 * i + 3])
-            for i, batch_id in enumerate(ids)
-            if found[3 * i][0] is not None
-        ]
+        found = await self._scripts.run_each("summary", (self._keys.batch(one) for one in ids), _SUMMARY_FIELDS)
+        return [_to_summary(one, json.loads(text)) for one, text in zip(ids, found, strict=True) if text is not None]
 
     async def cancel(self, batch_id: str) -> Batch | None:
         """Cancels a batch that is being validated or in progress; again is no error. None when it is unknown.
@@ -216,23 +206,26 @@ def _to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
     )
 
 
-def _to_summary(batch_id: str, fields: dict[str, str | None], sizes: Sequence[int]) -> ActiveBatch:
+def _to_summary(batch_id: str, values: list[Any]) -> ActiveBatch:
+    *stored, ready, leased = values
+    fields = dict(zip(_SUMMARY_FIELDS, stored, strict=True))
+
     def number(name: str) -> int:
         return int(fields[name] or 0)
 
     return ActiveBatch(
         batch_id=batch_id,
-        status=BatchStatus(fields["status"] or ""),
+        status=BatchStatus(fields["status"]),
         created_at_ms=number("created_at_ms"),
         expires_at_ms=number("expires_at_ms"),
         cancelling_at_ms=number("cancelling_at_ms") if fields["cancelling_at_ms"] else None,
-        endpoint=fields["endpoint"] or "",
-        input_file_id=fields["input_file_id"] or "",
-        model=fields["model"],
+        endpoint=fields["endpoint"],
+        input_file_id=fields["input_file_id"],
+        model=fields["model"] or None,
         total=number("total"),
         completed=number("completed"),
         failed=number("failed"),
-        ready=sizes[0],
-        leased=sizes[1],
+        ready=ready,
+        leased=leased,
         outcome=BatchStatus(fields["outcome"]) if fields["outcome"] else None,
     )

@@ -22,10 +22,21 @@ class Scripts:
 
     async def run(self, name: str, keys: Iterable[str], args: Iterable[str | int] = ()) -> Any:
         """Runs `lua/<name>.lua` and returns its result as the client decodes it."""
+        return await self._script(name)(keys=list(keys), args=list(args))
+
+    async def run_each(self, name: str, calls: Iterable[Iterable[str]], args: Iterable[str | int] = ()) -> list[Any]:
+        """Runs a script once for each set of keys, in one round trip."""
+        script, values = self._script(name), list(args)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for keys in calls:
+                await script(keys=list(keys), args=values, client=pipe)
+            return await pipe.execute()
+
+    def _script(self, name: str) -> AsyncScript:
         script = self._scripts.get(name)
         if script is None:
             script = self._scripts[name] = self._redis.register_script(_read(name))
-        return await script(keys=list(keys), args=list(args))
+        return script
 
 
 def _read(name: str) -> str:

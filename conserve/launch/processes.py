@@ -3,11 +3,49 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import psutil
 
 STACK_ID_VARIABLE = "CONSERVE_STACK_ID"
 """Everything that a stack starts inherits this variable; no other process has its value."""
+
+
+# Ends at once and leaves the program to init: the caller then neither holds nor has to reap it.
+_DAEMON_STARTER = """
+import subprocess, sys
+with open(sys.argv[1], "ab") as log:
+    program = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+print(program.pid)
+program.returncode = 0
+"""
+
+
+def start_daemon(command: Sequence[str], log_path: Path, environ: Mapping[str, str]) -> int:
+    """Starts a program that outlives this process, in a session of its own; its output is appended to `log_path`.
+
+    Returns:
+        Its process id.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    starter = [sys.executable, "-c", _DAEMON_STARTER, str(log_path), *command]
+    started = subprocess.run(starter, env=dict(environ), capture_output=True, text=True, timeout=30, check=False)
+    if started.returncode != 0:
+        raise OSError(f"{command[0]} cannot be started: {started.stderr.strip()[-300:]}")
+    return int(started.stdout)
+
+
+def is_alive(pid: int) -> bool:
+    """True while the process runs; a zombie has ended."""
+    try:
+        return _lives(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def find_processes(stack_id: str) -> list[psutil.Process]:

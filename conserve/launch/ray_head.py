@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from conserve.launch.ports import find_free_ports, is_free
+from conserve.launch.processes import is_alive, start_daemon
 
 DEFAULT_DASHBOARD_PORT = 8265
 START_TIMEOUT_S = 90.0
@@ -60,10 +61,13 @@ def read_auth_token(environ: Mapping[str, str]) -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
-def start_ray_head(state_dir: Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start_ray_head(state_dir: Path, environ: Mapping[str, str]) -> int:
     """Starts a head with everything it starts below it, and does not wait; see `wait_for_ray_head`.
 
     It outlives the caller. Ports are on loopback; the dashboard's is 8265 when that is free.
+
+    Returns:
+        Its process id.
     """
     gcs, client, agent, agent_grpc, runtime_env, metrics, dashboard = find_free_ports(7)
     if is_free(DEFAULT_DASHBOARD_PORT):
@@ -82,33 +86,24 @@ def start_ray_head(state_dir: Path, environ: Mapping[str, str]) -> subprocess.Po
         *("--min-worker-port", "0", "--max-worker-port", "0"),
         *("--object-store-memory", str(OBJECT_STORE_BYTES), "--temp-dir", str(temp_dir)),
     ]
-    with log_path.open("wb") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**_ENVIRONMENT, **environ},
-            start_new_session=True,
-        )
+    log_path.write_bytes(b"")
+    return start_daemon(command, log_path, {**_ENVIRONMENT, **environ})
 
 
-def wait_for_ray_head(process: subprocess.Popen[bytes], state_dir: Path, environ: Mapping[str, str]) -> RayHead:
+def wait_for_ray_head(pid: int, state_dir: Path, environ: Mapping[str, str]) -> RayHead:
     """Waits until the head's dashboard answers.
 
     Raises:
         RayHeadError: it ended, or did not answer in time.
     """
     gcs, dashboard = (state_dir / "ray_head.ports").read_text(encoding="utf-8").split()
-    head = RayHead(process.pid, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", ray_temp_dir(state_dir))
+    head = RayHead(pid, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", ray_temp_dir(state_dir))
     log_path = state_dir / "ray_head.log"
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
-        if process.poll() is not None:
+        if not is_alive(pid):
             tail = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
-            raise RayHeadError(
-                f"Ray did not start (exit status {process.returncode}): {' '.join(tail)}; log: {log_path}"
-            )
+            raise RayHeadError(f"Ray did not start: {' '.join(tail)}; log: {log_path}")
         if _answers(head, environ):
             return head
         time.sleep(0.25)

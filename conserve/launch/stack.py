@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 
 from conserve.config import EMBEDDED_REDIS
 from conserve.jobs import embedded
+from conserve.launch.ports import is_free
 from conserve.launch.processes import STACK_ID_VARIABLE, end_processes, find_processes
-from conserve.launch.ray_head import RayHead, ray_temp_dir, start_ray_head, wait_for_ray_head
+from conserve.launch.ray_head import ray_temp_dir, start_ray_head, wait_for_ray_head
 from conserve.launch.serve_api import ApplicationStatus, ServeApi, ServeApiError
 from conserve.launch.serve_config import ServeConfig, read_serve_config
 
@@ -143,10 +144,16 @@ class LocalStack:
         _write_record(self._state_dir, record)
         if self._ray_dashboard_url is not None:
             return record, self._ray_dashboard_url
+        if not is_free(self._config.http_port, self._config.http_host):
+            _record_path(self._state_dir).unlink()
+            raise StackError(
+                f"Port {self._config.http_port} of {self._config.http_host} is taken by another program. "
+                "Choose another one: `http_options.port` in the configuration, or --port."
+            )
         on_progress("Ray: starting a head on this machine")
         environ = {**self._environ, STACK_ID_VARIABLE: record.stack_id}
-        process = start_ray_head(self._state_dir, environ)
-        head: RayHead = wait_for_ray_head(process, self._state_dir, environ)
+        pid = start_ray_head(self._state_dir, environ)
+        head = wait_for_ray_head(pid, self._state_dir, environ)
         record = record.model_copy(update={"dashboard_url": head.dashboard_url})
         _write_record(self._state_dir, record)
         on_progress(f"Ray: dashboard at {head.dashboard_url}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from redis.asyncio import Redis
 
-from conserve.jobs.batch import ResultRef
+from conserve.jobs.batch import RenewResult, ResultRef
 from conserve.jobs.errors import ValidatorReplacedError
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.validation import RequestRange
@@ -128,15 +128,28 @@ async def test_a_request_that_always_breaks_ends_as_an_error(bench: Bench, queue
     assert ("lease ran out" if by_lease else "a|b: engine died") in line["error"]["message"]
 
 
+@pytest.mark.parametrize("by_lease", [True, False])
+async def test_giving_up_on_the_last_request_ends_the_batch(bench: Bench, queue: JobQueue, by_lease: bool) -> None:
+    batch_id = await bench.start(1)
+    for _ in range(3):
+        (one,) = await queue.claim(batch_id, 1, 1, "a")
+        await bench.lapse()
+        if by_lease:
+            await queue.reap(batch_id)
+        else:
+            await queue.release(batch_id, {1: one.fence}, count_attempt=True, reason="engine")
+    assert (await bench.get(batch_id)).status == "finalizing"
+    batch, output, _ = await bench.end(batch_id)
+    assert (batch.status, batch.output_file_id, output) == ("completed", None, [])
+
+
 async def test_cancelling(bench: Bench, queue: JobQueue) -> None:
     batch_id = await bench.start(3)
     (one,) = await queue.claim(batch_id, 1, LONG_MS, "a")
     for _ in range(2):
         assert (await bench.service.cancel_batch(batch_id)).status == "cancelling"
     assert await queue.claim(batch_id, 3, LONG_MS, "b") == []
-    assert await queue.renew(batch_id, {1: one.fence}, LONG_MS) == replace(
-        await queue.renew(batch_id, {1: one.fence}, LONG_MS), lost=frozenset(), cancelled=True
-    )
+    assert await queue.renew(batch_id, {1: one.fence}, LONG_MS) == RenewResult(lost=frozenset(), cancelled=True)
     assert await queue.commit(batch_id, await bench.write([one])) == {1}
     batch, output, errors = await bench.end(batch_id)
     assert (batch.status, output) == ("cancelled", ["id-1"])

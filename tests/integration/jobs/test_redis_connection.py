@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -54,3 +58,23 @@ async def test_an_unconfirmed_write_is_not_acknowledged(
             await barrier.wait("file-12345678")
     finally:
         await redis.config_set("appendfsync", "always")
+
+
+async def test_a_cancellation_while_sending_is_not_lost(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def drop_cancellation(sending: Coroutine[Any, Any, None], _timeout_s: float) -> None:
+        """What `asyncio.wait_for` of Python 3.11 does when both come in the same moment."""
+        await sending
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            return
+
+    with monkeypatch.context() as patch:
+        patch.setattr("redis.asyncio.connection.asyncio.wait_for", drop_cancellation)
+        task = asyncio.create_task(redis.echo("for nobody"))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert await redis.echo("next") == "next"

@@ -61,7 +61,7 @@ def test_a_whole_demonstration(server: Any, tmp_path: Path) -> None:
     assert report.batch.output_file == "output.jsonl"
     lines = [json.loads(line) for line in (tmp_path / "output.jsonl").read_text().splitlines()]
     assert sorted(line["custom_id"] for line in lines) == [f"summary-{index:05d}" for index in range(12)]
-    assert "Time to first token" in printed
+    assert "TTFT p50" in printed
     assert "A summary of summary-00000." in printed
 
 

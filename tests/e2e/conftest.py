@@ -1,0 +1,122 @@
+"""The whole application as a user starts it: real engine, real Redis and real Ray, on free ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+from openai.types import Batch
+
+from conserve.jobs import embedded
+from conserve.launch.ports import find_free_ports
+from conserve.launch.processes import find_processes
+from conserve.launch.stack import LocalStack, read_record
+
+CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
+MODEL = "smollm2-135m-instruct"
+ENDED = {"completed", "failed", "expired", "cancelled"}
+
+
+class Application:
+    """A stack under test."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.http_port = find_free_ports(1)[0]
+
+    def up(self, **settings: str) -> None:
+        """Starts it; settings by the names of their environment variables."""
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("CONSERVE_")}
+        cache = {"CONSERVE_CACHE": os.environ["CONSERVE_CACHE"]} if "CONSERVE_CACHE" in os.environ else {}
+        self.stack = LocalStack(CONFIG, self.state_dir, environ | cache | settings, http_port=self.http_port)
+        self.base_url = self.stack.up(print).base_url
+
+    def kill(self) -> None:
+        """SIGKILL to everything at once, Redis included: as when the machine loses its power, but for the disk."""
+        for process in self.processes():
+            process.kill()
+        psutil.wait_procs(self.processes(), timeout=20)
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs for this stack."""
+        record = read_record(self.state_dir)
+        found = find_processes(record.stack_id) if record else []
+        pid_file = self.state_dir / "redis" / "redis.pid"
+        if embedded.is_running(self.state_dir) and pid_file.is_file():
+            found.append(psutil.Process(int(pid_file.read_text())))
+        return found
+
+    def client(self) -> openai.OpenAI:
+        """The official client."""
+        return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="none", timeout=60, max_retries=0)
+
+    def status(self) -> dict[str, Any]:
+        """What `conserve status` reads."""
+        response = httpx.get(f"{self.base_url}/conserve/v1/status", timeout=10)
+        assert response.status_code == 200
+        found: dict[str, Any] = response.json()
+        return found
+
+    def submit(self, lines: list[dict[str, Any]], endpoint: Any = "/v1/chat/completions") -> Batch:
+        """Uploads lines and makes a batch of them."""
+        content = "\n".join(json.dumps(line) for line in lines).encode()
+        client = self.client()
+        file = client.files.create(file=("input.jsonl", content), purpose="batch")
+        return client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
+
+    def wait_for(self, batch_id: str, *, completed: int | None = None, timeout_s: float = 240) -> Batch:
+        """Waits until a batch has ended, or has so many completed requests."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            batch = self.client().batches.retrieve(batch_id)
+            counts = batch.request_counts
+            if batch.status in ENDED or (completed is not None and counts and counts.completed >= completed):
+                return batch
+            time.sleep(0.2)
+        pytest.fail(f"batch {batch_id} took longer than {timeout_s} s: {self.status()}")
+
+    def read_ids(self, file_id: str | None) -> list[str]:
+        """The custom ids of a result file."""
+        if file_id is None:
+            return []
+        return [json.loads(line)["custom_id"] for line in self.client().files.content(file_id).text.splitlines()]
+
+
+def make_lines(count: int, words: int = 120, max_tokens: int = 24) -> list[dict[str, Any]]:
+    """Chat lines with prompts that differ from the first word on."""
+    return [
+        {
+            "custom_id": f"line-{number}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {
+                "model": MODEL,
+                "messages": [
+                    {"role": "user", "content": f"{number}. Summarise: " + "a fox and a dog met. " * (words // 6)}
+                ],
+                "max_tokens": max_tokens,
+                "temperature": 0,
+            },
+        }
+        for number in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    application = Application(tmp_path_factory.mktemp("state"))
+    try:
+        application.up()
+        yield application
+    finally:
+        application.stack.down(print)
+    assert application.processes() == []
+    assert not embedded.is_running(application.state_dir)

@@ -1,0 +1,170 @@
+"""Starts the whole application with the real engine; the tests run in this order on one stack."""
+
+from __future__ import annotations
+
+import threading
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.conftest import MODEL, Application, make_lines
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def ask(application: Application) -> str:
+    answer = application.client().chat.completions.create(
+        model=MODEL,
+        messages=CAPITAL,  # type: ignore[arg-type]
+        max_tokens=16,
+        temperature=0,
+    )
+    return answer.choices[0].message.content or ""
+
+
+def test_it_is_ready_and_names_its_model(application: Application) -> None:
+    assert httpx.get(f"{application.base_url}/health").status_code == 200
+    assert [model.id for model in application.client().models.list()] == [MODEL]
+
+
+def test_chat_answers_whole_and_streamed(application: Application) -> None:
+    assert "Paris" in ask(application)
+    stream = application.client().chat.completions.create(
+        model=MODEL,
+        messages=CAPITAL,  # type: ignore[arg-type]
+        max_tokens=16,
+        temperature=0,
+        stream=True,
+    )
+    pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert "Paris" in "".join(pieces)
+    assert len(pieces) > 3
+
+
+def test_completions_answer(application: Application) -> None:
+    answer = application.client().completions.create(model=MODEL, prompt="Once upon a time", max_tokens=5)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 5
+
+
+def test_client_cannot_choose_its_priority(application: Application) -> None:
+    """Without the overwriting, a value out of the engine's range would be refused with 400."""
+    answer = application.client().chat.completions.create(
+        model=MODEL,
+        messages=CAPITAL,  # type: ignore[arg-type]
+        max_tokens=1,
+        extra_body={"priority": -7},
+    )
+    assert answer.choices
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"model": "nobody", "messages": CAPITAL}, 404, None),
+        ({"model": MODEL, "messages": "hello"}, 400, "messages"),
+        ({"model": MODEL, "messages": CAPITAL, "max_tokens": -1}, 400, "max_tokens"),
+        ({"model": MODEL, "messages": [{"role": "user", "content": "word " * 6000}]}, 400, None),
+    ],
+)
+def test_bad_chat_is_refused_in_openai_s_form(
+    application: Application, body: dict[str, object], status: int, param: str | None
+) -> None:
+    response = httpx.post(f"{application.base_url}/v1/chat/completions", json=body, timeout=60)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    if param:
+        assert error["param"] == param
+    assert "Traceback" not in response.text
+
+
+def test_bad_batches_are_refused(application: Application) -> None:
+    client = application.client()
+    with pytest.raises(openai.NotFoundError):
+        client.batches.retrieve("batch_0123456789abcdef")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.batches.create(
+            input_file_id="file-0123456789abcdef", endpoint="/v1/chat/completions", completion_window="24h"
+        )
+    assert caught.value.param == "input_file_id"
+    twice = make_lines(2)
+    twice[1]["custom_id"] = twice[0]["custom_id"]
+    batch = application.wait_for(application.submit(twice).id)
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert [(error.code, error.line) for error in batch.errors.data or []] == [("duplicate_custom_id", 2)]
+
+
+def test_a_batch_is_worked_off_while_chats_arrive(application: Application) -> None:
+    lines = make_lines(40, max_tokens=48)
+    lines[7]["body"]["messages"][0]["content"] = "word " * 6000  # longer than the context: fails alone
+    answers: list[str] = []
+    over = threading.Event()
+
+    def chat() -> None:
+        while not over.wait(0.1):
+            answers.append(ask(application))
+
+    chatter = threading.Thread(target=chat)
+    chatter.start()
+    try:
+        batch = application.wait_for(application.submit(lines).id)
+    finally:
+        over.set()
+        chatter.join(60)
+    assert batch.status == "completed"
+    assert batch.request_counts is not None
+    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (40, 39, 1)
+    expected = {f"line-{number}" for number in range(40)}
+    output, errors = application.read_ids(batch.output_file_id), application.read_ids(batch.error_file_id)
+    assert sorted(output + errors) == sorted(expected)
+    assert errors == ["line-7"]
+    assert len(answers) >= 3
+    assert all("Paris" in answer for answer in answers)
+    (replica,) = application.status()["replicas"]
+    assert replica["offline_requests"] >= 40
+    assert replica["offline_busy_s"] > 0
+    assert replica["engine_cpu_s"] > 0
+
+
+def test_a_cancelled_batch_keeps_what_is_done(application: Application) -> None:
+    batch = application.submit(make_lines(60))
+    application.wait_for(batch.id, completed=3)
+    assert application.client().batches.cancel(batch.id).status in ("cancelling", "cancelled")
+    assert application.client().batches.cancel(batch.id).status in ("cancelling", "cancelled")
+    batch = application.wait_for(batch.id)
+    assert batch.status == "cancelled"
+    output, errors = application.read_ids(batch.output_file_id), application.read_ids(batch.error_file_id)
+    assert len(output) >= 3
+    assert errors
+    assert sorted(output + errors) == sorted(f"line-{number}" for number in range(60))
+    assert "Paris" in ask(application)
+
+
+def test_everything_killed_in_the_middle_and_nothing_lost(application: Application) -> None:
+    """After SIGKILL to all processes it comes up again, now with two replicas, and ends what it had begun."""
+    finished = application.submit(make_lines(2))
+    finished_file = application.wait_for(finished.id).output_file_id
+    batch = application.submit(make_lines(60))
+    application.wait_for(batch.id, completed=5)
+    application.kill()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{application.base_url}/health", timeout=5)
+
+    application.up(CONSERVE_REPLICAS="2")
+    batch = application.wait_for(batch.id)
+    assert batch.status == "completed"
+    assert batch.request_counts is not None
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (60, 0)
+    assert sorted(application.read_ids(batch.output_file_id)) == sorted(f"line-{number}" for number in range(60))
+    assert len(application.read_ids(finished_file)) == 2
+
+    replicas = application.status()["replicas"]
+    assert len(replicas) == 2
+    assert all(replica["offline_requests"] > 0 for replica in replicas)
+    assert "Paris" in ask(application)

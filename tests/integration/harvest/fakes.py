@@ -1,0 +1,58 @@
+"""An engine that answers what it is told to, as slowly as it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from conserve.engine.contract import EngineFault, EngineStats, OfflineResult
+
+
+class FakeEngine:
+    """Answers with the content it was asked; `faults` and `refusals` are contents that fail and that get a 400."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked: list[str] = []
+        self.cancelled: list[str] = []
+        self.faults: set[str] = set()
+        self.refusals: set[str] = set()
+        self.online_running = 0
+        self.running = 0
+        self.most_running = 0
+
+    async def offline(self, endpoint: str, body: Mapping[str, Any], timeout_s: float) -> OfflineResult:
+        content = body["messages"][0]["content"]
+        self.asked.append(content)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await asyncio.sleep(0.001)
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(content)
+            raise
+        finally:
+            self.running -= 1
+        if content in self.faults:
+            raise EngineFault("the engine fell over")
+        if content in self.refusals:
+            return OfflineResult(400, {"error": {"message": "too long", "code": 400}})
+        return OfflineResult(200, {"id": f"chatcmpl-{content}", "echo": content}, 7, 3)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            online_running=self.online_running,
+            online_waiting=0,
+            offline_running=self.running,
+            kv_usage=0.0,
+            online_busy_s=0.0,
+            offline_busy_s=0.0,
+            engine_cpu_s=0.0,
+            online_requests=0,
+            offline_requests=len(self.asked),
+            offline_prompt_tokens=0,
+            offline_output_tokens=0,
+        )

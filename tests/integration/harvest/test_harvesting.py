@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from conserve.config import Settings
+from conserve.harvest.board import CapacityBoard
+from conserve.harvest.controller import HarvestController
+from conserve.harvest.harvester import Harvester
+from conserve.harvest.messages import CapacityReport
+from conserve.policy.allotment import Allotment
+from tests.integration.bench import Bench
+from tests.integration.harvest.conftest import running, wait_until
+from tests.integration.harvest.fakes import FakeEngine
+
+Make = Callable[[FakeEngine, str], Harvester]
+
+
+async def all_done(bench: Bench, batch_id: str) -> bool:
+    counts = (await bench.get(batch_id)).request_counts
+    return counts.completed + counts.failed == counts.total
+
+
+async def test_a_batch_is_worked_off_within_the_window(
+    bench: Bench, controller: HarvestController, make_harvester: Make, engine: FakeEngine
+) -> None:
+    batch_id = await bench.start(30)
+    async with running(controller.run()), running(make_harvester(engine, "r1").run()):
+        await wait_until(lambda: all_done(bench, batch_id))
+    batch, output, errors = await bench.end(batch_id)
+    assert (batch.status, len(output), errors) == ("completed", 30, {})
+    assert batch.usage.total_tokens == 30 * 10
+    assert engine.most_running == 4
+    assert sorted(engine.asked) == sorted(f"say id-{number}" for number in range(1, 31))
+
+
+async def test_two_replicas_share_the_work_and_nothing_runs_twice(
+    bench: Bench, controller: HarvestController, make_harvester: Make
+) -> None:
+    engines = FakeEngine(), FakeEngine()
+    batch_id = await bench.start(40)
+    first, second = (make_harvester(engine, f"r{number}") for number, engine in enumerate(engines))
+    async with running(controller.run()), running(first.run()), running(second.run()):
+        await wait_until(lambda: all_done(bench, batch_id))
+    assert all(engine.asked for engine in engines)
+    assert len(engines[0].asked) + len(engines[1].asked) == 40
+    assert (await bench.end(batch_id))[0].status == "completed"
+
+
+async def test_online_load_shuts_the_window(
+    bench: Bench, controller: HarvestController, make_harvester: Make, engine: FakeEngine, board: CapacityBoard
+) -> None:
+    engine.online_running = 8
+    batch_id = await bench.start(5)
+
+    async def reported_shut() -> bool:
+        return (await board.read_allotment("r1")) == Allotment(0, (batch_id,))
+
+    async with running(controller.run()), running(make_harvester(engine, "r1").run()):
+        await wait_until(reported_shut)
+        assert engine.asked == []
+        engine.online_running = 0
+        await wait_until(lambda: all_done(bench, batch_id))
+
+
+async def test_a_line_that_is_wrong_or_kills_the_engine_stops_no_other(
+    bench: Bench, controller: HarvestController, make_harvester: Make, engine: FakeEngine, fast: Settings
+) -> None:
+    engine.refusals, engine.faults = {"say id-2"}, {"say id-3"}
+    batch_id = await bench.start(6)
+    async with running(controller.run()), running(make_harvester(engine, "r1").run()):
+        await wait_until(lambda: all_done(bench, batch_id))
+    batch, output, errors = await bench.end(batch_id)
+    assert batch.status == "completed"
+    assert errors == {"id-2": "response", "id-3": "max_attempts_exceeded"}
+    assert len(output) == 4
+    assert engine.asked.count("say id-3") == fast.jobs.max_attempts
+    assert engine.asked.count("say id-2") == 1
+
+
+async def test_cancelled_batch_is_let_go_and_keeps_what_is_done(
+    bench: Bench, controller: HarvestController, make_harvester: Make, engine: FakeEngine
+) -> None:
+    batch_id = await bench.start(20)
+
+    async def some_done() -> bool:
+        return (await bench.get(batch_id)).request_counts.completed >= 4
+
+    async def nothing_runs() -> bool:
+        return engine.running == 0
+
+    async with running(controller.run()), running(make_harvester(engine, "r1").run()):
+        await wait_until(some_done)
+        engine.gate.clear()
+        await bench.service.cancel_batch(batch_id)
+        await wait_until(nothing_runs)
+    batch, output, errors = await bench.end(batch_id)
+    assert batch.status == "cancelled"
+    assert len(output) >= 4
+    assert set(errors.values()) <= {"batch_cancelled"}
+    assert len(output) + len(errors) == 20
+
+
+async def test_drained_replica_gives_its_work_back_at_once(
+    bench: Bench, controller: HarvestController, make_harvester: Make, engine: FakeEngine, board: CapacityBoard
+) -> None:
+    engine.gate.clear()
+    batch_id = await bench.start(10)
+
+    async def busy() -> bool:
+        return engine.running == 4
+
+    leaver, heir = make_harvester(engine, "leaver"), FakeEngine()
+    async with running(controller.run()):
+        async with running(leaver.run()):
+            await wait_until(busy)
+        await leaver.drain()
+        assert engine.running == 0
+        (summary,) = await bench.queue.active_summaries()
+        assert (summary.leased, summary.ready) == (0, 10)
+        assert [report.replica_id for report in await board.read_reports()] == []
+        async with running(make_harvester(heir, "heir").run()):
+            await wait_until(lambda: all_done(bench, batch_id))
+    assert len(heir.asked) == 10
+    assert (await bench.end(batch_id))[0].status == "completed"
+
+
+async def test_replica_goes_on_alone_when_the_controller_is_gone(
+    bench: Bench, make_harvester: Make, engine: FakeEngine, board: CapacityBoard
+) -> None:
+    batch_id = await bench.start(10)
+    async with running(make_harvester(engine, "r1").run()):
+        await wait_until(lambda: all_done(bench, batch_id))
+        (report,) = await board.read_reports()
+    assert report.alone
+    assert report.window == 4
+
+
+async def test_reports_and_allotments_expire(board: CapacityBoard, fast: Settings) -> None:
+    await board.publish_report(CapacityReport(replica_id="r1", model="m", state="serving", window=1))
+    await board.publish_allotments({"r1": Allotment(3, ("b1", "b2"))})
+    assert [report.replica_id for report in await board.read_reports()] == ["r1"]
+    assert await board.read_allotment("r1") == Allotment(3, ("b1", "b2"))
+    assert await board.read_allotment("r2") is None
+
+    async def gone() -> bool:
+        return await board.read_reports() == [] and await board.read_allotment("r1") is None
+
+    await wait_until(gone)

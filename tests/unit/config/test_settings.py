@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conserve.config import Settings, SettingsError, load_settings
+
+
+def test_defaults_hold() -> None:
+    settings = load_settings({}, {})
+    assert settings.model.served_name == "smollm2-135m-instruct"
+    assert settings.state_dir.is_absolute()
+    assert settings.files_url == str(settings.state_dir / "files")
+
+
+def test_environment_wins_over_file() -> None:
+    environ = {"CONSERVE_REPLICAS": "3", "CONSERVE_JOBS__REDIS_URL": "redis://a:1/0", "CONSERVE_STATE_DIR": "/tmp/s"}
+    settings = load_settings({"replicas": 2, "jobs": {"max_attempts": 2}}, environ)
+    assert (settings.replicas, settings.jobs.redis_url, settings.jobs.max_attempts) == (3, "redis://a:1/0", 2)
+    assert settings.state_dir == Path("/tmp/s")
+
+
+def test_structured_setting_from_environment() -> None:
+    settings = load_settings({}, {"CONSERVE_ENGINE__EXTRA_ARGS": "{seed: 7}"})
+    assert settings.engine.extra_args == {"seed": 7}
+
+
+@pytest.mark.parametrize(
+    ("args", "environ", "parts"),
+    [
+        ({"jobs": {"redis_urll": "x"}}, {}, ["jobs.redis_urll", "no such setting", "jobs.redis_url"]),
+        ({"replicas": 0}, {}, ["replicas", "greater than or equal to 1", "0"]),
+        ({"jobs": {"redis_url": "http://x"}}, {}, ["jobs.redis_url", "redis://", "'http://x'"]),
+        ({"harvest": {"open_at_kv_usage": 0.9}}, {}, ["harvest", "open_at_kv_usage", "less than"]),
+        ({"harvest": {"allotment_ttl_ms": 300}}, {}, ["harvest", "allotment_ttl_ms", "twice"]),
+        ({"engine": {"extra_args": {"scheduling_policy": "fcfs"}}}, {}, ["engine.extra_args", "scheduling_policy"]),
+        ({"engine": {"extra_args": {"max_num_seqs": 4}}}, {}, ["engine.extra_args", "engine.max_num_seqs"]),
+        ({"engine": {"device": "tpu"}}, {}, ["engine.device", "'cpu'", "'tpu'"]),
+        ({"engine": {"cpu_threads_bind": "all"}}, {}, ["engine.cpu_threads_bind", "'all'"]),
+        ({}, {"CONSERVE_REPLICA": "2"}, ["CONSERVE_REPLICA", "no such setting", "CONSERVE_REPLICAS"]),
+        ({}, {"CONSERVE_REPLICAS": "many"}, ["replicas", "integer", "'many'"]),
+    ],
+)
+def test_wrong_setting_is_refused_by_name(args: dict[str, Any], environ: dict[str, str], parts: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(args, environ)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_variables_that_are_no_settings_are_left_alone() -> None:
+    environ = {"CONSERVE_URL": "http://x", "CONSERVE_TEST_REDIS_URL": "redis://x", "CONSERVE_CACHE": "/c"}
+    assert load_settings({}, environ) == load_settings({}, {})
+
+
+def test_settings_survive_the_way_through_a_serve_configuration() -> None:
+    settings = load_settings({"replicas": 2, "engine": {"extra_args": {"seed": 1}}}, {})
+    assert Settings.model_validate(settings.to_args()) == settings
+
+
+def test_with_redis_url_changes_nothing_else() -> None:
+    settings = load_settings({"jobs": {"max_attempts": 2}}, {})
+    changed = settings.with_redis_url("unix:///s")
+    assert changed.jobs.redis_url == "unix:///s"
+    assert changed.with_redis_url("embedded") == settings

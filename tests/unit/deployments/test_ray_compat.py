@@ -1,0 +1,38 @@
+"""Says which name of Ray is gone when a version moves it."""
+
+from __future__ import annotations
+
+import inspect
+
+import ray
+from ray.serve.llm.deployment import LLMServer
+from ray.serve.llm.ingress import OpenAiIngress
+
+from deployments import ray_compat
+
+
+def test_version_is_a_tested_one() -> None:
+    assert ray.__version__.startswith("2.60."), f"Ray {ray.__version__}: run all tests with it, then change this"
+
+
+def test_server_methods_are_overridden_as_they_are() -> None:
+    for name in ("chat", "completions"):
+        method = getattr(LLMServer, name)
+        assert inspect.iscoroutinefunction(method), f"LLMServer.{name} is no coroutine function any more"
+        assert list(inspect.signature(method).parameters) == ["self", "request", "raw_request_info"]
+
+
+def test_server_keeps_its_engine_under_this_name() -> None:
+    server = LLMServer.sync_init.__func__.__code__.co_names
+    assert "_init_shared" in server, "LLMServer is built otherwise; see ray_compat.find_engine"
+    assert "engine" in LLMServer._init_shared.__code__.co_names
+
+
+def test_front_has_the_routes_we_map() -> None:
+    for name in ("models", "model_data", "chat", "completions"):
+        assert callable(getattr(OpenAiIngress, name)), f"OpenAiIngress.{name} is gone"
+
+
+def test_error_has_what_is_shown() -> None:
+    error = ray_compat.OpenAIHTTPException(status_code=400, message="m", type="t")
+    assert (error.status_code, error.message) == (400, "m")

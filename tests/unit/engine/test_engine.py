@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from conserve.engine.contract import EngineFault
+from conserve.engine.engine import CoServeEngine
+from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
+
+CHAT = "/v1/chat/completions"
+BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+
+
+class Answer(BaseModel):
+    id: str = "chatcmpl-1"
+    usage: dict[str, int] = {"prompt_tokens": 5, "completion_tokens": 7}
+
+
+class Refusal(BaseModel):
+    error: dict[str, Any]
+
+
+class FakeServing:
+    """Stands for the OpenAI layer; like vLLM 0.32 it answers a cancelled call with an error body."""
+
+    def __init__(self, answer: Any = None, fault: Exception | None = None, hangs: bool = False) -> None:
+        self.answer = answer or Answer()
+        self.fault = fault
+        self.hangs = hangs
+        self.requests: list[Any] = []
+        self.asked = asyncio.Event()
+        self.let_go = 0
+
+    async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
+        self.requests.append(request)
+        self.asked.set()
+        if self.fault:
+            raise self.fault
+        if self.hangs:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.let_go += 1
+                yield Refusal(error={"message": "Client disconnected", "code": 400})
+                return
+        yield self.answer
+
+    completions = chat
+
+
+async def test_offline_request_gets_its_priority_whatever_the_line_says() -> None:
+    serving = FakeServing()
+    engine = CoServeEngine(serving)
+    result = await engine.offline(CHAT, {**BODY, "priority": -5, "stream": True}, 10)
+    assert result.status_code == 200
+    assert (result.prompt_tokens, result.output_tokens) == (5, 7)
+    (request,) = serving.requests
+    assert request.priority == OFFLINE_PRIORITY > ONLINE_PRIORITY
+    assert request.stream is False
+    stats = engine.stats()
+    assert (stats.offline_requests, stats.offline_prompt_tokens, stats.offline_output_tokens) == (1, 5, 7)
+    assert stats.offline_running == 0
+
+
+async def test_completions_go_their_own_way() -> None:
+    serving = FakeServing()
+    await CoServeEngine(serving).offline("/v1/completions", {"model": "m", "prompt": "once"}, 10)
+    assert serving.requests[0].prompt == "once"
+
+
+async def test_wrong_body_is_answered_not_raised() -> None:
+    result = await CoServeEngine(FakeServing()).offline(CHAT, {"model": "m", "messages": "x"}, 10)
+    assert result.status_code == 400
+    assert "messages" in result.body["error"]["message"]
+
+
+async def test_refusal_of_the_engine_is_an_answer() -> None:
+    serving = FakeServing(Refusal(error={"message": "prompt too long", "code": 400}))
+    result = await CoServeEngine(serving).offline(CHAT, BODY, 10)
+    assert (result.status_code, result.body["error"]["message"]) == (400, "prompt too long")
+
+
+@pytest.mark.parametrize(
+    "serving",
+    [
+        FakeServing(fault=RuntimeError("engine died")),
+        FakeServing(Refusal(error={"message": "engine died", "code": 500})),
+    ],
+)
+async def test_fault_of_the_engine_may_be_tried_again(serving: FakeServing) -> None:
+    with pytest.raises(EngineFault, match="engine died"):
+        await CoServeEngine(serving).offline(CHAT, BODY, 10)
+
+
+async def test_time_is_bounded() -> None:
+    serving = FakeServing(hangs=True)
+    engine = CoServeEngine(serving)
+    with pytest.raises(EngineFault, match=r"0\.01 s"):
+        await engine.offline(CHAT, BODY, 0.01)
+    assert serving.let_go == 1
+    assert engine.stats().offline_running == 0
+
+
+async def test_cancellation_comes_through_though_the_engine_swallows_it() -> None:
+    serving = FakeServing(hangs=True)
+    engine = CoServeEngine(serving)
+    task = asyncio.create_task(engine.offline(CHAT, BODY, 60))
+    await serving.asked.wait()
+    assert engine.stats().offline_running == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert serving.let_go == 1
+    assert engine.stats().offline_running == 0
+
+
+async def test_online_requests_are_counted_until_they_end() -> None:
+    engine = CoServeEngine(FakeServing())
+    gate = asyncio.Event()
+
+    async def answer() -> AsyncIterator[str]:
+        await gate.wait()
+        yield "a"
+        yield "b"
+
+    stream = engine.online(answer())
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    assert (engine.stats().online_waiting, engine.stats().online_running) == (1, 0)
+    gate.set()
+    assert await first == "a"
+    assert (engine.stats().online_waiting, engine.stats().online_running) == (0, 1)
+    await stream.aclose()
+    stats = engine.stats()
+    assert (stats.online_waiting, stats.online_running, stats.online_requests) == (0, 0, 1)
+    assert stats.online_busy_s > 0
