@@ -89,8 +89,8 @@ def status(url: UrlOption = DEFAULT_URL) -> None:
 
 
 def _replica_table(replicas: list[dict[str, Any]]) -> Table:
-    table = Table("replica", "model", "state", title="Replicas", title_justify="left")
-    for name in ("window", "offline running", "online running", "online waiting", "KV use"):
+    table = Table("replica", "model", "state", title="Replicas (requests in their engines)", title_justify="left")
+    for name in ("window", "offline", "online", "waiting", "KV use"):
         table.add_column(name, justify="right")
     for replica in replicas:
         table.add_row(

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -49,9 +49,15 @@ def ensure_running(state_dir: Path) -> str:
     folder.chmod(0o700)
     socket = _socket_path(state_dir)
     with _lock(folder):
-        if not is_running(state_dir):
-            _start(folder, socket)
-        _wait_until_ready(folder, socket)
+        try:
+            if not is_running(state_dir):
+                _start(folder, socket)
+            _wait_until_ready(folder, socket)
+        except KeyboardInterrupt:
+            # A server that has been forked and has not yet written its pid would not be found by `stop`.
+            with suppress(EmbeddedServerError):
+                _wait_until_ready(folder, socket)
+            raise
     return f"unix://{quote(str(socket))}"
 
 

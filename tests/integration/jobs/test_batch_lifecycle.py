@@ -14,7 +14,7 @@ from conserve.jobs.batch import ClaimedRequest
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.results import FinishedRequest, ResultWriter
-from tests.integration.jobs.bench import LONG_MS, URL, Bench, make_input, make_line
+from tests.integration.bench import LONG_MS, URL, Bench, make_input, make_line
 
 
 async def crashing_worker(bench: Bench, batch_id: str, chance: random.Random) -> None:

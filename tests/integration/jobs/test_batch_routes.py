@@ -14,7 +14,7 @@ from openai import AsyncOpenAI
 from conserve.config import Settings
 from conserve.jobs.service import JobService
 from deployments.batch_routes import build_batch_router, install_error_handlers
-from tests.integration.jobs.bench import LONG_MS, MODEL, URL, Bench, make_input
+from tests.integration.bench import LONG_MS, MODEL, URL, Bench, make_input
 
 BASE = "http://test"
 

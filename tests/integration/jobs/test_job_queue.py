@@ -11,7 +11,7 @@ from conserve.jobs.batch import RenewResult, ResultRef
 from conserve.jobs.errors import ValidatorReplacedError
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.validation import RequestRange
-from tests.integration.jobs.bench import LONG_MS, Bench
+from tests.integration.bench import LONG_MS, Bench
 
 
 async def test_claims_are_in_order_and_never_the_same(bench: Bench, queue: JobQueue) -> None:

@@ -14,7 +14,7 @@ from conserve.jobs.catalog import FileCatalog
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.storage import Storage
-from tests.integration.jobs.bench import LONG_MS, Bench, make_input
+from tests.integration.bench import LONG_MS, Bench, make_input
 
 STEPS: list[tuple[type, str, int]] = [
     (JobQueue, "begin_enqueue", 1),

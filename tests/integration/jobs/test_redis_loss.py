@@ -15,7 +15,7 @@ from conserve.jobs import embedded
 from conserve.jobs.connection import connect
 from conserve.jobs.files import FileStore
 from conserve.jobs.results import FinishedRequest, ResultWriter
-from tests.integration.jobs.bench import LONG_MS, Bench
+from tests.integration.bench import LONG_MS, Bench
 
 
 async def test_a_batch_survives_the_loss_of_redis(tmp_path: Path) -> None:

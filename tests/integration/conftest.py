@@ -20,7 +20,7 @@ from conserve.jobs import embedded
 from conserve.jobs.connection import connect
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
-from tests.integration.jobs.bench import Bench
+from tests.integration.bench import Bench
 
 SERVERS = ["embedded"]
 if shutil.which("redis-server"):
