@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -9,6 +10,7 @@ from ray.serve.llm import LLMConfig
 
 from conserve.config import Settings
 from conserve.models import resolve_model
+from deployments.local_model import SkipDownload
 from deployments.replica import ConServeReplica
 
 STREAM_BATCHING_INTERVAL_MS = 0
@@ -53,11 +55,11 @@ def build_llm_config(settings: Settings) -> LLMConfig:
         engine_kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
     engine_kwargs |= engine.extra_args
 
+    model = resolve_model(settings.model.source)
+    is_folder = Path(model).is_dir()
     return LLMConfig(
-        model_loading_config={
-            "model_id": settings.model.served_name,
-            "model_source": resolve_model(settings.model.source),
-        },
+        model_loading_config={"model_id": settings.model.served_name, "model_source": model},
+        callback_config={"callback_class": SkipDownload} if is_folder else {},
         engine_kwargs=engine_kwargs,
         accelerator_type=engine.accelerator_type,
         accelerator_config={"kind": device},

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException, to_model_metadata
 from ray.llm._internal.serve.core.protocol import RawRequestInfo
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 __all__ = [
     "BackPressureError",
+    "CallbackBase",
     "DeploymentUnavailableError",
     "OpenAIHTTPException",
     "RawRequestInfo",
