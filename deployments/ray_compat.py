@@ -10,6 +10,7 @@ from typing import Any
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException, to_model_metadata
 from ray.llm._internal.serve.core.protocol import RawRequestInfo
+from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DeploymentUnavailableError",
     "OpenAIHTTPException",
     "RawRequestInfo",
+    "VLLMEngine",
     "find_engine",
     "to_model_metadata",
 ]

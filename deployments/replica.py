@@ -21,6 +21,7 @@ from conserve.jobs.files import FileStore
 from conserve.jobs.link import RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
 from deployments.ray_compat import RawRequestInfo, find_engine
+from deployments.serving_engine import ServingEngine
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +40,7 @@ class ConServeReplica(LLMServer):
     async def __init__(self, llm_config: LLMConfig, settings: Settings) -> None:  # type: ignore[misc]
         self._settings = settings
         bind_cpu_threads(settings)
-        await super().__init__(llm_config)
+        await super().__init__(llm_config, engine_cls=ServingEngine)
         self._co_engine = CoServeEngine(find_engine(self))
         self._harvesting = asyncio.create_task(keep_connected(settings, self._harvest))
 

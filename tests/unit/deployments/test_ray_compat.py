@@ -36,3 +36,11 @@ def test_front_has_the_routes_we_map() -> None:
 def test_error_has_what_is_shown() -> None:
     error = ray_compat.OpenAIHTTPException(status_code=400, message="m", type="t")
     assert (error.status_code, error.message) == (400, "m")
+
+
+def test_engine_is_started_through_the_method_we_override() -> None:
+    names = ray_compat.VLLMEngine.start.__code__.co_names
+    assert "_start_async_llm_engine" in names, "Ray's VLLMEngine starts vLLM otherwise; see ServingEngine"
+    expected = ["self", "vllm_engine_args", "vllm_engine_config", "placement_group"]
+    assert list(inspect.signature(ray_compat.VLLMEngine._start_async_llm_engine).parameters) == expected
+    assert "engine_cls" in inspect.signature(LLMServer.__init__).parameters

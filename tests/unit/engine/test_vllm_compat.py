@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import threading
+import time
 
 import vllm
 
@@ -39,3 +41,32 @@ def test_our_stat_logger_is_found_as_a_plugin() -> None:
     from conserve.engine.stats import GaugeStatLogger
 
     assert GaugeStatLogger in load_stat_logger_plugin_factories(), "set-up has not installed the entry point"
+
+
+def test_busy_waiting_can_be_limited_and_no_message_waits_for_a_lost_call() -> None:
+    writer = vllm_compat.MessageQueue(n_reader=1, n_local_reader=1)
+    reader = vllm_compat.MessageQueue.create_from_handle(writer.export_handle(), 0)
+    condition = reader._spin_condition
+    assert condition.busy_loop_s > 0, "vLLM does not spin any more: SleepingMultiprocExecutor can go"
+    vllm_compat.limit_busy_waiting(reader, 0.0, 10)
+    # As when every wake-up call is lost.
+    writer._spin_condition.notify = lambda: None
+
+    def write() -> None:
+        for number in range(5):
+            time.sleep(0.02)
+            writer.enqueue(number)
+
+    thread = threading.Thread(target=write)
+    try:
+        thread.start()
+        assert [reader.dequeue(timeout=20) for _ in range(5)] == list(range(5))
+    finally:
+        thread.join()
+        reader.shutdown()
+        writer.shutdown()
+
+
+def test_executor_calls_our_hook() -> None:
+    names = vllm_compat.MultiprocExecutor._init_executor.__code__.co_names
+    assert "_post_init_executor" in names, "vLLM's MultiprocExecutor does not call _post_init_executor any more"
