@@ -21,6 +21,7 @@ from rich.text import Text
 
 from conserve.config import SettingsError
 from conserve.launch.interruption import Interruption
+from conserve.telemetry.logs import configure_program_logs
 
 STARTING = "Bringing the application up"
 INTERRUPTED = 130
@@ -204,6 +205,7 @@ def main(
     ] = Path("serve_config.yaml"),
 ) -> None:
     """Interactive chat alone, then beside a batch of summaries on the same engine: what is harvested, what it costs."""
+    configure_program_logs()
     if base_url is not None and not base_url.startswith(("http://", "https://")):
         raise typer.BadParameter("must start with http:// or https://", param_hint="--base-url")
     options = DemoOptions(

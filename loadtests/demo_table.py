@@ -30,7 +30,7 @@ def render_table(report: Report) -> RenderableType:
     alone, harvesting = report.runs[ALONE], report.runs[HARVESTING]
     table = Table(title=f"{report.model} on {report.machine}", title_justify="left", header_style="bold")
     table.add_column("", no_wrap=True)
-    for column in ("chat alone", "while harvesting", "ratio"):
+    for column in ("chat alone", "harvesting", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
     for label, name in (("TTFT", "ttft"), ("TBT", "tbt")):
         for at in ("p50", "p99"):
@@ -40,7 +40,7 @@ def render_table(report: Report) -> RenderableType:
                 _format_ms(getattr(harvesting, f"{name}_ms"), at),
                 _format_ratio(report.ratios.get(f"{name}_{at}_vs_online_only")),
             )
-    table.add_row("Chats answered / failed", _format_chats(alone), _format_chats(harvesting), "", end_section=True)
+    table.add_row("Chats done/failed", _format_chats(alone), _format_chats(harvesting), "", end_section=True)
     for label, left, right, ratio in _offline_rows(report, alone, harvesting):
         if right is not None:
             table.add_row(label, left or "", right, ratio or "")
@@ -73,27 +73,27 @@ def _offline_rows(
     busy_s, share = harvesting.offline_busy_s, harvesting.offline_busy_share
     return [
         (
-            "Batch done / failed / total",
+            "Batch done/failed/of",
             None,
             f"{batch.completed} / {batch.failed} / {batch.total}" if batch is not None else None,
             None,
         ),
-        ("Offline prompt tokens/s", None, _format(harvesting.offline_prompt_tokens_per_s, "{:,.0f}"), None),
-        ("Offline output tokens/s", None, _format(harvesting.offline_output_tokens_per_s, "{:.1f}"), None),
+        ("Offline prompt tok/s", None, _format(harvesting.offline_prompt_tokens_per_s, "{:,.0f}"), None),
+        ("Offline output tok/s", None, _format(harvesting.offline_output_tokens_per_s, "{:.1f}"), None),
         (
-            "All tokens/s",
+            "All tok/s",
             _format(alone.total_tokens_per_s, "{:.0f}"),
             _format(harvesting.total_tokens_per_s, "{:,.0f}"),
             _format_ratio(report.ratios.get("total_vs_online_only")),
         ),
         (
-            "Engine time harvested",
+            "Engine harvested",
             None,
             f"{busy_s:.0f} s ({100 * share:.0f} %)" if busy_s is not None and share is not None else None,
             None,
         ),
         ("Engine CPU time", _format_cpu(alone), _format_cpu(harvesting), None),
-        ("CPU time harvested", None, _format(harvesting.harvested_cpu_s, "{:.0f} s"), None),
+        ("CPU harvested", None, _format(harvesting.harvested_cpu_s, "{:.0f} s"), None),
     ]
 
 
@@ -111,12 +111,12 @@ def _captions(report: Report) -> list[str]:
         )
     if harvesting.offline_busy_s is not None:
         lines.append(
-            "Engine time harvested: seconds with at least one offline request in the engine, and their share of that."
+            "Engine harvested: seconds with at least one offline request in the engine, and their share of that."
         )
     if harvesting.engine_cpu_s is not None:
-        lines.append("Engine CPU time: of the engine's processes; in brackets, cores kept busy on average.")
+        lines.append("Engine CPU time: of the engine's processes, and the cores that they kept busy on average.")
     if harvesting.harvested_cpu_s is not None:
-        lines.append("CPU time harvested: engine CPU time beyond what chat alone takes in as many seconds.")
+        lines.append("CPU harvested: engine CPU time beyond what chat alone takes in as many seconds.")
     return lines
 
 
@@ -134,7 +134,7 @@ def _format_ms(values: Percentiles | None, at: str) -> str:
 def _format_ratio(ratio: Ratio | None) -> str:
     if ratio is None:
         return ""
-    interval = f" ({ratio.min:.2f}-{ratio.max:.2f})" if ratio.min is not None and ratio.max is not None else ""
+    interval = f" ({ratio.min:.1f}-{ratio.max:.1f})" if ratio.min is not None and ratio.max is not None else ""
     return f"{ratio.median:.2f}{interval}"
 
 
@@ -145,4 +145,4 @@ def _format_chats(run: RunReport) -> str:
 def _format_cpu(run: RunReport) -> str | None:
     if run.engine_cpu_s is None or not run.engine_cpu_duration_s:
         return None
-    return f"{run.engine_cpu_s:.0f} s ({run.engine_cpu_s / run.engine_cpu_duration_s:.1f} cores)"
+    return f"{run.engine_cpu_s:.0f} s, {run.engine_cpu_s / run.engine_cpu_duration_s:.1f} cores"

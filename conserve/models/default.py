@@ -27,8 +27,12 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 # Raise it when unpacking writes something else: folders of an older revision are unpacked again.
-UNPACK_REVISION = 1
+UNPACK_REVISION = 2
 LOCK_TIMEOUT_S = 600
+
+# What the model's card recommends. Without it a client that sets no temperature gets 1, at which a model of this size
+# talks nonsense.
+SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 
 
 class ModelError(RuntimeError):
@@ -126,6 +130,7 @@ def _unpack(gguf: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
         # GGUF does not carry it, and without it the tokenizer allows any length.
         tokenizer.model_max_length = model.config.max_position_embeddings
+        model.generation_config.update(**SAMPLING)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     for file in folder.iterdir():

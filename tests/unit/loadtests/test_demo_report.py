@@ -69,7 +69,7 @@ def test_the_table_shows_what_is_known() -> None:
     print_result(console, make_report(ALONE, HARVESTING, BATCH, "smol"), [Sample("a [bold]document", "It is. " * 90)])
     assert isinstance(console.file, io.StringIO)
     printed = console.file.getvalue()
-    for text in ("100 ms", "200 ms", "2.00 (2.00-2.00)", "48 / 0 / 48", "18 s (90 %)", "36 s (1.8 cores)", "26 s"):
+    for text in ("100 ms", "200 ms", "2.00 (2.0-2.0)", "48 / 0 / 48", "18 s (90 %)", "36 s, 1.8 cores", "26 s"):
         assert text in printed
     assert "a [bold]document: It is." in printed
     assert " ..." in printed

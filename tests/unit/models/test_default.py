@@ -127,3 +127,4 @@ def test_unpacked_model_is_what_an_engine_needs() -> None:
     generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     assert names[generation["eos_token_id"]] == "<|im_end|>"
     assert "<|im_start|>assistant" in (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    assert (generation["temperature"], generation["top_p"]) == (0.2, 0.9), "what the model's card recommends"
