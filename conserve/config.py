@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 ENV_PREFIX = "CONSERVE_"
 ENV_NESTING = "__"
@@ -26,7 +27,6 @@ ENV_NOT_SETTINGS = frozenset(
         "CONSERVE_CONFIG",
         "CONSERVE_DEVICE",
         "CONSERVE_STACK_ID",
-        "CONSERVE_TRACES",
         "CONSERVE_URL",
         "CONSERVE_UV",
     }
@@ -66,7 +66,7 @@ class EngineSettings(_Section):
     """The vLLM engine of each replica."""
 
     device: Literal["auto", "cpu", "gpu"] = Field(
-        "auto", description="`auto` takes the GPU when PyTorch sees one, otherwise the CPU."
+        "auto", description="`auto` takes GPUs when the Ray cluster has any, otherwise CPUs."
     )
     accelerator_type: str | None = Field(None, description="Ray's accelerator type, such as `H100`, when GPUs differ.")
     tensor_parallel_size: int = Field(1, ge=1, le=64)
@@ -79,7 +79,7 @@ class EngineSettings(_Section):
     cpu_threads_bind: str = Field(
         "auto",
         pattern=r"^(auto|nobind|\d+(-\d+)?(,\d+(-\d+)?)*(\|\d+(-\d+)?(,\d+(-\d+)?)*)*)$",
-        description="Cores of a CPU replica: `auto` gives each replica of a node its own share, or `0-3`, `nobind`.",
+        description="Cores of a CPU replica: `auto` divides those of its node by `replicas`; or `0-3`, or `nobind`.",
     )
     extra_args: dict[str, Any] = Field(
         default_factory=dict, description="Further vLLM engine arguments, passed on as they are."
@@ -164,8 +164,15 @@ class HttpSettings(_Section):
     """Limits of the HTTP front."""
 
     max_queued_requests: int = Field(
-        256, ge=-1, description="Online requests that may wait for a replica; further ones get 429. -1: no limit."
+        256, description="Online requests that may wait for a replica; further ones get 429. -1: no limit."
     )
+
+    @field_validator("max_queued_requests")
+    @classmethod
+    def _check_queue_limit(cls, value: int) -> int:
+        if value != -1 and value < 1:
+            raise ValueError("must be -1 (no limit) or at least 1")
+        return value
 
 
 class Settings(_Section):
@@ -224,7 +231,8 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    paths = {_variable_of(path): path for path in _setting_paths(Settings)}
+    fields = dict(_setting_fields(Settings))
+    paths = {_variable_of(path): path for path in fields}
     for variable, text in sorted(environ.items()):
         if not variable.startswith(ENV_PREFIX) or variable in ENV_NOT_SETTINGS or variable.startswith(ENV_TEST_PREFIX):
             continue
@@ -234,11 +242,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         *sections, name = paths[variable]
         for section in sections:
             target = target.setdefault(section, {})
-        # YAML gives the types that the same text would have in serve_config.yaml.
-        try:
-            target[name] = yaml.safe_load(text) if text.strip() else text
-        except yaml.YAMLError:
-            target[name] = text
+        target[name] = _read_value(text, fields[paths[variable]])
     return found
 
 
@@ -246,17 +250,29 @@ def _variable_of(path: tuple[str, ...]) -> str:
     return ENV_PREFIX + ENV_NESTING.join(path).upper()
 
 
-def _setting_paths(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def _read_value(text: str, field: FieldInfo) -> Any:
+    if field.annotation in (str, str | None, Path) or not text.strip():
+        return text
+    # YAML gives the types that the same text would have in serve_config.yaml.
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _setting_fields(
+    section: type[BaseModel], prefix: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _setting_paths(field.annotation, (*prefix, name))
+            yield from _setting_fields(field.annotation, (*prefix, name))
         else:
-            yield (*prefix, name)
+            yield (*prefix, name), field
 
 
 def _explain(error: ValidationError) -> str:
     lines = []
-    names = [".".join(path) for path in _setting_paths(Settings)]
+    names = [".".join(path) for path, _ in _setting_fields(Settings)]
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":

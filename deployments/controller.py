@@ -15,6 +15,7 @@ from conserve.jobs.files import FileStore
 from conserve.jobs.lifecycle import BatchKeeper
 from conserve.jobs.link import RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
+from conserve.telemetry.logs import configure_service_logs
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +34,7 @@ class ConServeController:
     """
 
     def __init__(self, settings: Settings, redis_url: str, models: list[str]) -> None:
+        configure_service_logs()
         self._settings = settings
         self._redis_url = redis_url
         self._models = models

@@ -9,6 +9,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from conserve.engine.vllm_compat import VLLMClientError
 from deployments.batch_routes import install_error_handlers as install_api_error_handlers
 from deployments.ray_compat import BackPressureError, OpenAIHTTPException
 
@@ -44,6 +45,11 @@ def install_error_handlers(app: FastAPI) -> None:
         # vLLM names the field in its message only, and Ray Serve LLM passes no more than the message on.
         named = re.search(r"\(parameter=(\w+)", error.message)
         return error_response(error.status_code, error.message, param=named[1] if named else None)
+
+    @app.exception_handler(VLLMClientError)
+    async def _invalid_for_engine(request: Request, error: VLLMClientError) -> JSONResponse:
+        # Raised by the request's own validators, outside what Ray Serve LLM maps.
+        return error_response(400, str(error), param=getattr(error, "parameter", None))
 
     @app.exception_handler(StarletteHTTPException)
     async def _http_error(request: Request, error: HTTPException) -> JSONResponse:

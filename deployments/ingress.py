@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,17 +16,14 @@ from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
 from conserve.jobs.errors import ApiError
 from conserve.jobs.files import FileStore
-from conserve.jobs.link import RedisClient, keep_connected
+from conserve.jobs.link import OUTAGES, RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
+from conserve.telemetry.logs import configure_service_logs
 from deployments.errors import error_response
-from deployments.ray_compat import DeploymentUnavailableError
+from deployments.readiness import ReadinessProbe
 from deployments.status import Status, build_status
 
-READY_TIMEOUT_S = 2.0
-READY_CACHE_S = 0.5
-SILENCE_TOLERATED_S = 30.0
-"""A replica that hangs is replaced by Serve's health check after so long; until then its neighbours count."""
 STOP_TIMEOUT_S = 5.0
 
 ENDPOINTS: dict[str, Callable[[FastAPI], Any]] = {
@@ -58,11 +54,11 @@ class ConServeIngress(OpenAiIngress):
         settings: Settings,
         controller: DeploymentHandle[Any],
     ) -> None:
+        configure_service_logs()
         super().__init__(llm_deployments, model_cards)
-        self._handles = dict(llm_deployments)
+        self._models = list(llm_deployments)
         self._settings = settings
-        self._answered_at_s = float("-inf")
-        self._asked_at_s = float("-inf")
+        self._probe = ReadinessProbe(llm_deployments.values())
         self._jobs: JobService | None = None
         self._queue: JobQueue | None = None
         self._board: CapacityBoard | None = None
@@ -81,7 +77,7 @@ class ConServeIngress(OpenAiIngress):
 
     async def health(self) -> JSONResponse:
         """200 when a replica can answer, 503 when none can."""
-        if await self._is_ready():
+        if await self._probe.is_ready():
             return JSONResponse({"status": "ok"})
         return error_response(503, "No replica is ready.", code="not_ready", retry_after_s=1)
 
@@ -89,7 +85,10 @@ class ConServeIngress(OpenAiIngress):
         """Replicas with their harvest windows, and the batches that have not ended."""
         if self._board is None or self._queue is None:
             raise _no_queue()
-        return build_status(await self._board.read_reports(), await self._queue.active_summaries())
+        try:
+            return build_status(await self._board.read_reports(), await self._queue.active_summaries())
+        except OUTAGES:
+            raise _no_queue() from None
 
     async def __del__(self) -> None:
         self._link.cancel()
@@ -99,29 +98,11 @@ class ConServeIngress(OpenAiIngress):
         settings = self._settings
         self._queue = JobQueue(redis, settings)
         self._board = CapacityBoard(redis, settings.jobs.namespace, settings.harvest.allotment_ttl_ms)
-        self._jobs = JobService(redis, FileStore(settings.files_url), settings, list(self._handles))
+        self._jobs = JobService(redis, FileStore(settings.files_url), settings, self._models)
         try:
             await asyncio.Event().wait()
         finally:
             self._jobs = self._queue = self._board = None
-
-    async def _is_ready(self) -> bool:
-        now_s = time.monotonic()
-        if now_s - self._asked_at_s >= READY_CACHE_S:
-            self._asked_at_s = now_s
-            for handle in self._handles.values():
-                # A broadcast does not wait behind online requests, unlike a call that is routed.
-                asked = handle.broadcast("answers")
-                try:
-                    answers = await asked.results_async(timeout_s=READY_TIMEOUT_S, return_exceptions=True)
-                except TimeoutError:
-                    continue
-                except DeploymentUnavailableError:
-                    self._answered_at_s = float("-inf")
-                    continue
-                if any(answer is True for answer in answers):
-                    self._answered_at_s = time.monotonic()
-        return time.monotonic() - self._answered_at_s < SILENCE_TOLERATED_S
 
 
 def find_jobs() -> JobService:

@@ -20,6 +20,7 @@ from conserve.harvest.harvester import Harvester
 from conserve.jobs.files import FileStore
 from conserve.jobs.link import RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
+from conserve.telemetry.logs import configure_service_logs
 from deployments.ray_compat import RawRequestInfo, find_engine
 from deployments.serving_engine import ServingEngine
 
@@ -38,6 +39,7 @@ class ConServeReplica(LLMServer):
 
     # LLMServer's constructor is a coroutine, which Ray Serve awaits.
     async def __init__(self, llm_config: LLMConfig, settings: Settings) -> None:  # type: ignore[misc]
+        configure_service_logs()
         self._settings = settings
         bind_cpu_threads(settings)
         await super().__init__(llm_config, engine_cls=ServingEngine)

@@ -73,23 +73,55 @@ def conduct(options: DemoOptions, make_stack: Callable[[], Stack] | None, consol
     with Interruption() as interruption:
         try:
             try:
-                stack = make_stack() if make_stack is not None else None
-                return _run(options, stack, console, interruption)
+                stack = _make(make_stack) if make_stack is not None else None
+                code = _run(options, stack, console, interruption)
             finally:
                 # A signal that raises before this line disarms the handler itself; so none can stop what follows.
                 interruption.disarm()
         except KeyboardInterrupt:
-            return INTERRUPTED
-        except SettingsError as error:
+            code = INTERRUPTED
+        except (SettingsError, _StackUnusableError) as error:
             _say(console, f"{error}", style="bold red")
-            return 1
+            code = 1
         finally:
             console.show_cursor()
+            is_down = True
             if stack is not None:
                 _say(console, "Interrupted: stopping everything ..." if interruption.requested else "Stopping ...")
-                stack.down()
+                is_down = _take_down(stack, console)
             if interruption.requested:
-                _say(console, "Interrupted. Nothing is left running." if stack is not None else "Interrupted.")
+                is_empty = stack is not None and is_down
+                _say(console, "Interrupted. Nothing is left running." if is_empty else "Interrupted.")
+    return code if is_down else 1
+
+
+class _StackUnusableError(RuntimeError):
+    """There is no stack to bring up. The message says why."""
+
+
+def _launch_errors() -> tuple[type[Exception], ...]:
+    from conserve.jobs.errors import EmbeddedServerError
+    from conserve.launch.ray_head import RayHeadError
+    from conserve.launch.record import StackError
+    from conserve.launch.serve_api import ServeApiError
+
+    return StackError, ServeApiError, EmbeddedServerError, RayHeadError, OSError
+
+
+def _make(make_stack: Callable[[], Stack]) -> Stack:
+    try:
+        return make_stack()
+    except _launch_errors() as error:
+        raise _StackUnusableError(f"The application cannot be brought up: {error}") from error
+
+
+def _take_down(stack: Stack, console: Console) -> bool:
+    try:
+        stack.down()
+    except _launch_errors() as error:
+        _say(console, f"Not everything was stopped: {error}", style="bold red")
+        return False
+    return True
 
 
 def _run(options: DemoOptions, stack: Stack | None, console: Console, interruption: Interruption) -> int:

@@ -86,8 +86,11 @@ def results(
                     sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
             else:
-                response.stream_to_file(output)
-                out.print(f"{output}: {output.stat().st_size} bytes")
+                try:
+                    response.stream_to_file(output)
+                except OSError as error:
+                    raise fail(f"--output: {output} cannot be written: {error.strerror or error}") from None
+                out.print(f"{output}: {output.stat().st_size} bytes", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -11,6 +11,7 @@ import httpx
 import openai
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from conserve.launch.serve_config import DEFAULT_HTTP_PORT
 
@@ -26,12 +27,12 @@ UrlOption = Annotated[
 
 def say_progress(line: str) -> None:
     """Shows one step of something that takes a while."""
-    err.print(line, style="dim")
+    err.print(line, style="dim", markup=False)
 
 
 def fail(message: str, code: int = 1) -> typer.Exit:
     """Shows an error; raise what it returns."""
-    err.print(f"[bold red]error:[/] {message}", markup=True, soft_wrap=True)
+    err.print(f"[bold red]error:[/] {escape(message)}", markup=True, soft_wrap=True)
     return typer.Exit(code)
 
 
@@ -50,3 +51,7 @@ def explain_errors(url: str) -> Iterator[None]:
         raise fail(f"{body.get('message') or error.message} (HTTP {error.status_code})") from None
     except (openai.APIConnectionError, httpx.TransportError):
         raise fail(f"nothing answers at {url}. Is the application up? (`conserve up`, `conserve status`)") from None
+    except openai.APIError as error:  # an error in the middle of a stream, or an answer that is none of the API's
+        raise fail(error.message) from None
+    except httpx.InvalidURL as error:
+        raise fail(f"--url: {url!r} is no URL: {error}", 2) from None

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import httpx
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from conserve.cli.console import DEFAULT_URL, UrlOption, err, explain_errors, fail, out, say_progress
@@ -14,11 +15,14 @@ from conserve.config import SettingsError
 from conserve.jobs.errors import EmbeddedServerError
 from conserve.launch.interruption import Interruption
 from conserve.launch.ray_head import RayHeadError
+from conserve.launch.record import StackError
 from conserve.launch.serve_api import ServeApiError
 from conserve.launch.serve_config import read_serve_config
-from conserve.launch.stack import LocalStack, StackError, read_record, take_down
+from conserve.launch.stack import LocalStack
+from conserve.launch.teardown import take_down
 
 DEFAULT_CONFIG = Path("serve_config.yaml")
+LAUNCH_ERRORS = (StackError, RayHeadError, ServeApiError, EmbeddedServerError, OSError)
 
 ConfigOption = Annotated[
     Path, typer.Option("--file", "-f", envvar="CONSERVE_CONFIG", help="A Ray Serve configuration with our application.")
@@ -39,7 +43,6 @@ def up(
         stack = LocalStack(config, http_port=port, ray_dashboard_url=address)
     except SettingsError as error:
         raise fail(str(error), 2) from None
-    was_up = read_record(stack.config.settings.state_dir) is not None
     with Interruption() as interruption:
         try:
             try:
@@ -49,14 +52,14 @@ def up(
                 interruption.disarm()
         except KeyboardInterrupt:
             err.print("Interrupted; taking down what was started.")
-            stack.down(say_progress)
+            _undo(stack)
             raise typer.Exit(130) from None
-        except (StackError, RayHeadError, ServeApiError, EmbeddedServerError, OSError) as error:
-            if not was_up:
-                stack.down(say_progress)
-            raise fail(str(error)) from None
+        except LAUNCH_ERRORS as error:
+            failure = fail(str(error))
+            _undo(stack)
+            raise failure from None
     name = stack.config.settings.model.served_name
-    out.print(f"[bold]Up:[/] {running.base_url}  (model {name})")
+    out.print(f"[bold]Up:[/] {running.base_url}  (model {escape(name)})", soft_wrap=True)
     out.print(f"Ray dashboard: {running.dashboard_url}   logs: {running.log_dir}", soft_wrap=True)
     hint = "" if running.base_url == DEFAULT_URL else f" --url {running.base_url}"
     out.print(f"Try: conserve chat{hint} 'What is the capital of France?'", soft_wrap=True)
@@ -68,10 +71,11 @@ def down(config: ConfigOption = DEFAULT_CONFIG) -> None:
         state_dir = read_serve_config(config).settings.state_dir
     except SettingsError as error:
         raise fail(str(error), 2) from None
-    if take_down(state_dir, say_progress):
-        out.print("Down.")
-    else:
-        out.print("Nothing was up.")
+    try:
+        was_up = take_down(state_dir, say_progress)
+    except LAUNCH_ERRORS as error:
+        raise fail(str(error)) from None
+    out.print("Down." if was_up else "Nothing was up.")
 
 
 def status(url: UrlOption = DEFAULT_URL) -> None:
@@ -80,12 +84,32 @@ def status(url: UrlOption = DEFAULT_URL) -> None:
         health = httpx.get(f"{url}/health", timeout=10)
         answer = httpx.get(f"{url}/conserve/v1/status", timeout=10)
     out.print("Application:", "[green]ready[/]" if health.is_success else "[yellow]not ready[/]", url)
-    if answer.is_error:
-        raise fail(str(answer.json().get("error", {}).get("message", answer.text)))
-    found = answer.json()
+    found = _read_status(answer)
     out.print(_replica_table(found["replicas"]))
     if found["batches"]:
         out.print(_batch_table(found["batches"]))
+
+
+def _undo(stack: LocalStack) -> None:
+    try:
+        stack.undo(say_progress)
+    except LAUNCH_ERRORS as error:
+        raise fail(f"not everything was taken down: {error}") from None
+
+
+def _read_status(answer: httpx.Response) -> dict[str, Any]:
+    """The status, or one line that says why there is none: Serve's own proxy answers in plain text."""
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    if answer.is_error:
+        error = body.get("error") if isinstance(body, dict) else None
+        said = error.get("message") if isinstance(error, dict) else None
+        raise fail(f"{said or ' '.join(answer.text.split())[:300] or 'no reason given'} (HTTP {answer.status_code})")
+    if not isinstance(body, dict) or not {"replicas", "batches"} <= body.keys():
+        raise fail(f"what answers at {answer.url} is not ConServe")
+    return body
 
 
 def _replica_table(replicas: list[dict[str, Any]]) -> Table:

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import psutil
 from pydantic import BaseModel, ValidationError
 
 from conserve.engine.contract import EngineFault, EngineStats, OfflineResult
+from conserve.engine.cpu_clock import ChildCpuClock
 from conserve.engine.stats import GAUGES
 from conserve.engine.vllm_compat import ChatCompletionRequest, CompletionRequest
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
-
-Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
-ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions")
 
 _REQUEST_TYPES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatCompletionRequest,
@@ -84,23 +81,25 @@ class CoServeEngine:
         self._online_first_tokens = 0
         self._offline_prompt_tokens = 0
         self._offline_output_tokens = 0
-        self._process = psutil.Process()
+        self._cpu_clock = ChildCpuClock()
 
     @staticmethod
     def claim_online(request: Any) -> None:
         """Gives an online request its priority, whatever the client has sent."""
         request.priority = ONLINE_PRIORITY
 
-    async def online(self, responses: AsyncIterator[Item]) -> AsyncGenerator[Item, None]:
+    async def online(self, responses: AsyncGenerator[Item, None]) -> AsyncGenerator[Item, None]:
         """Passes the response stream of an online request on, and counts the request while it is in the engine."""
         answered = False
         with self._online.hold():
             try:
-                async for response in responses:
-                    if not answered:
-                        answered = True
-                        self._online_first_tokens += 1
-                    yield response
+                # Closed with this one, so that the engine lets go of a request whose client has left.
+                async with aclosing(responses):
+                    async for response in responses:
+                        if not answered:
+                            answered = True
+                            self._online_first_tokens += 1
+                        yield response
             finally:
                 if answered:
                     self._online_first_tokens -= 1
@@ -109,7 +108,7 @@ class CoServeEngine:
         """Runs one request of a batch, behind all online work.
 
         Args:
-            endpoint: one of `ENDPOINTS`.
+            endpoint: `/v1/chat/completions` or `/v1/completions`.
             body: the request's body, as the HTTP API takes it. `priority` and `stream` are overwritten.
             timeout_s: seconds until the attempt is given up.
 
@@ -124,6 +123,8 @@ class CoServeEngine:
             request = _REQUEST_TYPES[endpoint].model_validate({**body, "stream": False, "priority": OFFLINE_PRIORITY})
         except ValidationError as error:
             return _refuse(_explain(error))
+        except Exception as error:  # noqa: BLE001 - vLLM 0.32's validators let all kinds through; the body is at fault
+            return _refuse(str(error) or type(error).__name__)
         serve = self._serving.chat if endpoint == "/v1/chat/completions" else self._serving.completions
         with self._offline.hold():
             try:
@@ -152,22 +153,12 @@ class CoServeEngine:
             kv_usage=GAUGES.kv_usage,
             online_busy_s=self._online.busy_s,
             offline_busy_s=self._offline.busy_s,
-            engine_cpu_s=self._engine_cpu_s(),
+            engine_cpu_s=self._cpu_clock.read(),
             online_requests=self._online.total,
             offline_requests=self._offline.total,
             offline_prompt_tokens=self._offline_prompt_tokens,
             offline_output_tokens=self._offline_output_tokens,
         )
-
-    def _engine_cpu_s(self) -> float:
-        total_s = 0.0
-        for child in self._process.children(recursive=True):
-            try:
-                times = child.cpu_times()
-            except psutil.Error:  # it has ended meanwhile
-                continue
-            total_s += times.user + times.system
-        return total_s
 
     def _as_result(self, response: Any) -> OfflineResult:
         body: dict[str, Any] = response.model_dump(mode="json")

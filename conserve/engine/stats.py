@@ -17,11 +17,7 @@ from conserve.engine.vllm_compat import (
 class EngineGauges:
     """The newest figures of the engine in this process. `kv_usage` is the share of KV blocks in use, 0 to 1."""
 
-    running_requests: int = 0
-    waiting_requests: int = 0
     kv_usage: float = 0.0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
 
 
 GAUGES = EngineGauges()
@@ -47,12 +43,7 @@ class GaugeStatLogger(StatLoggerBase):
     ) -> None:
         """Takes the figures of one iteration."""
         if scheduler_stats is not None:
-            GAUGES.running_requests = scheduler_stats.num_running_reqs
-            GAUGES.waiting_requests = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
             GAUGES.kv_usage = scheduler_stats.kv_cache_usage
-        if iteration_stats is not None:
-            GAUGES.prompt_tokens += iteration_stats.num_prompt_tokens
-            GAUGES.generation_tokens += iteration_stats.num_generation_tokens
 
     def log_engine_initialized(self) -> None:
         """Nothing to say at start."""

@@ -10,6 +10,7 @@ from vllm.config import VllmConfig
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue  # private
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest  # unstable
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest  # unstable
+from vllm.exceptions import VLLMClientError  # unstable
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor  # its `_post_init_executor` is private
 from vllm.v1.metrics.loggers import StatLoggerBase  # (unstable) plug-in group `vllm.stat_logger_plugins`
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats  # unstable
@@ -26,6 +27,7 @@ __all__ = [
     "MultiprocExecutor",
     "SchedulerStats",
     "StatLoggerBase",
+    "VLLMClientError",
     "VllmConfig",
     "limit_busy_waiting",
 ]

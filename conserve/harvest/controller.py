@@ -43,7 +43,6 @@ def demands_of(batches: Sequence[ActiveBatch]) -> list[JobDemand]:
             created_at=batch.created_at_ms / 1000,
             expires_at=batch.expires_at_ms / 1000,
             ready=batch.ready,
-            leased=batch.leased,
         )
         for batch in batches
         if batch.status is BatchStatus.IN_PROGRESS and batch.model is not None

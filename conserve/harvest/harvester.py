@@ -36,6 +36,8 @@ LONGEST_RENEWAL_PERIOD_S = 2.0
 FAULT_PAUSE_S = 1.0
 LONGEST_FAULT_PAUSE_S = 30.0
 RETRY_S = 0.5
+STOP_TIMEOUT_S = 5.0
+STOPPED = "the replica was stopped"
 MAX_UNCOMMITTED = 1_000
 """Finished requests that wait for Redis; with more of them nothing is claimed."""
 
@@ -88,6 +90,7 @@ class Harvester:
         self._state: ReplicaState = "serving"
         self._fault_pause_s = FAULT_PAUSE_S
         self._claim_from_s = 0.0
+        self._claiming: asyncio.Future[list[ClaimedRequest]] | None = None
 
     async def run(self) -> None:
         """Harvests until cancelled; then call `drain`."""
@@ -105,15 +108,19 @@ class Harvester:
         self._state = "draining"
         tasks = [task for batch_id in self._held.batch_ids() for task in self._cancel_running(batch_id)]
         if tasks:
-            await asyncio.wait(tasks, timeout=5)
+            await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
         try:
             await self._commit()
             for batch_id in self._held.batch_ids():
                 fences = self._held.fences(batch_id)
-                await self._queue.release(batch_id, fences, count_attempt=False, reason="the replica was stopped")
+                await self._queue.release(batch_id, fences, count_attempt=False, reason=STOPPED)
                 self._held.drop(batch_id, fences)
+            if self._claiming is not None:
+                for claimed in await asyncio.wait_for(self._claiming, STOP_TIMEOUT_S):
+                    fences = {claimed.line: claimed.fence}
+                    await self._queue.release(claimed.batch_id, fences, count_attempt=False, reason=STOPPED)
             await self._board.remove_report(self._replica_id)
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, TimeoutError) as error:
             log.warning("leases not given back; they will run out", error=str(error))
 
     @property
@@ -165,12 +172,19 @@ class Harvester:
             batch = await self._find_batch(batch_id)
             if batch is None:
                 continue
-            claimed = await self._queue.claim(batch_id, room, self._jobs.lease_ms, self._epoch)
+            claimed = await self._claim(batch_id, room)
             for request in claimed:
                 task = asyncio.create_task(self._run(request, batch))
                 self._held.add(request, task)
             if len(claimed) < room:
                 self._source.mark_empty(batch_id)
+
+    async def _claim(self, batch_id: str, room: int) -> list[ClaimedRequest]:
+        # Cancelled in flight, the claim may have happened all the same: `drain` waits for it and gives it back.
+        self._claiming = asyncio.ensure_future(self._queue.claim(batch_id, room, self._jobs.lease_ms, self._epoch))
+        claimed = await asyncio.shield(self._claiming)
+        self._claiming = None
+        return claimed
 
     async def _find_batch(self, batch_id: str) -> Batch | None:
         batch = self._batches.get(batch_id)
@@ -187,13 +201,17 @@ class Harvester:
     async def _run(self, claimed: ClaimedRequest, batch: Batch) -> None:
         try:
             finished = await self._attempt(claimed, batch)
-        except (EngineFault, OSError, EOFError) as fault:
+        except EngineFault as fault:
             log.warning("offline request failed", batch_id=claimed.batch_id, line=claimed.line, reason=str(fault))
-            await self._give_back(claimed, str(fault))
+            await self._give_back(claimed, str(fault), count_attempt=True)
+        except (OSError, EOFError) as error:
+            # The storage is away: the request itself has not been tried.
+            log.warning("input of an offline request not readable", batch_id=claimed.batch_id, error=str(error))
+            await self._give_back(claimed, f"its input could not be read: {error}", count_attempt=False)
         except Exception as error:
             # Whatever it is, the request must not stay leased to a task that has ended.
             log.exception("offline request failed", batch_id=claimed.batch_id, line=claimed.line)
-            await self._give_back(claimed, f"{type(error).__name__}: {error}")
+            await self._give_back(claimed, f"{type(error).__name__}: {error}", count_attempt=True)
         else:
             self._fault_pause_s = FAULT_PAUSE_S
             self._writer.add(finished)
@@ -222,13 +240,15 @@ class Harvester:
             completion_tokens=result.output_tokens,
         )
 
-    async def _give_back(self, claimed: ClaimedRequest, reason: str) -> None:
-        self._claim_from_s = time.monotonic() + self._fault_pause_s
-        self._fault_pause_s = min(2 * self._fault_pause_s, LONGEST_FAULT_PAUSE_S)
-        self._held.drop_claim(claimed)
+    async def _give_back(self, claimed: ClaimedRequest, reason: str, *, count_attempt: bool) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._claim_from_s:  # Several requests that fail together are one incident.
+            self._claim_from_s = now_s + self._fault_pause_s
+            self._fault_pause_s = min(2 * self._fault_pause_s, LONGEST_FAULT_PAUSE_S)
         fences = {claimed.line: claimed.fence}
+        self._held.drop(claimed.batch_id, fences)
         try:
-            await self._queue.release(claimed.batch_id, fences, count_attempt=True, reason=reason)
+            await self._queue.release(claimed.batch_id, fences, count_attempt=count_attempt, reason=reason)
         except (RedisError, OSError) as error:
             log.warning("lease not given back; it will run out", line=claimed.line, error=str(error))
 
@@ -238,7 +258,7 @@ class Harvester:
             renewed = await self._queue.renew(batch_id, fences, self._jobs.lease_ms)
             if renewed.lost:
                 log.info("leases lost", batch_id=batch_id, lines=sorted(renewed.lost))
-                for task in self._held.drop(batch_id, renewed.lost):
+                for task in self._held.drop(batch_id, {line: fences[line] for line in renewed.lost}):
                     task.cancel()
             if renewed.cancelled:
                 await self._stop_batch(batch_id)
@@ -247,7 +267,7 @@ class Harvester:
         running = self._held.running_lines(batch_id)
         fences = {line: fence for line, fence in self._held.fences(batch_id).items() if line in running}
         self._cancel_running(batch_id)
-        self._held.drop(batch_id, running)
+        self._held.drop(batch_id, fences)
         self._batches.pop(batch_id, None)
         await self._commit()
         if fences:
@@ -265,6 +285,6 @@ class Harvester:
         report = await self._writer.flush()
         for settled in (report.accepted, report.refused):
             for batch_id, lines in settled.items():
-                self._held.drop(batch_id, lines)
+                self._held.drop_finished(batch_id, lines)
         for batch_id, lines in report.refused.items():
             log.info("results came too late", batch_id=batch_id, lines=sorted(lines))

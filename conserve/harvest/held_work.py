@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from conserve.jobs.batch import ClaimedRequest
@@ -36,19 +36,30 @@ class HeldWork:
         if held is not None and held.claimed.fence == claimed.fence:
             held.task = None
 
-    def drop(self, batch_id: str, lines: Iterable[int]) -> list[asyncio.Task[None]]:
-        """Forgets requests; the tasks of those still running are given back, to be cancelled."""
-        held_lines = self._held.get(batch_id, {})
-        dropped = [held_lines.pop(line) for line in lines if line in held_lines]
-        if not held_lines:
-            self._held.pop(batch_id, None)
+    def drop(self, batch_id: str, fences: Mapping[int, str]) -> list[asyncio.Task[None]]:
+        """Forgets claims (line -> fence), but none that is newer than the one named.
+
+        Returns:
+            The tasks of those still running, to be cancelled.
+        """
+        lines = self._held.get(batch_id, {})
+        dropped = [
+            lines.pop(line) for line, fence in fences.items() if line in lines and lines[line].claimed.fence == fence
+        ]
+        self._forget_if_empty(batch_id)
         return [held.task for held in dropped if held.task is not None]
 
-    def drop_claim(self, claimed: ClaimedRequest) -> None:
-        """Forgets one request, unless it was claimed again since."""
-        held = self._held.get(claimed.batch_id, {}).get(claimed.line)
-        if held is not None and held.claimed.fence == claimed.fence:
-            self.drop(claimed.batch_id, [claimed.line])
+    def drop_finished(self, batch_id: str, lines: Iterable[int]) -> None:
+        """Forgets finished requests whose commit was answered; a newer claim of the line that runs again stays."""
+        held_lines = self._held.get(batch_id, {})
+        for line in lines:
+            if line in held_lines and held_lines[line].task is None:
+                del held_lines[line]
+        self._forget_if_empty(batch_id)
+
+    def _forget_if_empty(self, batch_id: str) -> None:
+        if not self._held.get(batch_id, True):
+            del self._held[batch_id]
 
     def batch_ids(self) -> list[str]:
         """Batches of which anything is held."""

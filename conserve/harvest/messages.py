@@ -45,7 +45,6 @@ class CapacityReport(_Message):
             state=self.state,
             online_running=self.online_running,
             online_waiting=self.online_waiting,
-            offline_running=self.offline_running,
             kv_usage=self.kv_usage,
         )
 

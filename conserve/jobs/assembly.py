@@ -51,7 +51,7 @@ def assemble(
     failed and what was never done. A file without lines is not made.
 
     Raises:
-        OSError: the storage fails, or a segment is not there.
+        OSError: the storage fails, a segment is not there, or the input file is shorter than it was.
         ValueError: a request of a completed batch has no result.
     """
     path = store.manifest_path(batch.batch_id)
@@ -72,7 +72,10 @@ def assemble(
                 code, message = _NOT_RUN[batch.outcome]
             else:
                 raise ValueError(f"Line {line} of the completed batch {batch.batch_id} has no result.")
-            sinks["error"].write(format_error(batch.batch_id, line, next(custom_ids), code, message))
+            custom_id = next(custom_ids, None)
+            if custom_id is None:  # A StopIteration could not leave the thread: the caller would wait for ever.
+                raise OSError(f"Input file {batch.input_file_id} of batch {batch.batch_id} ends before line {line}.")
+            sinks["error"].write(format_error(batch.batch_id, line, custom_id, code, message))
     manifest = Manifest(batch_id=batch.batch_id, output=sinks["output"].done(), error=sinks["error"].done())
     with store.storage.create(path) as file:
         file.write(manifest.model_dump_json().encode())

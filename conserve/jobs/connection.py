@@ -1,4 +1,4 @@
-"""Connects to Redis and checks that it suits: version, schema of the data, durability."""
+"""Connects to Redis and checks that it suits: version, no cluster, schema of the data, durability."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def connect(settings: Settings) -> Redis:
     Commands are tried again a few times when a connection breaks, so scripts are written to be repeatable.
 
     Raises:
-        UnsuitableServerError: the server is too old or holds data of another schema version.
+        UnsuitableServerError: the server is too old, is part of a cluster, or holds data of another schema version.
         EmbeddedServerError: the embedded server did not start.
         redis.exceptions.RedisError: the server cannot be reached or refuses the commands.
     """
@@ -52,6 +52,7 @@ async def connect(settings: Settings) -> Redis:
     honour_cancellation(redis)
     try:
         await _check_version(redis)
+        await _check_cluster(redis)
         await _check_schema(redis, Keys(settings.jobs.namespace))
         await _check_eviction(redis)
         await _prepare_durability(redis)
@@ -67,6 +68,16 @@ async def _check_version(redis: Redis) -> None:
     match = re.match(r"(\d+)\.(\d+)", text)
     if match is None or (int(match[1]), int(match[2])) < _OLDEST_VERSION:
         raise UnsuitableServerError(f"The Redis server says it is version '{text}'; 6.2 or later is needed.")
+
+
+async def _check_cluster(redis: Redis) -> None:
+    # The keys are laid out for a cluster, but this client would follow none of its redirections.
+    info = await redis.info("cluster")
+    if int(info.get("cluster_enabled", 0)):
+        raise UnsuitableServerError(
+            "The Redis server is a node of a cluster (`cluster-enabled yes`), which is not supported. "
+            "Set `jobs.redis_url` to a server with cluster mode off."
+        )
 
 
 async def _check_schema(redis: Redis, keys: Keys) -> None:

@@ -139,16 +139,20 @@ def _start(folder: Path, socket: Path) -> None:
     command = [str(get_binary_path())]
     for name, value in options.items():
         command += [f"--{name}", value]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        timeout=_START_TIMEOUT_S,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            timeout=_START_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        message = f"The embedded Redis did not start within {_START_TIMEOUT_S:g} s.\n{_tail(folder)}"
+        raise EmbeddedServerError(message) from error
     if done.returncode != 0:
         said = done.stdout.decode(errors="replace").strip()
         raise EmbeddedServerError(f"The embedded Redis did not start: {said}\n{_tail(folder)}")
@@ -166,7 +170,7 @@ def _wait_until_ready(folder: Path, socket: Path) -> None:
                 return
             except redis.BusyLoadingError:
                 limit_s = _LOAD_TIMEOUT_S
-            except redis.ConnectionError:
+            except (redis.ConnectionError, redis.TimeoutError):
                 limit_s = _START_TIMEOUT_S
             if waited_s > limit_s:
                 raise EmbeddedServerError(f"The embedded Redis does not answer.\n{_tail(folder)}")

@@ -39,7 +39,7 @@ class ApiError(Exception):
 
 
 class UnsuitableServerError(RuntimeError):
-    """The Redis server cannot be used: too old, or holding the data of another schema version."""
+    """The Redis server cannot be used: too old, in cluster mode, or holding the data of another schema version."""
 
 
 class NotDurableError(RuntimeError):

@@ -27,6 +27,7 @@ from conserve.jobs.validation import InputValidator, RequestRange
 _log = structlog.get_logger(__name__)
 
 _SLOW_STEPS_AT_ONCE = 4
+_SLOW_STEP_LIMIT_S = 1800.0  # A step that hangs is given up and tried again; nothing else would free its slot.
 _CHUNK_REQUESTS = 500
 _CHUNK_BYTES = 4 << 20
 _BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 60.0
@@ -131,13 +132,26 @@ class BatchKeeper:
         self._reap_from_s = self._clock() + self._settings.lease_ms / 1000
 
     async def _advance(self, batch: ActiveBatch, now_ms: int) -> None:
+        trouble = self._troubles.get(batch.batch_id)
+        if batch.batch_id in self._slow or (trouble and self._clock() < trouble.not_before_s):
+            return
         if batch.status.ended:
             self._start(batch, self._retire)
         elif batch.outcome is not None:
             self._start(batch, self._finalize)
         elif batch.total == 0:
             self._start(batch, self._validate)
-        elif batch.status is BatchStatus.CANCELLING:
+        else:
+            try:
+                await self._tend(batch, now_ms)
+                self._troubles.pop(batch.batch_id, None)
+            except (RedisConnectionError, RedisTimeoutError):
+                raise
+            except Exception:  # noqa: BLE001 - as in `_run_step`.
+                self._put_off(batch)
+
+    async def _tend(self, batch: ActiveBatch, now_ms: int) -> None:
+        if batch.status is BatchStatus.CANCELLING:
             await self._queue.freeze_cancelled(batch.batch_id)
         elif now_ms >= batch.expires_at_ms:
             await self._queue.expire(batch.batch_id)
@@ -147,14 +161,11 @@ class BatchKeeper:
                 _log.warning("took away leases that ran out", batch_id=batch.batch_id, requests=taken)
 
     def _start(self, batch: ActiveBatch, step: Callable[[ActiveBatch], Awaitable[None]]) -> None:
-        trouble = self._troubles.get(batch.batch_id)
-        if batch.batch_id in self._slow or (trouble and self._clock() < trouble.not_before_s):
-            return
         self._slow[batch.batch_id] = asyncio.create_task(self._run_step(batch, step))
 
     async def _run_step(self, batch: ActiveBatch, step: Callable[[ActiveBatch], Awaitable[None]]) -> None:
         try:
-            async with self._slots:
+            async with self._slots, asyncio.timeout(_SLOW_STEP_LIMIT_S):
                 await step(batch)
             self._troubles.pop(batch.batch_id, None)
         except ValidatorReplacedError as error:
@@ -162,13 +173,17 @@ class BatchKeeper:
         except Exception as error:  # noqa: BLE001 - one batch's failure, whatever it is, must not stop the others.
             if isinstance(error, RedisConnectionError | RedisTimeoutError):
                 self._hold_leases()
-            trouble = self._troubles.setdefault(batch.batch_id, _Trouble())
-            pause_s = min(_BACKOFF_S * 2**trouble.failures, _LONGEST_BACKOFF_S)
-            trouble.failures = min(trouble.failures + 1, 30)
-            trouble.not_before_s = self._clock() + pause_s
-            _log.exception("batch does not get on", batch_id=batch.batch_id, status=batch.status, next_try_s=pause_s)
+            self._put_off(batch)
         finally:
             del self._slow[batch.batch_id]
+
+    def _put_off(self, batch: ActiveBatch) -> None:
+        """Logs the exception being handled, and leaves the batch alone for a while that doubles with each failure."""
+        trouble = self._troubles.setdefault(batch.batch_id, _Trouble())
+        pause_s = min(_BACKOFF_S * 2**trouble.failures, _LONGEST_BACKOFF_S)
+        trouble.failures = min(trouble.failures + 1, 30)
+        trouble.not_before_s = self._clock() + pause_s
+        _log.exception("batch does not get on", batch_id=batch.batch_id, status=batch.status, next_try_s=pause_s)
 
     async def _validate(self, batch: ActiveBatch) -> None:
         token = self._validator_token

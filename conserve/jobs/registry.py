@@ -7,7 +7,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from conserve.config import Settings
 from conserve.jobs.barrier import DiskBarrier
@@ -21,9 +23,11 @@ from conserve.jobs.batch import (
     BatchUsage,
     RequestCounts,
 )
-from conserve.jobs.errors import BatchEndedError, TooManyBatchesError, ValidatorReplacedError
+from conserve.jobs.errors import BatchEndedError, NotDurableError, TooManyBatchesError, ValidatorReplacedError
 from conserve.jobs.keys import Keys
 from conserve.jobs.scripts import Scripts
+
+_log = structlog.get_logger(__name__)
 
 _RESULTS_KEPT_MS = 7 * 86_400_000
 _SUMMARY_FIELDS = (
@@ -65,7 +69,8 @@ class BatchRegistry:
 
         Raises:
             TooManyBatchesError: `max_active_batches` are active.
-            NotDurableError: the server did not confirm in time.
+            NotDurableError: the server did not confirm in time. The batch is cancelled if that can be done, as the
+                client is not told of it and will try again.
         """
         # Into the index first: an entry without a batch is cleaned up, a batch without an entry would never be found.
         index = [self._keys.all_batches, self._keys.active_batches]
@@ -76,7 +81,14 @@ class BatchRegistry:
         if metadata is not None:
             args += ["metadata", json.dumps(metadata)]
         await self._scripts.run("create", self._keys.batch(batch_id), args)
-        await asyncio.gather(self._barrier.wait("index"), self._barrier.wait(batch_id))
+        try:
+            await asyncio.gather(self._barrier.wait("index"), self._barrier.wait(batch_id))
+        except NotDurableError:
+            try:
+                await self._scripts.run("cancel", self._keys.batch(batch_id))
+            except RedisError as error:
+                _log.warning("a batch that was not acknowledged may run", batch_id=batch_id, reason=str(error))
+            raise
         batch = await self.get(batch_id)
         if batch is None:
             raise RuntimeError(f"Batch {batch_id} vanished while it was created.")

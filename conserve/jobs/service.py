@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from conserve.config import Settings
@@ -105,7 +105,11 @@ class JobService:
             size_bytes = await self._store.write_file(file_id, stream, self._settings.max_file_bytes)
         except FileTooLargeError:
             raise file_too_large(self._settings.max_file_bytes) from None
-        return await self._catalog.put(file_id, filename[-_MAX_FILENAME:] or "file.jsonl", purpose, size_bytes)
+        try:
+            return await self._catalog.put(file_id, filename[-_MAX_FILENAME:] or "file.jsonl", purpose, size_bytes)
+        except BaseException:
+            await self._discard_unrecorded(file_id)
+            raise
 
     @_answers_unavailable
     async def get_file(self, file_id: str) -> FileObject:
@@ -218,6 +222,14 @@ class JobService:
         if batch is None:
             raise _no_batch(batch_id)
         return batch
+
+    async def _discard_unrecorded(self, file_id: str) -> None:
+        # A file that was recorded all the same (only its way to the disk is not known) stays: it can be listed.
+        try:
+            if await self._catalog.get(file_id) is None:
+                await self._store.delete_file(file_id)
+        except (RedisError, OSError) as error:
+            _log.warning("content without a record may stay in the storage", file_id=file_id, reason=str(error))
 
     async def _is_over(self, batch_id: str, since_ms: int) -> bool:
         batch = await self._queue.get(batch_id)

@@ -13,6 +13,7 @@ import psutil
 STACK_ID_VARIABLE = "CONSERVE_STACK_ID"
 """Everything that a stack starts inherits this variable; no other process has its value."""
 
+START_TIMEOUT_S = 30.0
 
 # Ends at once and leaves the program to init: the caller then neither holds nor has to reap it.
 _DAEMON_STARTER = """
@@ -34,7 +35,12 @@ def start_daemon(command: Sequence[str], log_path: Path, environ: Mapping[str, s
         OSError: it cannot be started.
     """
     starter = [sys.executable, "-c", _DAEMON_STARTER, str(log_path), *command]
-    started = subprocess.run(starter, env=dict(environ), capture_output=True, text=True, timeout=30, check=False)
+    try:
+        started = subprocess.run(
+            starter, env=dict(environ), capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{command[0]} cannot be started: no answer within {START_TIMEOUT_S:g} s") from None
     if started.returncode != 0:
         raise OSError(f"{command[0]} cannot be started: {started.stderr.strip()[-300:]}")
     return int(started.stdout)

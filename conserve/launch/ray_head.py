@@ -19,6 +19,7 @@ from conserve.launch.processes import is_alive, start_daemon
 
 DEFAULT_DASHBOARD_PORT = 8265
 START_TIMEOUT_S = 90.0
+TOKEN_TIMEOUT_S = 60.0
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Requests and results are small, and no dataset passes through Ray's object store."""
 
@@ -68,6 +69,10 @@ def start_ray_head(state_dir: Path, environ: Mapping[str, str]) -> int:
 
     Returns:
         Its process id.
+
+    Raises:
+        RayHeadError: Ray makes no authentication token.
+        OSError: the process cannot be started.
     """
     gcs, client, agent, agent_grpc, runtime_env, metrics, dashboard = find_free_ports(7)
     if is_free(DEFAULT_DASHBOARD_PORT):
@@ -125,6 +130,13 @@ def _ensure_auth_token(environ: Mapping[str, str]) -> None:
     if environ.get("RAY_AUTH_MODE") == "disabled" or read_auth_token(environ) is not None:
         return
     command = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
-    made = subprocess.run(command, env=dict(environ), capture_output=True, text=True, timeout=60, check=False)
+    try:
+        made = subprocess.run(
+            command, env=dict(environ), capture_output=True, text=True, timeout=TOKEN_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RayHeadError(
+            f"Ray could not make an authentication token: no answer within {TOKEN_TIMEOUT_S:g} s"
+        ) from None
     if made.returncode != 0:
         raise RayHeadError(f"Ray could not make an authentication token: {made.stderr.strip()[-500:]}")

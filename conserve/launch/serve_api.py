@@ -11,24 +11,41 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import (
+    retry,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+)
 
 from conserve.launch.ray_head import read_auth_token
 
 TIMEOUT_S = 30.0
+SHUTDOWN_TIMEOUT_S = 45.0
+"""Ray answers a DELETE when Serve has shut down, after 30 s at the latest."""
 
 
 class ServeApiError(RuntimeError):
     """Ray refused a call, or does not answer. The message says what to do."""
 
 
+class ServeUnreachableError(ServeApiError):
+    """Nothing answers, or something that is not Ray does. Whether the call was carried out is not known."""
+
+
 @dataclass(frozen=True)
 class ApplicationStatus:
-    """An application as Serve sees it. `deployments` has the status of each by name."""
+    """An application as Serve sees it.
+
+    `deployments` has the status of each by name. `import_path` is None for one that no configuration declared, and for
+    a moment after it was deployed.
+    """
 
     status: str
     message: str
     deployments: Mapping[str, str]
+    import_path: str | None = None
 
 
 class ServeApi:
@@ -45,6 +62,11 @@ class ServeApi:
         token = read_auth_token(os.environ if environ is None else environ)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
+    @property
+    def dashboard_url(self) -> str:
+        """The cluster's address, as it was given."""
+        return self._dashboard_url
+
     def deploy(self, content: Mapping[str, Any]) -> None:
         """Makes the cluster run this configuration; returns when it is accepted, not when it runs.
 
@@ -53,19 +75,17 @@ class ServeApi:
         """
         self._call("PUT", json=dict(content))
 
-    def read_application(self, name: str) -> ApplicationStatus | None:
-        """The application's status, None when there is none of that name.
+    def read_applications(self) -> dict[str, ApplicationStatus]:
+        """All applications of the cluster by name; empty when Serve does not run.
 
         Raises:
             ServeApiError: see there.
         """
-        found = self._call("GET").json().get("applications", {}).get(name)
-        if found is None:
-            return None
-        deployments = {
-            deployment: str(details.get("status")) for deployment, details in (found.get("deployments") or {}).items()
-        }
-        return ApplicationStatus(str(found.get("status")), str(found.get("message") or ""), deployments)
+        try:
+            found = self._call("GET").json()["applications"]
+            return {str(name): _read_status(details) for name, details in found.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ServeUnreachableError(f"What answers at {self._dashboard_url} is not Ray's dashboard") from None
 
     def delete_all(self) -> None:
         """Shuts Serve down: replicas get their graceful shutdown.
@@ -73,22 +93,23 @@ class ServeApi:
         Raises:
             ServeApiError: see there.
         """
-        self._call("DELETE")
+        self._call("DELETE", timeout_s=SHUTDOWN_TIMEOUT_S)
 
     @retry(
-        retry=retry_if_exception_type(httpx.TransportError),
+        # Who does not answer in this time hangs, and would again.
+        retry=retry_if_exception_type(httpx.TransportError) & retry_if_not_exception_type(httpx.ReadTimeout),
         stop=stop_after_attempt(3),
         wait=wait_exponential(multiplier=0.5, max=3),
         reraise=True,
     )
-    def _send(self, method: str, json: Any) -> httpx.Response:
-        return httpx.request(method, self._url, headers=self._headers, json=json, timeout=TIMEOUT_S)
+    def _send(self, method: str, json: Any, timeout_s: float) -> httpx.Response:
+        return httpx.request(method, self._url, headers=self._headers, json=json, timeout=timeout_s)
 
-    def _call(self, method: str, json: Any = None) -> httpx.Response:
+    def _call(self, method: str, json: Any = None, timeout_s: float = TIMEOUT_S) -> httpx.Response:
         try:
-            response = self._send(method, json)
-        except httpx.HTTPError as error:
-            raise ServeApiError(f"Ray's dashboard at {self._dashboard_url} does not answer: {error}") from error
+            response = self._send(method, json, timeout_s)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ServeUnreachableError(f"Ray's dashboard at {self._dashboard_url} does not answer: {error}") from error
         if response.status_code in (401, 403):
             raise ServeApiError(
                 f"Ray's dashboard at {self._dashboard_url} wants its token: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
@@ -96,6 +117,16 @@ class ServeApi:
         if response.is_error:
             raise ServeApiError(f"Ray Serve refused the call ({response.status_code}): {_last_line(response.text)}")
         return response
+
+
+def _read_status(details: Mapping[str, Any]) -> ApplicationStatus:
+    deployments = {name: str(found.get("status")) for name, found in (details.get("deployments") or {}).items()}
+    return ApplicationStatus(
+        status=str(details.get("status")),
+        message=str(details.get("message") or ""),
+        deployments=deployments,
+        import_path=(details.get("deployed_app_config") or {}).get("import_path"),
+    )
 
 
 def _last_line(text: str) -> str:

@@ -10,7 +10,14 @@ from typing import Any
 
 import yaml
 
-from conserve.config import Settings, SettingsError, load_settings
+from conserve.config import (
+    ENV_NOT_SETTINGS,
+    ENV_PREFIX,
+    ENV_TEST_PREFIX,
+    Settings,
+    SettingsError,
+    load_settings,
+)
 
 IMPORT_PATH = "deployments.app:build_app"
 DEFAULT_HTTP_HOST = "127.0.0.1"
@@ -68,3 +75,12 @@ def read_serve_config(path: Path, environ: Mapping[str, str] | None = None) -> S
     host = http_options.setdefault("host", DEFAULT_HTTP_HOST)
     content["http_options"] = http_options
     return ServeConfig(content, settings, str(ours[0].get("name", "default")), str(host), port)
+
+
+def drop_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the `CONSERVE_...` variables that are settings."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(ENV_PREFIX) or name in ENV_NOT_SETTINGS or name.startswith(ENV_TEST_PREFIX)
+    }

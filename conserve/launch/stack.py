@@ -8,43 +8,34 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import yaml
-from pydantic import BaseModel, ValidationError
+from filelock import FileLock, Timeout
 
 from conserve.config import EMBEDDED_REDIS
 from conserve.jobs import embedded
 from conserve.launch.ports import is_free
-from conserve.launch.processes import STACK_ID_VARIABLE, end_processes, find_processes
+from conserve.launch.processes import STACK_ID_VARIABLE, find_processes
 from conserve.launch.ray_head import ray_temp_dir, start_ray_head, wait_for_ray_head
-from conserve.launch.serve_api import ApplicationStatus, ServeApi, ServeApiError
-from conserve.launch.serve_config import ServeConfig, read_serve_config
+from conserve.launch.record import StackError, StackRecord, read_record, record_path, remove_record, write_record
+from conserve.launch.serve_api import ApplicationStatus, ServeApi, ServeApiError, ServeUnreachableError
+from conserve.launch.serve_config import IMPORT_PATH, ServeConfig, drop_settings, read_serve_config
+from conserve.launch.teardown import (
+    POLL_PERIOD_S,
+    Progress,
+    end_all_processes,
+    stop_application,
+    stop_redis,
+    take_down,
+)
 
 START_TIMEOUT_S = 900.0
 """Until the application runs: a large model takes minutes to load."""
-DRAIN_TIMEOUT_S = 25.0
-"""Until the replicas have left: a little more than their graceful shutdown takes."""
-POLL_PERIOD_S = 0.5
-
-Progress = Callable[[str], None]
-
-
-class StackError(RuntimeError):
-    """The stack did not come up. The message says why, and where to look."""
-
-
-class StackRecord(BaseModel):
-    """What was started, as it stands in the state folder."""
-
-    stack_id: str
-    application: str
-    base_url: str
-    dashboard_url: str | None = None
-    owns_ray: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,6 +45,18 @@ class RunningStack:
     base_url: str
     dashboard_url: str
     log_dir: Path
+
+
+@dataclass
+class _Started:
+    """What one call of `up` has started.
+
+    `record` is what it wrote, `application` is set while it may be on a cluster that is not ours and was not before.
+    """
+
+    record: StackRecord | None = None
+    application: bool = False
+    redis: bool = False
 
 
 class LocalStack:
@@ -86,6 +89,7 @@ class LocalStack:
         self._config: ServeConfig = config if http_port is None else config.listening_on(http_port)
         self._state_dir = config.settings.state_dir
         self._ray_dashboard_url = ray_dashboard_url
+        self._started = _Started()
 
     @property
     def config(self) -> ServeConfig:
@@ -101,69 +105,178 @@ class LocalStack:
         """Starts what is not running yet and waits until the application answers.
 
         Raises:
-            StackError, RayHeadError, ServeApiError, EmbeddedServerError: it does not come up. Call `down` then.
+            StackError, RayHeadError, ServeApiError, EmbeddedServerError, OSError: it does not come up. Call `undo`
+                then, or `down`.
         """
         self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._config.settings.jobs.redis_url == EMBEDDED_REDIS:
-            on_progress("Redis: starting the embedded server")
-            embedded.ensure_running(self._state_dir)
-        record, head_url = self._find_or_start_ray(on_progress)
-        api = ServeApi(head_url, self._environ)
-        resolved = self._state_dir / "serve_config.yaml"
-        resolved.write_text(yaml.safe_dump(self._config.content, sort_keys=False), encoding="utf-8")
-        on_progress("Ray Serve: deploying the application")
-        api.deploy(self._config.content)
-        self._wait_until_running(api, on_progress)
-        self._wait_until_healthy(record.base_url)
-        return RunningStack(record.base_url, head_url, self.log_dir)
+        with _hold(self._state_dir):
+            self._started = _Started()
+            running = self._find_running(on_progress)
+            cluster_url = running.dashboard_url if running is not None else self._ray_dashboard_url
+            is_foreign = cluster_url is not None and (running is None or not running.owns_ray)
+            is_deployed = is_foreign and self._look_around(ServeApi(str(cluster_url), self._environ), running)
+            keeps_running = is_deployed if is_foreign else running is not None
+            self._start_redis(on_progress, keep=keeps_running)
+            record = running or (self._use_ray() if is_foreign else self._start_ray(on_progress))
+            if is_foreign and (running is None or not is_deployed):
+                self._started.record = record
+            self._point_to(record)
+            return self._deploy(record, on_progress, is_new=is_foreign and not is_deployed)
+
+    def undo(self, on_progress: Progress = lambda line: None) -> bool:
+        """Stops what the last `up` of this object has started, and nothing that ran before; for a failed `up`.
+
+        Returns:
+            True when there was something to stop.
+
+        Raises:
+            StackError, EmbeddedServerError: something is left; `down` may be called later.
+        """
+        record, was_redis_started = self._started.record, self._started.redis
+        if record is not None:
+            if record.owns_ray or self._started.application:
+                stop_application(self._state_dir, record, on_progress, self._environ)
+            remove_record(self._state_dir)
+        if was_redis_started:
+            stop_redis(self._state_dir, on_progress)
+        self._started = _Started()
+        return record is not None or was_redis_started
 
     def down(self, on_progress: Progress = lambda line: None) -> bool:
         """Stops everything that `up` started, the embedded Redis included. Harmless when nothing runs.
 
+        On a Ray cluster that is not ours the application is removed if it is the only one.
+
         Returns:
             True when there was something to stop.
+
+        Raises:
+            StackError, EmbeddedServerError: something is left, and stays on record.
         """
         return take_down(self._state_dir, on_progress, self._environ)
 
-    def _find_or_start_ray(self, on_progress: Progress) -> tuple[StackRecord, str]:
-        host = self._config.http_host if self._config.http_host != "0.0.0.0" else "127.0.0.1"  # noqa: S104 - a comparison
-        base_url = f"http://{host}:{self._config.http_port}"
+    def _find_running(self, on_progress: Progress) -> StackRecord | None:
+        """The record of a stack to deploy to again. What is left of one that cannot be used is ended."""
         existing = read_record(self._state_dir)
-        if existing is not None and existing.dashboard_url and find_processes(existing.stack_id):
+        if existing is None:
+            return None
+        is_usable = not existing.owns_ray or self._is_usable(existing)
+        if is_usable:
+            self._refuse_other_address(existing)
             on_progress("Ray: already running")
-            record = existing.model_copy(update={"base_url": base_url})
-            _write_record(self._state_dir, record)
-            return record, existing.dashboard_url
-        record = StackRecord(
+            return existing
+        # Leftovers are this call's from here on, Redis included: nobody else would end them.
+        self._started.record = existing
+        self._started.redis = embedded.is_running(self._state_dir)
+        if find_processes(existing.stack_id):
+            on_progress("Ray: ending what an earlier start has left")
+            end_all_processes(existing.stack_id)
+        remove_record(self._state_dir)
+        self._started.record = None
+        return None
+
+    def _is_usable(self, record: StackRecord) -> bool:
+        if record.dashboard_url is None or not find_processes(record.stack_id):
+            return False
+        try:
+            ServeApi(record.dashboard_url, self._environ).read_applications()
+        except ServeUnreachableError:
+            return False
+        return True
+
+    def _refuse_other_address(self, existing: StackRecord) -> None:
+        wanted, used = self._ray_dashboard_url, str(existing.dashboard_url)
+        if wanted is None and existing.owns_ray:
+            return
+        if wanted is None or wanted.rstrip("/") != used.rstrip("/"):
+            raise StackError(
+                f"The stack of {self._state_dir} is on Ray at {used} already. Take it down first (`conserve down`), "
+                f"name that address, or choose another `state_dir`. Its record: {record_path(self._state_dir)}"
+            )
+
+    def _look_around(self, api: ServeApi, running: StackRecord | None) -> bool:
+        """True when our application is on a cluster that is not ours; a deployment replaces all that are there."""
+        name = self._config.application
+        found = api.read_applications()
+        is_ours = name in found and (
+            found[name].import_path == IMPORT_PATH or (running is not None and running.application == name)
+        )
+        others = sorted(found.keys() - ({name} if is_ours else set()))
+        if others:
+            raise StackError(
+                f"Ray at {api.dashboard_url} runs other applications ({', '.join(others)}), which this deployment "
+                "would replace. Deploy with `serve deploy` a configuration that names all of them."
+            )
+        return is_ours
+
+    def _start_redis(self, on_progress: Progress, *, keep: bool) -> None:
+        if self._config.settings.jobs.redis_url != EMBEDDED_REDIS:
+            return
+        on_progress("Redis: starting the embedded server")
+        # An application that goes on needs its Redis, whoever started it.
+        if not keep and not embedded.is_running(self._state_dir):
+            self._started.redis = True
+        embedded.ensure_running(self._state_dir)
+
+    def _use_ray(self) -> StackRecord:
+        return StackRecord(
             stack_id=uuid.uuid4().hex,
             application=self._config.application,
-            base_url=base_url,
+            base_url=self._base_url,
             dashboard_url=self._ray_dashboard_url,
-            owns_ray=self._ray_dashboard_url is None,
+            owns_ray=False,
         )
-        _write_record(self._state_dir, record)
-        if self._ray_dashboard_url is not None:
-            return record, self._ray_dashboard_url
+
+    def _start_ray(self, on_progress: Progress) -> StackRecord:
         if not is_free(self._config.http_port, self._config.http_host):
-            _record_path(self._state_dir).unlink()
             raise StackError(
                 f"Port {self._config.http_port} of {self._config.http_host} is taken by another program. "
                 "Choose another one: `http_options.port` in the configuration, or --port."
             )
         on_progress("Ray: starting a head on this machine")
-        environ = {**self._environ, STACK_ID_VARIABLE: record.stack_id}
+        record = StackRecord(stack_id=uuid.uuid4().hex, application=self._config.application, base_url=self._base_url)
+        self._started.record = record
+        write_record(self._state_dir, record)
+        # The settings stand in what is deployed. As variables of Ray they would win over every later deployment.
+        environ = {**drop_settings(self._environ), STACK_ID_VARIABLE: record.stack_id}
         pid = start_ray_head(self._state_dir, environ)
         head = wait_for_ray_head(pid, self._state_dir, environ)
-        record = record.model_copy(update={"dashboard_url": head.dashboard_url})
-        _write_record(self._state_dir, record)
+        self._started.record = record.model_copy(update={"dashboard_url": head.dashboard_url})
         on_progress(f"Ray: dashboard at {head.dashboard_url}")
-        return record, head.dashboard_url
+        return self._started.record
+
+    @property
+    def _base_url(self) -> str:
+        host = self._config.http_host if self._config.http_host != "0.0.0.0" else "127.0.0.1"  # noqa: S104 - a comparison
+        return f"http://{host}:{self._config.http_port}"
+
+    def _point_to(self, record: StackRecord) -> None:
+        record = record.model_copy(update={"base_url": self._base_url, "application": self._config.application})
+        write_record(self._state_dir, record)
+
+    def _deploy(self, record: StackRecord, on_progress: Progress, *, is_new: bool) -> RunningStack:
+        dashboard_url = str(record.dashboard_url)
+        api = ServeApi(dashboard_url, self._environ)
+        resolved = self._state_dir / "serve_config.yaml"
+        resolved.write_text(yaml.safe_dump(self._config.content, sort_keys=False), encoding="utf-8")
+        on_progress("Ray Serve: deploying the application")
+        self._started.application = is_new
+        try:
+            api.deploy(self._config.content)
+        except ServeUnreachableError:  # it may have been accepted
+            raise
+        except ServeApiError:
+            self._started.application = False
+            raise
+        self._wait_until_running(api, on_progress)
+        self._wait_until_healthy(self._base_url)
+        return RunningStack(self._base_url, dashboard_url, self.log_dir)
 
     def _wait_until_running(self, api: ServeApi, on_progress: Progress) -> None:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         said = ""
         while time.monotonic() < deadline_s:
-            status = api.read_application(self._config.application)
+            status = api.read_applications().get(self._config.application)
             if status is not None:
                 if status.status == "RUNNING":
                     return
@@ -191,56 +304,14 @@ class LocalStack:
         raise StackError(f"The application runs, but {base_url}/health does not say so: {last}. Logs: {self.log_dir}")
 
 
-def take_down(
-    state_dir: Path, on_progress: Progress = lambda line: None, environ: Mapping[str, str] | None = None
-) -> bool:
-    """Stops what a stack with this state folder has started. See `LocalStack.down`."""
-    record = read_record(state_dir)
-    if record is not None:
-        if record.dashboard_url and (not record.owns_ray or find_processes(record.stack_id)):
-            on_progress("Ray Serve: letting the replicas finish")
-            _drain(record, os.environ if environ is None else environ)
-        if record.owns_ray:
-            on_progress("Ray: stopping")
-            end_processes(record.stack_id)
-        _record_path(state_dir).unlink(missing_ok=True)
-    had_redis = embedded.is_running(state_dir)
-    if had_redis:
-        on_progress("Redis: stopping")
-        embedded.stop(state_dir)
-    return record is not None or had_redis
-
-
-def read_record(state_dir: Path) -> StackRecord | None:
-    """What was started with this state folder, None when nothing was."""
+@contextmanager
+def _hold(state_dir: Path) -> Iterator[None]:
+    """Keeps a second `up` out: it would take what the first one starts for leftovers."""
     try:
-        return StackRecord.model_validate_json(_record_path(state_dir).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValidationError):
-        return None
-
-
-def _drain(record: StackRecord, environ: Mapping[str, str]) -> None:
-    if record.dashboard_url is None:
-        return
-    api = ServeApi(record.dashboard_url, environ)
-    deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
-    try:
-        api.delete_all()
-        while time.monotonic() < deadline_s and api.read_application(record.application) is not None:
-            time.sleep(POLL_PERIOD_S)
-    except ServeApiError:  # Ray is gone already or hangs: its processes are ended next
-        return
-
-
-def _write_record(state_dir: Path, record: StackRecord) -> None:
-    path = _record_path(state_dir)
-    partial = path.with_suffix(".partial")
-    partial.write_text(record.model_dump_json(indent=2), encoding="utf-8")
-    partial.replace(path)
-
-
-def _record_path(state_dir: Path) -> Path:
-    return state_dir / "stack.json"
+        with FileLock(state_dir / "up.lock", timeout=0):
+            yield
+    except Timeout:
+        raise StackError(f"Another process is bringing the stack of {state_dir} up") from None
 
 
 def _describe(status: ApplicationStatus) -> str:

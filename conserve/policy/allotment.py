@@ -20,8 +20,8 @@ ReplicaState = Literal["starting", "serving", "draining"]
 class ReplicaCapacity:
     """What a replica says about itself.
 
-    `online_running` and `online_waiting` count online requests that have and have not got their first token,
-    `offline_running` the offline requests in its engine; `kv_usage` is the share of KV blocks in use, 0 to 1.
+    `online_running` and `online_waiting` count online requests that have and have not got their first token;
+    `kv_usage` is the share of KV blocks in use, 0 to 1.
     """
 
     replica_id: str
@@ -29,7 +29,6 @@ class ReplicaCapacity:
     state: ReplicaState
     online_running: int = 0
     online_waiting: int = 0
-    offline_running: int = 0
     kv_usage: float = 0.0
 
 

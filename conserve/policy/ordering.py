@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class JobDemand:
     """Work that one batch still has to offer.
 
-    Times are seconds since the epoch. `ready` counts requests that nobody has claimed, `leased` those being worked on.
+    Times are seconds since the epoch. `ready` counts requests that nobody has claimed.
     """
 
     batch_id: str
@@ -18,7 +18,6 @@ class JobDemand:
     created_at: float
     expires_at: float
     ready: int
-    leased: int = 0
 
 
 def order_jobs(jobs: Iterable[JobDemand]) -> list[JobDemand]:

@@ -50,23 +50,13 @@ def test_completions_answer(application: Application) -> None:
     assert answer.usage.completion_tokens == 5
 
 
-def test_client_cannot_choose_its_priority(application: Application) -> None:
-    """Without the overwriting, a value out of the engine's range would be refused with 400."""
-    answer = application.client().chat.completions.create(
-        model=MODEL,
-        messages=CAPITAL,  # type: ignore[arg-type]
-        max_tokens=1,
-        extra_body={"priority": -7},
-    )
-    assert answer.choices
-
-
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
         ({"model": "nobody", "messages": CAPITAL}, 404, None),
         ({"model": MODEL, "messages": "hello"}, 400, "messages"),
         ({"model": MODEL, "messages": CAPITAL, "max_tokens": -1}, 400, "max_tokens"),
+        ({"model": MODEL, "messages": CAPITAL, "stream_options": {"include_usage": True}}, 400, "stream_options"),
         ({"model": MODEL, "messages": [{"role": "user", "content": "word " * 6000}]}, 400, None),
     ],
 )

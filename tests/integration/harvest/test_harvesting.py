@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
@@ -77,6 +79,23 @@ async def test_a_line_that_is_wrong_or_kills_the_engine_stops_no_other(
     assert engine.asked.count("say id-2") == 1
 
 
+async def test_storage_that_is_away_costs_no_attempts(
+    bench: Bench, controller: HarvestController, make_harvester: Make, engine: FakeEngine, fast: Settings
+) -> None:
+    batch_id = await bench.start(3)
+    file = Path(fast.files_url) / bench.store.file_path((await bench.get(batch_id)).input_file_id)
+    away = file.with_suffix(".away")
+    file.rename(away)
+
+    harvester = make_harvester(engine, "r1")
+    async with running(controller.run()), running(harvester.run()):
+        await asyncio.sleep(2.5)
+        assert engine.asked == []
+        away.rename(file)
+        await wait_until(lambda: all_done(bench, batch_id))
+    assert (await bench.end(batch_id))[2] == {}
+
+
 async def test_cancelled_batch_is_let_go_and_keeps_what_is_done(
     bench: Bench, controller: HarvestController, make_harvester: Make, engine: FakeEngine
 ) -> None:
@@ -85,14 +104,15 @@ async def test_cancelled_batch_is_let_go_and_keeps_what_is_done(
     async def some_done() -> bool:
         return (await bench.get(batch_id)).request_counts.completed >= 4
 
-    async def nothing_runs() -> bool:
-        return engine.running == 0
+    async def let_go() -> bool:
+        (summary,) = await bench.queue.active_summaries()
+        return engine.running == 0 and summary.leased == 0
 
     async with running(controller.run()), running(make_harvester(engine, "r1").run()):
         await wait_until(some_done)
         engine.gate.clear()
         await bench.service.cancel_batch(batch_id)
-        await wait_until(nothing_runs)
+        await wait_until(let_go)
     batch, output, errors = await bench.end(batch_id)
     assert batch.status == "cancelled"
     assert len(output) >= 4

@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from conserve.jobs import embedded
+from conserve.jobs.errors import EmbeddedServerError
 
 
 @pytest.fixture
@@ -109,5 +110,43 @@ def test_any_path_will_do(tmp_path: Path) -> None:
 def test_a_server_that_cannot_start_says_why(state_dir: Path) -> None:
     (state_dir / "redis").mkdir()
     (state_dir / "redis" / "appendonlydir").write_text("in the way")
-    with pytest.raises(embedded.EmbeddedServerError, match=r"(?s)log.*appendonlydir"):
+    with pytest.raises(EmbeddedServerError, match=r"(?s)log.*appendonlydir"):
+        embedded.ensure_running(state_dir)
+
+
+def test_a_start_that_takes_too_long_is_an_error(
+    state_dir: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path_factory.mktemp("bin") / "sleeper"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(embedded, "get_binary_path", lambda: program)
+    monkeypatch.setattr(embedded, "_START_TIMEOUT_S", 0.2)
+    with pytest.raises(EmbeddedServerError, match=r"did not start within 0\.2 s"):
+        embedded.ensure_running(state_dir)
+
+
+def test_an_answer_that_takes_too_long_is_waited_for(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = redis.Redis.ping
+    slow = iter([True, True])
+
+    def ping(client: redis.Redis) -> object:
+        if next(slow, False):
+            raise redis.TimeoutError("Timeout reading from socket")
+        return real(client)
+
+    monkeypatch.setattr(redis.Redis, "ping", ping)
+    embedded.ensure_running(state_dir)
+    assert next(slow, None) is None
+
+
+def test_a_server_that_never_answers_is_an_error(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded.ensure_running(state_dir)
+
+    def ping(_: redis.Redis) -> None:
+        raise redis.TimeoutError("Timeout reading from socket")
+
+    monkeypatch.setattr(redis.Redis, "ping", ping)
+    monkeypatch.setattr(embedded, "_START_TIMEOUT_S", 0.2)
+    with pytest.raises(EmbeddedServerError, match="does not answer"):
         embedded.ensure_running(state_dir)

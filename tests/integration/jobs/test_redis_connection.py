@@ -34,6 +34,25 @@ async def test_an_old_server_is_refused(
         await connect(settings)
 
 
+async def test_a_node_of_a_cluster_is_refused(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Redis.info
+    await redis.delete(f"{settings.jobs.namespace}:schema")
+
+    async def info(client: Redis, section: str) -> dict[str, Any]:
+        found: dict[str, Any] = await real(client, section)
+        if section == "cluster":
+            assert found["cluster_enabled"] == 0
+            return {"cluster_enabled": 1}
+        return found
+
+    monkeypatch.setattr(Redis, "info", info)
+    with pytest.raises(UnsuitableServerError, match="cluster"):
+        await connect(settings)
+    assert not await redis.exists(f"{settings.jobs.namespace}:schema"), "nothing is written to it"
+
+
 async def test_what_is_accepted_is_on_disk(redis: Redis, settings: Settings) -> None:
     keys = Keys(settings.jobs.namespace)
     await DiskBarrier(redis, keys).wait("file-12345678")

@@ -22,6 +22,10 @@ def test_environment_wins_over_file() -> None:
     assert settings.state_dir == Path("/tmp/s")
 
 
+def test_text_setting_that_looks_like_a_number_stays_text() -> None:
+    assert load_settings({}, {"CONSERVE_ENGINE__CPU_THREADS_BIND": "0"}).engine.cpu_threads_bind == "0"
+
+
 def test_structured_setting_from_environment() -> None:
     settings = load_settings({}, {"CONSERVE_ENGINE__EXTRA_ARGS": "{seed: 7}"})
     assert settings.engine.extra_args == {"seed": 7}
@@ -39,6 +43,7 @@ def test_structured_setting_from_environment() -> None:
         ({"engine": {"extra_args": {"max_num_seqs": 4}}}, {}, ["engine.extra_args", "engine.max_num_seqs"]),
         ({"engine": {"device": "tpu"}}, {}, ["engine.device", "'cpu'", "'tpu'"]),
         ({"engine": {"cpu_threads_bind": "all"}}, {}, ["engine.cpu_threads_bind", "'all'"]),
+        ({"http": {"max_queued_requests": 0}}, {}, ["http.max_queued_requests", "at least 1", "(it is 0)"]),
         ({}, {"CONSERVE_REPLICA": "2"}, ["CONSERVE_REPLICA", "no such setting", "CONSERVE_REPLICAS"]),
         ({}, {"CONSERVE_REPLICAS": "many"}, ["replicas", "integer", "'many'"]),
     ],

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 from fastapi import FastAPI, HTTPException
+from vllm.exceptions import VLLMValidationError
 
 from conserve.jobs.errors import ApiError
 from deployments.errors import install_error_handlers
@@ -31,6 +32,10 @@ async def ask(failure: Exception) -> httpx.Response:
         (
             lambda: OpenAIHTTPException(400, "too many (parameter=max_tokens, value=9)", "BadRequestError"),
             *(400, "too many", "max_tokens", None),
+        ),
+        (
+            lambda: VLLMValidationError("needs stream=True", parameter="stream_options"),
+            *(400, "needs stream", "stream_options", None),
         ),
         (lambda: HTTPException(404, 'Could not find base model with ID "x".'), 404, "model", None, None),
         (

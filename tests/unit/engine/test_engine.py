@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from conserve.engine.contract import EngineFault
 from conserve.engine.engine import CoServeEngine
+from conserve.engine.vllm_compat import ChatCompletionRequest
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
 
 CHAT = "/v1/chat/completions"
@@ -78,6 +79,16 @@ async def test_wrong_body_is_answered_not_raised() -> None:
     assert "messages" in result.body["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "extra", [{"stream_options": {"include_usage": True}}, {"top_logprobs": 3}, {"structured_outputs": 5}]
+)
+async def test_body_that_the_engine_s_validators_refuse_is_answered_too(extra: dict[str, Any]) -> None:
+    serving = FakeServing()
+    result = await CoServeEngine(serving).offline(CHAT, {**BODY, **extra}, 10)
+    assert result.status_code == 400
+    assert serving.requests == []
+
+
 async def test_refusal_of_the_engine_is_an_answer() -> None:
     serving = FakeServing(Refusal(error={"message": "prompt too long", "code": 400}))
     result = await CoServeEngine(serving).offline(CHAT, BODY, 10)
@@ -122,7 +133,7 @@ async def test_online_requests_are_counted_until_they_end() -> None:
     engine = CoServeEngine(FakeServing())
     gate = asyncio.Event()
 
-    async def answer() -> AsyncIterator[str]:
+    async def answer() -> AsyncGenerator[str, None]:
         await gate.wait()
         yield "a"
         yield "b"
@@ -138,3 +149,26 @@ async def test_online_requests_are_counted_until_they_end() -> None:
     stats = engine.stats()
     assert (stats.online_waiting, stats.online_running, stats.online_requests) == (0, 0, 1)
     assert stats.online_busy_s > 0
+
+
+async def test_client_that_leaves_closes_the_engine_s_stream() -> None:
+    closed = False
+
+    async def answer() -> AsyncGenerator[str, None]:
+        nonlocal closed
+        try:
+            while True:
+                yield "a"
+        finally:
+            closed = True
+
+    stream = CoServeEngine(FakeServing()).online(answer())
+    assert await anext(stream) == "a"
+    await stream.aclose()
+    assert closed
+
+
+def test_online_priority_wins_over_the_client_s() -> None:
+    request = ChatCompletionRequest.model_validate({**BODY, "priority": -7})
+    CoServeEngine.claim_online(request)
+    assert request.priority == ONLINE_PRIORITY

@@ -31,8 +31,7 @@ def test_stat_logger_is_called_as_we_take_it() -> None:
 
 def test_scheduler_stats_have_what_is_read() -> None:
     stats = vllm_compat.SchedulerStats()
-    for name in ("num_running_reqs", "num_waiting_reqs", "num_skipped_waiting_reqs", "kv_cache_usage"):
-        assert hasattr(stats, name), f"vLLM's SchedulerStats has no {name} any more"
+    assert hasattr(stats, "kv_cache_usage"), "vLLM's SchedulerStats has no kv_cache_usage any more"
 
 
 def test_our_stat_logger_is_found_as_a_plugin() -> None:

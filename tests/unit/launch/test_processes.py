@@ -8,9 +8,11 @@ import uuid
 from pathlib import Path
 
 import psutil
+import pytest
 
 from conserve.launch.ports import find_free_ports, is_free
 from conserve.launch.processes import STACK_ID_VARIABLE, end_processes, find_processes, is_alive, start_daemon
+from conserve.launch.ray_head import RayHeadError, start_ray_head
 
 # A child that loses its environment, as Ray's agents do, and a parent that does not listen to SIGTERM.
 PARENT = """
@@ -64,3 +66,15 @@ def test_daemon_is_nobody_s_child_and_logs(tmp_path: Path) -> None:
         psutil.Process(pid).kill()
     psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
     assert not is_alive(pid)
+
+
+def test_daemon_that_does_not_answer_is_an_os_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*arguments: object, **options: object) -> None:
+        raise subprocess.TimeoutExpired("python", 30)
+
+    monkeypatch.setattr("conserve.launch.processes.subprocess.run", hang)
+    with pytest.raises(OSError, match="no answer within 30 s"):
+        start_daemon(["program"], tmp_path / "log", os.environ)
+    monkeypatch.setattr("conserve.launch.ray_head.read_auth_token", lambda environ: None)
+    with pytest.raises(RayHeadError, match="no answer within 60 s"):
+        start_ray_head(tmp_path, {})

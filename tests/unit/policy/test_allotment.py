@@ -60,7 +60,7 @@ def test_shut_window_stays_shut_until_load_is_low_again() -> None:
     state=st.sampled_from(["starting", "serving", "draining"]),
 )
 def test_window_is_never_outside_its_bounds(online, waiting, kv_usage, previous, state) -> None:  # type: ignore[no-untyped-def]
-    capacity = ReplicaCapacity("r", "m", state, online, waiting, 0, kv_usage)
+    capacity = ReplicaCapacity("r", "m", state, online, waiting, kv_usage)
     assert 0 <= window_of(capacity, RULE, previous) <= RULE.max_window
 
 

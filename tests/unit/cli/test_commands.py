@@ -1,0 +1,194 @@
+"""The command line against a small fake application, and against nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from conserve.cli import console
+from conserve.cli.main import app
+from conserve.launch.record import StackError
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console.out, "width", 200)
+    monkeypatch.setattr("conserve.cli.main.configure_program_logs", lambda: None)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def write_config(folder: Path, **args: Any) -> Path:
+    path = folder / "serve_config.yaml"
+    ours = {"name": "conserve", "import_path": "deployments.app:build_app", "args": args}
+    path.write_text(yaml.safe_dump({"applications": [ours]}), encoding="utf-8")
+    return path
+
+
+def assert_one_line(result: Result, part: str, code: int = 1) -> None:
+    assert result.exit_code == code, result.output
+    assert part in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.output
+
+
+def test_up_with_a_wrong_setting_names_it(tmp_path: Path) -> None:
+    config = write_config(tmp_path, jobs={"max_attempts": 0}, state_dir=str(tmp_path / "state"))
+    assert_one_line(run("up", "-f", config), "jobs.max_attempts", 2)
+    assert not (tmp_path / "state").exists()
+
+
+def test_down_with_nothing_up(tmp_path: Path) -> None:
+    result = run("down", "-f", write_config(tmp_path, state_dir=str(tmp_path / "state")))
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "Nothing was up.\n"
+
+
+def test_down_that_fails_is_one_line(tmp_path: Path, silent_url: str) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    record = {"stack_id": "x", "application": "conserve", "base_url": "http://b", "dashboard_url": silent_url}
+    (state / "stack.json").write_text(json.dumps(record | {"owns_ray": False}))
+    result = run("down", "-f", write_config(tmp_path, state_dir=str(state)))
+    assert result.exit_code == 1
+    assert "error: conserve was not removed" in result.stderr
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert (state / "stack.json").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("status",), ("chat", "hello"), ("batch", "status", "batch_1"), ("batch", "cancel", "batch_1")],
+    ids=lambda command: " ".join(command),
+)
+def test_nothing_listening_is_one_line(
+    command: tuple[str, ...], silent_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *arguments: 0.0)
+    assert_one_line(run(*command, "--url", silent_url), f"nothing answers at {silent_url}")
+
+
+def test_status_while_serve_s_proxy_answers_for_itself(application: Any) -> None:
+    text = "Path '/conserve/v1/status' not found.\nPing http://.../-/routes [for] routes."
+    application.answers["GET", "/conserve/v1/status"] = (404, text)
+    assert_one_line(run("status", "--url", application.base_url), "[for] routes. (HTTP 404)")
+
+
+def test_status_of_another_program_is_refused(application: Any) -> None:
+    application.answers["GET", "/conserve/v1/status"] = (200, "hello")
+    assert_one_line(run("status", "--url", application.base_url), "is not ConServe")
+
+
+def test_status_shows_replicas_and_batches(application: Any) -> None:
+    replica = {"replica_id": "r1", "model": "m", "state": "open", "alone": True, "window": 3, "kv_usage": 0.25}
+    replica |= {"offline_running": 2, "online_running": 1, "online_waiting": 0}
+    batch = {"id": "batch_1", "status": "in_progress", "total": 9, "completed": 4, "failed": 0, "ready": 3, "leased": 2}
+    application.answers["GET", "/health"] = (200, {})
+    application.answers["GET", "/conserve/v1/status"] = (200, {"replicas": [replica], "batches": [batch]})
+    result = run("status", "--url", application.base_url)
+    assert result.exit_code == 0, result.output
+    assert "open (alone)" in result.stdout
+    assert "25%" in result.stdout
+    assert "in_progress" in result.stdout
+
+
+def test_submit_uploads_and_prints_the_id(application: Any, tmp_path: Path) -> None:
+    lines = tmp_path / "in.jsonl"
+    lines.write_text('{"custom_id": "a"}\n')
+    result = run("batch", "submit", lines, "--metadata", "owner=me", "--url", application.base_url)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "batch_1\n"
+    (_, _, upload), (_, _, created) = application.calls
+    assert b'{"custom_id": "a"}' in upload
+    assert json.loads(created)["input_file_id"] == "file-in"
+    assert json.loads(created)["metadata"] == {"owner": "me"}
+
+
+def test_submit_refuses_metadata_without_a_value(tmp_path: Path, silent_url: str) -> None:
+    lines = tmp_path / "in.jsonl"
+    lines.touch()
+    assert_one_line(run("batch", "submit", lines, "--metadata", "[x]", "--url", silent_url), "'[x]'", 2)
+
+
+def test_a_refusal_is_shown_as_it_is(application: Any, tmp_path: Path) -> None:
+    application.answers["POST", "/v1/batches"] = (400, {"error": {"message": "no [such] endpoint"}})
+    lines = tmp_path / "in.jsonl"
+    lines.write_text("{}\n")
+    result = run("batch", "submit", lines, "--url", application.base_url)
+    assert_one_line(result, "no [such] endpoint (HTTP 400)")
+
+
+def test_batch_status_and_cancel(application: Any) -> None:
+    shown = run("batch", "status", "batch_1", "--url", application.base_url)
+    assert shown.stdout == "batch_1: completed, 2 completed, 0 failed of 2\n"
+    cancelled = run("batch", "cancel", "batch_1", "--url", application.base_url)
+    assert cancelled.stdout.startswith("batch_1: cancelling")
+    assert application.calls[-1][:2] == ("POST", "/v1/batches/batch_1/cancel")
+
+
+def test_results_go_to_standard_output_or_a_file(application: Any, tmp_path: Path) -> None:
+    assert run("batch", "results", "batch_1", "--url", application.base_url).stdout == '{"custom_id": "a"}\n'
+    output = tmp_path / "out.jsonl"
+    result = run("batch", "results", "batch_1", "-o", output, "--url", application.base_url)
+    assert result.exit_code == 0, result.output
+    assert output.read_text() == '{"custom_id": "a"}\n'
+
+
+def test_results_that_cannot_be_written_or_are_not_there(application: Any, tmp_path: Path) -> None:
+    output = tmp_path / "none" / "x"
+    result = run("batch", "results", "batch_1", "-o", output, "--url", application.base_url)
+    assert_one_line(result, f"--output: {output} cannot be written: No such file or directory")
+    result = run("batch", "results", "batch_1", "--errors", "--url", application.base_url)
+    assert_one_line(result, "batch_1 has no error file: no line went there")
+
+
+def test_an_error_in_the_middle_of_a_chat_is_one_line(application: Any) -> None:
+    application.answers["POST", "/v1/chat/completions"] = (200, 'data: {"error": {"message": "engine died"}}\n\n')
+    assert_one_line(run("chat", "hello", "--model", "m", "--url", application.base_url), "engine died")
+
+
+class FakeStack:
+    """Fails to come up as told."""
+
+    error: BaseException = KeyboardInterrupt()
+    undo_error: Exception | None = None
+    undone = 0
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        pass
+
+    def up(self, on_progress: object) -> None:
+        raise type(self).error
+
+    def undo(self, on_progress: object) -> None:
+        type(self).undone += 1
+        if type(self).undo_error is not None:
+            raise type(self).undo_error
+
+
+@pytest.mark.parametrize(
+    ("error", "undo_error", "code", "said"),
+    [
+        (KeyboardInterrupt(), None, 130, "Interrupted"),
+        (StackError("no [luck]"), None, 1, "error: no [luck]"),
+        (OSError("no disk"), StackError("left over"), 1, "left over"),
+    ],
+)
+def test_up_that_fails_undoes_what_it_started(
+    error: BaseException, undo_error: Exception | None, code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeStack, "error", error)
+    monkeypatch.setattr(FakeStack, "undo_error", undo_error)
+    monkeypatch.setattr(FakeStack, "undone", 0)
+    monkeypatch.setattr("conserve.cli.stack_commands.LocalStack", FakeStack)
+    result = run("up")
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+    assert FakeStack.undone == 1

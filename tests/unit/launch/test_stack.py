@@ -1,0 +1,294 @@
+"""What `up`, `undo` and `down` start, stop and leave alone, with a fake Serve, a fake Redis and a fake Ray head."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from conserve.jobs import embedded
+from conserve.launch import stack as stack_module
+from conserve.launch.ports import find_free_ports
+from conserve.launch.processes import STACK_ID_VARIABLE, find_processes
+from conserve.launch.ray_head import RayHead, RayHeadError
+from conserve.launch.record import StackError, StackRecord, read_record, write_record
+from conserve.launch.serve_api import ServeApi, ServeApiError, ServeUnreachableError
+from conserve.launch.stack import LocalStack
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+class World:
+    """A state folder, and what runs for it."""
+
+    def __init__(self, folder: Path, serve: Any) -> None:
+        self.state, self.serve = folder / "state", serve
+        self.state.mkdir()
+        self.config = folder / "serve_config.yaml"
+        ours = {"name": "conserve", "import_path": "deployments.app:build_app"}
+        self.config.write_text(yaml.safe_dump({"applications": [ours]}))
+        self.redis_runs = False
+        self.started: list[subprocess.Popen[bytes]] = []
+        self.head_environ: Mapping[str, str] = {}
+        self.head_error: BaseException | None = None
+
+    def stack(self, address: str | None = None, **environ: str) -> LocalStack:
+        environ = {"RAY_AUTH_TOKEN": "t", **environ}
+        return LocalStack(self.config, self.state, environ, http_port=self.serve.port, ray_dashboard_url=address)
+
+    def start_process(self, stack_id: str) -> subprocess.Popen[bytes]:
+        self.started.append(subprocess.Popen(SLEEP, env={STACK_ID_VARIABLE: stack_id}))
+        return self.started[-1]
+
+    def start_head(self, state_dir: Path, environ: Mapping[str, str]) -> int:
+        self.head_environ = environ
+        return self.start_process(environ[STACK_ID_VARIABLE]).pid
+
+    def wait_for_head(self, pid: int, state_dir: Path, environ: Mapping[str, str]) -> RayHead:
+        if self.head_error is not None:
+            raise self.head_error
+        return RayHead(pid, "127.0.0.1:1", self.serve.url, state_dir)
+
+    def start_redis(self, state_dir: Path) -> str:
+        self.redis_runs = True
+        return "unix:///x"
+
+    def stop_redis(self, state_dir: Path) -> bool:
+        self.redis_runs = False
+        return True
+
+    def record(self, **values: Any) -> StackRecord:
+        values = {"stack_id": uuid.uuid4().hex, "application": "conserve", "base_url": "http://b"} | values
+        record = StackRecord(**values)
+        write_record(self.state, record)
+        return record
+
+
+@pytest.fixture
+def world(tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    world = World(tmp_path, serve)
+    monkeypatch.setattr(stack_module, "start_ray_head", world.start_head)
+    monkeypatch.setattr(stack_module, "wait_for_ray_head", world.wait_for_head)
+    monkeypatch.setattr(stack_module, "is_free", lambda port, host: True)
+    monkeypatch.setattr(embedded, "ensure_running", world.start_redis)
+    monkeypatch.setattr(embedded, "is_running", lambda state_dir: world.redis_runs)
+    monkeypatch.setattr(embedded, "stop", world.stop_redis)
+    monkeypatch.setattr("conserve.launch.teardown.DRAIN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("conserve.launch.teardown.POLL_PERIOD_S", 0.02)
+    yield world
+    for process in world.started:
+        process.kill()
+        process.wait(10)
+
+
+def test_own_stack_comes_up_and_goes_down(world: World) -> None:
+    stack = world.stack(CONSERVE_REPLICAS="2", CONSERVE_CACHE="/c", CONSERVE_TEST_X="1", OTHER="o")
+    assert stack.up().dashboard_url == world.serve.url
+    record = read_record(world.state)
+    assert record is not None
+    assert record.dashboard_url == world.serve.url
+    ours = {name: value for name, value in world.head_environ.items() if name.startswith("CONSERVE_")}
+    assert ours == {"CONSERVE_CACHE": "/c", "CONSERVE_TEST_X": "1", STACK_ID_VARIABLE: record.stack_id}
+    assert world.head_environ["OTHER"] == "o"
+    assert world.redis_runs
+    assert stack.down()
+    assert (find_processes(record.stack_id), world.redis_runs, read_record(world.state)) == ([], False, None)
+    assert not stack.down()
+
+
+# Another's cluster.
+
+
+def test_deployment_beside_other_applications_is_refused(world: World) -> None:
+    world.serve.run("theirs", "x:app")
+    stack = world.stack(world.serve.url)
+    with pytest.raises(StackError, match=r"theirs.*serve deploy"):
+        stack.up()
+    assert not stack.undo()
+    assert (world.serve.calls, world.redis_runs, read_record(world.state)) == ([], False, None)
+
+
+@pytest.mark.parametrize("import_path", ["x:app", None])
+def test_another_s_application_of_our_name_is_not_replaced(world: World, import_path: str | None) -> None:
+    world.serve.run("conserve", import_path)
+    with pytest.raises(StackError, match="runs other applications"):
+        world.stack(world.serve.url).up()
+    assert world.serve.calls == []
+
+
+def test_refused_deployment_cleans_up_nothing_on_the_cluster(world: World) -> None:
+    world.serve.put_status = 400
+    stack = world.stack(world.serve.url)
+    with pytest.raises(ServeApiError, match="400"):
+        stack.up()
+    assert world.redis_runs
+    assert stack.undo()
+    assert (world.serve.calls, world.redis_runs, read_record(world.state)) == (["PUT"], False, None)
+
+
+def test_failed_deployment_is_removed_from_the_cluster(world: World) -> None:
+    world.serve.deployed_status = "DEPLOY_FAILED"
+    stack = world.stack(world.serve.url)
+    with pytest.raises(StackError, match="did not start"):
+        stack.up()
+    assert stack.undo()
+    assert (world.serve.calls, world.serve.applications, read_record(world.state)) == (["PUT", "DELETE"], {}, None)
+
+
+@pytest.mark.parametrize("put_status", [200, 400])
+def test_failed_redeployment_leaves_what_was_on_the_cluster(world: World, put_status: int) -> None:
+    world.serve.run("conserve")
+    world.redis_runs = True
+    record = world.record(dashboard_url=world.serve.url, owns_ray=False)
+    world.serve.deployed_status, world.serve.put_status = "DEPLOY_FAILED", put_status
+    stack = world.stack(world.serve.url + "/")
+    with pytest.raises((StackError, ServeApiError)):
+        stack.up()
+    assert not stack.undo()
+    assert world.serve.calls == ["PUT"]
+    assert world.redis_runs
+    kept = read_record(world.state)
+    assert kept is not None
+    assert kept.stack_id == record.stack_id
+
+
+def test_down_shuts_serve_down_only_when_our_application_is_alone(world: World) -> None:
+    stack = world.stack(world.serve.url)
+    stack.up()
+    world.serve.run("theirs", "x:app")
+    with pytest.raises(StackError, match="theirs"):
+        stack.down()
+    assert "DELETE" not in world.serve.calls
+    assert read_record(world.state) is not None
+    assert world.redis_runs
+    del world.serve.applications["theirs"]
+    assert stack.down()
+    assert world.serve.calls == ["PUT", "DELETE"]
+    assert (read_record(world.state), world.redis_runs) == (None, False)
+
+
+def test_down_calls_nothing_when_our_application_is_gone(world: World) -> None:
+    world.serve.run("theirs", "x:app")
+    world.record(dashboard_url=world.serve.url, owns_ray=False)
+    assert world.stack().down()
+    assert (world.serve.calls, read_record(world.state)) == ([], None)
+
+
+def test_down_that_another_s_cluster_refuses_is_an_error(world: World) -> None:
+    world.stack(world.serve.url).up()
+    world.serve.delete_status = 500
+    with pytest.raises(StackError, match="was not removed"):
+        world.stack().down()
+    assert read_record(world.state) is not None
+
+
+def test_down_of_a_cluster_that_does_not_answer_names_the_record(world: World) -> None:
+    world.record(dashboard_url=f"http://127.0.0.1:{find_free_ports(1)[0]}", owns_ray=False)
+    with pytest.raises(StackError, match=r"stack\.json"):
+        world.stack().down()
+    assert read_record(world.state) is not None
+
+
+# Our own Ray.
+
+
+@pytest.mark.parametrize("dashboard_url", [None, "dead"])
+def test_what_a_killed_start_left_is_ended_first(world: World, dashboard_url: str | None) -> None:
+    if dashboard_url is not None:
+        dashboard_url = f"http://127.0.0.1:{find_free_ports(1)[0]}"
+    left = world.record(dashboard_url=dashboard_url)
+    world.start_process(left.stack_id)
+    world.redis_runs = True
+    world.serve.deployed_status = "DEPLOY_FAILED"
+    stack = world.stack()
+    with pytest.raises(StackError, match="did not start"):
+        stack.up()
+    assert find_processes(left.stack_id) == []
+    new = read_record(world.state)
+    assert new is not None
+    assert new.stack_id != left.stack_id
+    assert stack.undo()
+    assert (find_processes(new.stack_id), world.redis_runs, read_record(world.state)) == ([], False, None)
+
+
+def test_leftovers_go_even_when_the_start_is_refused(world: World) -> None:
+    left = world.record()
+    world.start_process(left.stack_id)
+    world.redis_runs = True
+    world.serve.run("theirs", "x:app")
+    stack = world.stack(world.serve.url)
+    with pytest.raises(StackError, match="theirs"):
+        stack.up()
+    stack.undo()
+    assert (find_processes(left.stack_id), world.redis_runs, world.serve.calls) == ([], False, [])
+
+
+@pytest.mark.parametrize("error", [RayHeadError("no"), KeyboardInterrupt()])
+def test_head_that_does_not_start_is_undone(world: World, error: BaseException) -> None:
+    world.head_error = error
+    stack = world.stack()
+    with pytest.raises(type(error)):
+        stack.up()
+    assert stack.undo()
+    assert (find_processes(world.head_environ[STACK_ID_VARIABLE]), world.redis_runs) == ([], False)
+    assert read_record(world.state) is None
+
+
+def test_failed_redeployment_leaves_a_healthy_stack_alone(world: World) -> None:
+    world.stack().up()
+    record = read_record(world.state)
+    assert record is not None
+    world.serve.put_status = 400
+    again = world.stack()
+    with pytest.raises(ServeApiError):
+        again.up()
+    assert not again.undo()
+    assert len(find_processes(record.stack_id)) == 1
+    assert world.redis_runs
+    assert read_record(world.state) == record
+    assert "DELETE" not in world.serve.calls
+
+
+def test_address_that_differs_from_a_living_stack_s_is_refused(world: World) -> None:
+    world.stack().up()
+    with pytest.raises(StackError, match=world.serve.url):
+        world.stack("http://127.0.0.1:1").up()
+    world.stack(world.serve.url + "/").up()
+    assert len(world.started) == 1
+
+
+def test_record_stays_while_a_process_does_not_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.stack().up()
+    monkeypatch.setattr("conserve.launch.teardown.end_processes", lambda stack_id: 1)
+    with pytest.raises(StackError, match=str(world.started[0].pid)):
+        world.stack().down()
+    assert read_record(world.state) is not None
+
+
+def test_down_of_our_own_ray_needs_no_answer(world: World) -> None:
+    world.stack().up()
+    world.serve.delete_status = 500
+    assert world.stack().down()
+    assert find_processes(world.head_environ[STACK_ID_VARIABLE]) == []
+    assert read_record(world.state) is None
+
+
+def test_second_up_at_the_same_time_is_refused(world: World) -> None:
+    with FileLock(world.state / "up.lock"), pytest.raises(StackError, match="Another process"):
+        world.stack().up()
+    assert world.started == []
+
+
+def test_what_is_not_ray_is_said_so(world: World) -> None:
+    world.serve.applications = []
+    with pytest.raises(ServeUnreachableError, match="is not Ray's dashboard"):
+        ServeApi(world.serve.url, {"RAY_AUTH_TOKEN": "t"}).read_applications()
+    with pytest.raises(ServeUnreachableError, match="does not answer"):
+        ServeApi("127.0.0.1:8265", {"RAY_AUTH_TOKEN": "t"}).read_applications()
