@@ -22,6 +22,7 @@ class FakeEngine:
         self.online_running = 0
         self.running = 0
         self.most_running = 0
+        self.answers_until_gate_shuts: int | None = None
 
     async def offline(self, endpoint: str, body: Mapping[str, Any], timeout_s: float) -> OfflineResult:
         content = body["messages"][0]["content"]
@@ -31,6 +32,10 @@ class FakeEngine:
         try:
             await asyncio.sleep(0.001)
             await self.gate.wait()
+            if self.answers_until_gate_shuts is not None:
+                self.answers_until_gate_shuts -= 1
+                if self.answers_until_gate_shuts <= 0:
+                    self.gate.clear()
         except asyncio.CancelledError:
             self.cancelled.append(content)
             raise

@@ -100,6 +100,7 @@ async def test_cancelled_batch_is_let_go_and_keeps_what_is_done(
     bench: Bench, controller: HarvestController, make_harvester: Make, engine: FakeEngine
 ) -> None:
     batch_id = await bench.start(20)
+    engine.answers_until_gate_shuts = 5
 
     async def some_done() -> bool:
         return (await bench.get(batch_id)).request_counts.completed >= 4
@@ -110,7 +111,6 @@ async def test_cancelled_batch_is_let_go_and_keeps_what_is_done(
 
     async with running(controller.run()), running(make_harvester(engine, "r1").run()):
         await wait_until(some_done)
-        engine.gate.clear()
         await bench.service.cancel_batch(batch_id)
         await wait_until(let_go)
     batch, output, errors = await bench.end(batch_id)
