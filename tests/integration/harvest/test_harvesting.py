@@ -148,11 +148,13 @@ async def test_replica_goes_on_alone_when_the_controller_is_gone(
     bench: Bench, make_harvester: Make, engine: FakeEngine, board: CapacityBoard
 ) -> None:
     batch_id = await bench.start(10)
+
+    async def reported_alone() -> bool:
+        return [(report.alone, report.window) for report in await board.read_reports()] == [(True, 4)]
+
     async with running(make_harvester(engine, "r1").run()):
         await wait_until(lambda: all_done(bench, batch_id))
-        (report,) = await board.read_reports()
-    assert report.alone
-    assert report.window == 4
+        await wait_until(reported_alone)
 
 
 async def test_reports_and_allotments_expire(board: CapacityBoard, fast: Settings) -> None:
