@@ -14,22 +14,18 @@ import contextlib
 import fcntl
 import glob
 import hashlib
-import html
 import itertools
 import json
 import os
 import platform
 import re
 import shutil
-import ssl
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +35,6 @@ REQUIREMENTS = ROOT / "requirements"
 VENV = ROOT / ".venv"
 STAMP = VENV / "setup.json"
 DEVICES = ("cpu", "gpu")
-PUBLIC_INDEX = "https://pypi.org/simple"
 INSTALL_TIMEOUT_S = 1_800
 PROBE_TIMEOUT_S = 60
 # Another active environment, and a PyTorch other than the one chosen here.
@@ -304,7 +299,7 @@ def has_pip(python: str) -> bool:
     return subprocess.run([python, "-c", "import pip"], capture_output=True, timeout=60, check=False).returncode == 0
 
 
-def get_uv(pip: Mapping[str, str], environ: Mapping[str, str], python: str) -> str:
+def get_uv(environ: Mapping[str, str], python: str) -> str:
     """The path of uv: `CONSERVE_UV`, or the locked version, kept in the user's cache folder.
 
     Raises:
@@ -325,54 +320,20 @@ def get_uv(pip: Mapping[str, str], environ: Mapping[str, str], python: str) -> s
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".uv-") as partial:
             say(f"getting uv {version}")
             target = Path(partial) / version
-            if has_pip(python):
-                pip_options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
-                pip_options += ["--require-hashes", "--target", str(target), "-r", str(REQUIREMENTS / "uv.txt")]
-                run(
-                    [python, "-m", "pip", "install", *pip_options],
-                    "pip could not install uv (is the package index reachable?)",
-                    environ,
+            if not has_pip(python):
+                raise SetupError(
+                    f"{python} has no pip to get uv with: install it (Debian: python3-pip), or set CONSERVE_UV"
                 )
-            else:
-                download_uv(requirement, target, pip, environ)
+            pip_options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+            pip_options += ["--require-hashes", "--target", str(target), "-r", str(REQUIREMENTS / "uv.txt")]
+            run(
+                [python, "-m", "pip", "install", *pip_options],
+                "pip could not install uv (is the package index reachable?)",
+                environ,
+            )
             if not folder.exists():
                 target.rename(folder)
     return str(folder / "bin" / "uv")
-
-
-def download_uv(requirement: str, target: Path, pip: Mapping[str, str], environ: Mapping[str, str]) -> None:
-    """Takes uv's wheel from the index without pip, checks its hash, and unpacks the executable.
-
-    The index speaks HTML as in https://packaging.python.org/en/latest/specifications/simple-repository-api/.
-    """
-    certificate = environ.get("SSL_CERT_FILE") or pip.get("cert") or None
-    context = ssl.create_default_context(cafile=certificate)
-    page = (pip.get("index-url") or PUBLIC_INDEX).rstrip("/") + "/uv/"
-    name = re.compile(rf"/uv-{re.escape(read_version(requirement))}-[^/]*manylinux[^/]*x86_64[^/]*\.whl")
-    try:
-        if not page.startswith(("https://", "http://")):
-            raise SetupError(f"without pip, uv is taken from an http(s) index, which {page} is not: set CONSERVE_UV")
-        request = urllib.request.Request(page, headers={"Accept": "text/html"})
-        with urllib.request.urlopen(request, timeout=60, context=context) as answer:
-            links = re.findall(r'href="([^"]+)"', answer.read().decode())
-        addresses = [urllib.parse.urljoin(page, html.unescape(link)).split("#")[0] for link in links]
-        wheels = [address for address in addresses if name.search(urllib.parse.unquote(address))]
-        if not wheels:
-            raise SetupError(f"{page} has no wheel of the locked uv")
-        with urllib.request.urlopen(wheels[0], timeout=60, context=context) as answer:
-            content = answer.read()
-    except (urllib.error.URLError, OSError) as error:
-        raise SetupError(f"uv could not be downloaded from {page}: {error}") from None
-    if f"sha256:{hashlib.sha256(content).hexdigest()}" not in requirement:
-        raise SetupError(f"{wheels[0]} does not have a hash of requirements/uv.txt")
-    with tempfile.TemporaryFile() as file:
-        file.write(content)
-        with zipfile.ZipFile(file) as wheel:
-            member = next(name for name in wheel.namelist() if name.endswith(".data/scripts/uv"))
-            executable = target / "bin" / "uv"
-            executable.parent.mkdir(parents=True)
-            executable.write_bytes(wheel.read(member))
-    executable.chmod(0o755)
 
 
 # --- Installing ---
@@ -440,7 +401,7 @@ def lock_requirements(upgrade: bool) -> None:
     python = base_python()
     pip = read_pip_settings(environ, python)
     environ = uv_environment(pip, environ)
-    uv = get_uv(pip, environ, python)
+    uv = get_uv(environ, python)
     options = ["--quiet", "--python", python, "--python-version", "3.11", "--generate-hashes", "--no-header"]
     options += ["--no-annotate", "--no-emit-index-url", "--no-emit-find-links", *(["--upgrade"] if upgrade else [])]
     everywhere = uv_options({**pip, "extra-index-url": "", "find-links": ""}, environ)
@@ -492,7 +453,7 @@ def set_up(asked: str) -> None:
         if installed != wanted:
             pip = read_pip_settings(environ, python)
             environ = uv_environment(pip, environ)
-            uv = get_uv(pip, environ, python)
+            uv = get_uv(environ, python)
             if {**installed, "project": ""} != {**wanted, "project": ""}:
                 install_packages(device, uv, pip, environ, python)
             install_project(uv, environ)
