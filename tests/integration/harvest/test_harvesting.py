@@ -1,14 +1,17 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from conserve.config import Settings
+from conserve.harvest import harvester as harvesting
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.controller import HarvestController
 from conserve.harvest.harvester import Harvester
 from conserve.harvest.messages import CapacityReport
+from conserve.jobs.files import FileStore
 from conserve.policy.allotment import Allotment
 from tests.integration.bench import Bench
 from tests.integration.harvest.conftest import running, wait_until
@@ -80,16 +83,34 @@ async def test_a_line_that_is_wrong_or_kills_the_engine_stops_no_other(
 
 
 async def test_storage_that_is_away_costs_no_attempts(
-    bench: Bench, controller: HarvestController, make_harvester: Make, engine: FakeEngine, fast: Settings
+    bench: Bench,
+    controller: HarvestController,
+    make_harvester: Make,
+    engine: FakeEngine,
+    fast: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(harvesting, "FAULT_PAUSE_S", 0.01)
+    monkeypatch.setattr(harvesting, "LONGEST_FAULT_PAUSE_S", 0.01)
+    reads = 0
+    read_range = FileStore.read_range
+
+    async def count_and_read(self: FileStore, file_id: str, offset: int, length: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        return await read_range(self, file_id, offset, length)
+
+    monkeypatch.setattr(FileStore, "read_range", count_and_read)
     batch_id = await bench.start(3)
     file = Path(fast.files_url) / bench.store.file_path((await bench.get(batch_id)).input_file_id)
     away = file.with_suffix(".away")
     file.rename(away)
 
-    harvester = make_harvester(engine, "r1")
-    async with running(controller.run()), running(harvester.run()):
-        await asyncio.sleep(2.5)
+    async def tried_too_often() -> bool:
+        return reads > 3 * (fast.jobs.max_attempts + 2)
+
+    async with running(controller.run()), running(make_harvester(engine, "r1").run()):
+        await wait_until(tried_too_often)
         assert engine.asked == []
         away.rename(file)
         await wait_until(lambda: all_done(bench, batch_id))
