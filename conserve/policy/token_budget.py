@@ -1,0 +1,125 @@
+"""How many offline tokens fit into one iteration, so that the online objectives still hold.
+
+Three things limit the length of an iteration that offline tokens ride in:
+
+- an online request that is decoding gets its next token when the iteration ends (TBT objective);
+- an online prompt that is waiting or half computed gets its first token when this iteration, or a later one, ends
+  (TTFT objective);
+- an online request that arrives just after the iteration has begun waits for all of it (TTFT objective of arrivals
+  to come, from the prompts seen lately).
+
+ConServe (arXiv 2410.01228) section 4.3 fills iterations by the first two; the third takes the place of its preemption
+within a layer where an iteration cannot be stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from conserve.policy.latency import IterationShape, LatencyModel
+
+EFFICIENT_SHARE = 0.95
+"""An offline pass need not be longer than what gives this share of the throughput of a full batch."""
+ARRIVAL_QUANTILE = 0.95
+ARRIVALS_KEPT = 128
+SMALLEST_WAIT_SHARE = 0.1
+"""Share of the TTFT objective that an iteration may always take, however long the prompts seen lately."""
+
+
+@dataclass(frozen=True)
+class PromptDemand:
+    """An online prompt that is not computed to its end.
+
+    Attributes:
+        deadline_s: When its first token is due.
+        rest_ms: Predicted time of what is left of it, and of prompts before it, after this iteration.
+    """
+
+    deadline_s: float
+    rest_ms: float
+
+
+def limit_iteration_ms(
+    start_s: float,
+    token_due_s: float,
+    prompts: Iterable[PromptDemand],
+    arrival_limit_ms: float,
+    safety_factor: float,
+) -> float:
+    """The longest predicted time that an iteration may have.
+
+    Args:
+        start_s: When it can begin.
+        token_due_s: When the earliest next token of a decoding online request is due; `inf` if there is none.
+        prompts: Online prompts not yet computed to their end.
+        arrival_limit_ms: As `ArrivalGuard.limit_ms` gives it.
+        safety_factor: How much longer than predicted iterations may take.
+
+    Returns:
+        Milliseconds, 0 when the objectives are already missed; `inf` without objectives.
+    """
+    available_ms = min(arrival_limit_ms, (token_due_s - start_s) * 1e3)
+    for prompt in prompts:
+        available_ms = min(available_ms, (prompt.deadline_s - start_s) * 1e3 - prompt.rest_ms * safety_factor)
+    return max(0.0, available_ms / safety_factor)
+
+
+class ArrivalGuard:
+    """How long an iteration may be for a request that arrives just after it has begun to meet its TTFT objective."""
+
+    def __init__(self) -> None:
+        self._prompt_tokens: deque[int] = deque(maxlen=ARRIVALS_KEPT)
+        self._typical: int | None = None
+
+    def observe(self, prompt_tokens: int) -> None:
+        """Takes note of an online arrival."""
+        self._prompt_tokens.append(prompt_tokens)
+        self._typical = None
+
+    @property
+    def typical_tokens(self) -> int:
+        """Length of a long prompt among those seen lately (the 95th percentile); 0 before the first one."""
+        if self._typical is None:
+            ordered = sorted(self._prompt_tokens)
+            self._typical = ordered[math.ceil(ARRIVAL_QUANTILE * len(ordered)) - 1] if ordered else 0
+        return self._typical
+
+    def limit_ms(self, ttft_slo_ms: float, model: LatencyModel) -> float:
+        """The longest an iteration may take; `inf` before the first online arrival."""
+        if not self._prompt_tokens or math.isinf(ttft_slo_ms):
+            return math.inf
+        own_ms = model.predict_ms(IterationShape().add_prefill(self.typical_tokens, 0))
+        return max(ttft_slo_ms - own_ms * model.safety_factor(), SMALLEST_WAIT_SHARE * ttft_slo_ms)
+
+
+def size_offline_pass(model: LatencyModel, base: IterationShape, limit_ms: float, max_tokens: int) -> int:
+    """Prompt tokens of an iteration without online requests.
+
+    A pass longer than efficient makes arrivals wait for nothing: throughput rises with its size, but ever less.
+
+    Args:
+        model: Predicts its time.
+        base: What else the iteration computes (offline decodes).
+        limit_ms: The longest it may take.
+        max_tokens: The largest batch, less the tokens of `base`.
+
+    Returns:
+        As many tokens as the limit allows, or fewer where those already give 95 % of a full batch's throughput.
+    """
+    if max_tokens <= 0:
+        return 0
+    if math.isinf(limit_ms):
+        return max_tokens
+    full_ms = model.predict_ms(base.add_prefill(max_tokens, 0))
+    empty_ms = model.predict_ms(base) if base.decode_sequences else model.predict_ms(base.add_prefill(1, 0))
+    others = base.decode_sequences
+    # Time is close to empty + slope * tokens, so (others + n) / (empty + slope * n) is solved for n.
+    wanted = EFFICIENT_SHARE * (others + max_tokens) / full_ms
+    slope = max(full_ms - empty_ms, 0.0) / max_tokens
+    gain = 1.0 - wanted * slope
+    efficient = math.ceil((wanted * empty_ms - others) / gain) if gain > 0 else max_tokens
+    efficient = min(max(efficient, 1), max_tokens)
+    return model.fit_prefill_tokens(base, 0, limit_ms, efficient)
