@@ -30,6 +30,7 @@ def build_app(args: dict[str, Any]) -> Application:
     Raises:
         SettingsError: a setting is unknown or wrong.
         ValueError: the model's folder does not exist.
+        RuntimeError: our scheduler was not tested with this vLLM.
     """
     settings = load_settings(args)
     resolved = settings.with_redis_url(resolve_redis_url(settings))

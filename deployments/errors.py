@@ -9,9 +9,10 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from conserve.engine.contract import InvalidRequest
 from conserve.engine.vllm_compat import VLLMClientError
 from deployments.batch_routes import install_error_handlers as install_api_error_handlers
-from deployments.ray_compat import BackPressureError, OpenAIHTTPException
+from deployments.ray_compat import BackPressureError, ErrorInfo, ErrorResponse, OpenAIHTTPException
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,12 @@ def error_response(
     headers = {"Retry-After": str(retry_after_s)} if retry_after_s is not None else None
     error = {"message": message, "type": kind, "param": param, "code": code}
     return JSONResponse({"error": error}, status_code=status, headers=headers)
+
+
+def refusal(error: InvalidRequest) -> ErrorResponse:
+    """What a replica answers to a wrong request. Names the field in the message as vLLM does, for `_refused` below."""
+    message = f"{error} (parameter={error.param})"
+    return ErrorResponse(error=ErrorInfo(message=message, type="BadRequestError", param=error.param, code=400))
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -9,6 +9,8 @@ import ray
 from ray.serve.llm import LLMConfig
 
 from conserve.config import Settings
+from conserve.engine.arguments import add_extra_arguments, scheduler_arguments
+from conserve.engine.vllm_compat import check_version
 from conserve.models import resolve_model
 from deployments.local_model import SkipDownload
 from deployments.replica import ConServeReplica
@@ -34,12 +36,15 @@ def build_llm_config(settings: Settings) -> LLMConfig:
 
     Raises:
         ValueError: the model's folder does not exist.
+        RuntimeError: our scheduler was not tested with this vLLM.
     """
     engine = settings.engine
+    if engine.mode == "conserve":
+        check_version()
     device = choose_device(settings)
     workers = engine.tensor_parallel_size
     engine_kwargs: dict[str, Any] = {
-        "scheduling_policy": "priority",
+        **scheduler_arguments(engine.mode, settings.slo),
         "tensor_parallel_size": workers,
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,
@@ -51,9 +56,10 @@ def build_llm_config(settings: Settings) -> LLMConfig:
     if device == "cpu":
         # Compilation costs a minute at start and gains little on a CPU.
         engine_kwargs["enforce_eager"] = True
+        engine_kwargs["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
     else:
         engine_kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
-    engine_kwargs |= engine.extra_args
+    engine_kwargs = add_extra_arguments(engine_kwargs, engine.extra_args)
 
     model = resolve_model(settings.model.source)
     is_folder = Path(model).is_dir()

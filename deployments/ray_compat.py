@@ -8,7 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackBase
-from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException, to_model_metadata
+from ray.llm._internal.serve.core.configs.openai_api_models import (
+    ErrorInfo,
+    ErrorResponse,
+    OpenAIHTTPException,
+    to_model_metadata,
+)
 from ray.llm._internal.serve.core.protocol import RawRequestInfo
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -17,6 +22,8 @@ __all__ = [
     "BackPressureError",
     "CallbackBase",
     "DeploymentUnavailableError",
+    "ErrorInfo",
+    "ErrorResponse",
     "OpenAIHTTPException",
     "RawRequestInfo",
     "VLLMEngine",

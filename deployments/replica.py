@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -14,13 +15,16 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 
 from conserve.config import Settings
+from conserve.engine.contract import InvalidRequest
 from conserve.engine.engine import CoServeEngine
+from conserve.engine.vllm_compat import PRIORITY_HEADER
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.harvester import Harvester
 from conserve.jobs.files import FileStore
 from conserve.jobs.link import RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
 from conserve.telemetry.logs import configure_service_logs
+from deployments.errors import refusal
 from deployments.ray_compat import RawRequestInfo, find_engine
 from deployments.serving_engine import ServingEngine
 
@@ -43,20 +47,27 @@ class ConServeReplica(LLMServer):
         self._settings = settings
         bind_cpu_threads(settings)
         await super().__init__(llm_config, engine_cls=ServingEngine)
-        self._co_engine = CoServeEngine(find_engine(self))
+        engine: ServingEngine = find_engine(self)
+        self._co_engine = CoServeEngine(engine, list(settings.slo.by_priority()), engine.page)
         self._harvesting = asyncio.create_task(keep_connected(settings, self._harvest))
 
     async def chat(self, request: Any, raw_request_info: RawRequestInfo | None = None) -> AsyncGenerator[Any, None]:
         """Answers an online chat request."""
-        self._co_engine.claim_online(request)
-        return self._co_engine.online(await super().chat(request, raw_request_info))
+        try:
+            self._co_engine.claim_online(request)
+        except InvalidRequest as error:
+            return _answer(refusal(error))
+        return self._co_engine.online(await super().chat(request, drop_priority(raw_request_info)))
 
     async def completions(
         self, request: Any, raw_request_info: RawRequestInfo | None = None
     ) -> AsyncGenerator[Any, None]:
         """Answers an online completion request."""
-        self._co_engine.claim_online(request)
-        return self._co_engine.online(await super().completions(request, raw_request_info))
+        try:
+            self._co_engine.claim_online(request)
+        except InvalidRequest as error:
+            return _answer(refusal(error))
+        return self._co_engine.online(await super().completions(request, drop_priority(raw_request_info)))
 
     async def answers(self) -> bool:
         """True: asked by the front to learn whether a replica is there."""
@@ -87,14 +98,27 @@ class ConServeReplica(LLMServer):
             await harvester.drain()
 
 
+async def _answer(response: Any) -> AsyncGenerator[Any, None]:
+    yield response
+
+
+def drop_priority(raw_request_info: RawRequestInfo | None) -> RawRequestInfo | None:
+    """The same without the header that vLLM takes a priority from, in place of the request's own."""
+    if raw_request_info is None:
+        return None
+    headers = {
+        name: value for name, value in raw_request_info.headers.items() if name.lower() != PRIORITY_HEADER.lower()
+    }
+    return dataclasses.replace(raw_request_info, headers=headers)
+
+
 def bind_cpu_threads(settings: Settings) -> None:
-    """Sets the environment that vLLM's CPU build reads at start: cores of this replica and size of its KV cache.
+    """Sets the environment that vLLM's CPU build reads at start: the cores of this replica.
 
     Two engines of one node would both bind to the node's first cores. Ray Serve gives each replica a rank on its node;
     the node's cores are shared out by it.
     """
     engine = settings.engine
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = f"{engine.kv_cache_gib:g}"
     if engine.cpu_threads_bind != "auto":
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = engine.cpu_threads_bind
         return

@@ -10,6 +10,14 @@ class EngineFault(RuntimeError):
     """The engine failed, not the request: another attempt may succeed."""
 
 
+class InvalidRequest(ValueError):
+    """The request is wrong: another attempt would be, too. `param` names the field of its body."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 @dataclass(frozen=True)
 class OfflineResult:
     """The answer to an offline request: an HTTP status code and the body that the HTTP API would have sent."""

@@ -1,20 +1,19 @@
-"""The engine of a replica, with its two entrances: online requests, and offline ones that only use what is left.
-
-For now the engine below is stock vLLM with `scheduling_policy="priority"`.
-"""
+"""The engine of a replica, with its two entrances: online requests, and offline ones that only use what is left."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from conserve.engine.contract import EngineFault, EngineStats, OfflineResult
+from conserve.config import DEFAULT_CLASS
+from conserve.engine.contract import EngineFault, EngineStats, InvalidRequest, OfflineResult
 from conserve.engine.cpu_clock import ChildCpuClock
+from conserve.engine.page import Counters, EnginePage
 from conserve.engine.stats import GAUGES
 from conserve.engine.vllm_compat import ChatCompletionRequest, CompletionRequest
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
@@ -23,6 +22,9 @@ _REQUEST_TYPES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/completions": CompletionRequest,
 }
+
+CLASS_FIELD = "slo_class"
+"""The field of an online request's body that names its class; not one of OpenAI's."""
 
 Item = TypeVar("Item")
 
@@ -72,10 +74,16 @@ class CoServeEngine:
 
     Args:
         serving: the OpenAI layer of the engine.
+        classes: names of the classes of online requests; the position of one is the priority of its requests.
+        page: what the engine's scheduler reports on, if it is ours.
     """
 
-    def __init__(self, serving: OpenAIServing) -> None:
+    def __init__(
+        self, serving: OpenAIServing, classes: Sequence[str] = (DEFAULT_CLASS,), page: EnginePage | None = None
+    ) -> None:
         self._serving = serving
+        self._priorities = {name: ONLINE_PRIORITY + index for index, name in enumerate(classes)}
+        self._page = page
         self._online = _BusyClock()
         self._offline = _BusyClock()
         self._online_first_tokens = 0
@@ -83,10 +91,21 @@ class CoServeEngine:
         self._offline_output_tokens = 0
         self._cpu_clock = ChildCpuClock()
 
-    @staticmethod
-    def claim_online(request: Any) -> None:
-        """Gives an online request its priority, whatever the client has sent."""
-        request.priority = ONLINE_PRIORITY
+    def claim_online(self, request: Any) -> None:
+        """Gives an online request the priority of the class that it names, whatever `priority` the client has sent.
+
+        vLLM 0.32 runs the steps of a beam search with priority 0: in the default class.
+
+        Raises:
+            InvalidRequest: there is no such class.
+        """
+        name = getattr(request, CLASS_FIELD, None)
+        if name is None:
+            name = DEFAULT_CLASS
+        if not isinstance(name, str) or name not in self._priorities:
+            allowed = ", ".join(f"'{known}'" for known in self._priorities)
+            raise InvalidRequest(f"There is no such request class; allowed are: {allowed}.", CLASS_FIELD)
+        request.priority = self._priorities[name]
 
     async def online(self, responses: AsyncGenerator[Item, None]) -> AsyncGenerator[Item, None]:
         """Passes the response stream of an online request on, and counts the request while it is in the engine."""
@@ -109,7 +128,8 @@ class CoServeEngine:
 
         Args:
             endpoint: `/v1/chat/completions` or `/v1/completions`.
-            body: the request's body, as the HTTP API takes it. `priority` and `stream` are overwritten.
+            body: the request's body, as the HTTP API takes it. `priority` and `stream` are overwritten, a class of
+                online requests is ignored.
             timeout_s: seconds until the attempt is given up.
 
         Returns:
@@ -119,12 +139,17 @@ class CoServeEngine:
             EngineFault: the engine failed, or the time was up; another attempt may succeed.
             asyncio.CancelledError: the caller gave up; the engine has let go of the request.
         """
+        offline_body = {name: value for name, value in body.items() if name != CLASS_FIELD}
+        offline_body |= {"stream": False, "priority": OFFLINE_PRIORITY}
         try:
-            request = _REQUEST_TYPES[endpoint].model_validate({**body, "stream": False, "priority": OFFLINE_PRIORITY})
+            request: Any = _REQUEST_TYPES[endpoint].model_validate(offline_body)
         except ValidationError as error:
             return _refuse(_explain(error))
         except Exception as error:  # noqa: BLE001 - vLLM 0.32's validators let all kinds through; the body is at fault
             return _refuse(str(error) or type(error).__name__)
+        if request.use_beam_search:
+            # vLLM 0.32 hands the priority of a request on to everything but the steps of a beam search.
+            return _refuse("use_beam_search: not available in a batch", param="use_beam_search")
         serve = self._serving.chat if endpoint == "/v1/chat/completions" else self._serving.completions
         with self._offline.hold():
             try:
@@ -160,6 +185,10 @@ class CoServeEngine:
             offline_output_tokens=self._offline_output_tokens,
         )
 
+    def scheduler_counters(self) -> Counters | None:
+        """What the scheduler has done since the engine started; None if it is not ours (`engine.mode: stock`)."""
+        return self._page.read_counters() if self._page else None
+
     def _as_result(self, response: Any) -> OfflineResult:
         body: dict[str, Any] = response.model_dump(mode="json")
         if "error" in body:
@@ -174,9 +203,9 @@ class CoServeEngine:
         return OfflineResult(200, body, prompt_tokens, output_tokens)
 
 
-def _refuse(message: str, code: int = 400) -> OfflineResult:
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
-    return OfflineResult(code, {"error": error})
+def _refuse(message: str, param: str | None = None) -> OfflineResult:
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": 400}
+    return OfflineResult(400, {"error": error})
 
 
 def _explain(error: ValidationError) -> str:

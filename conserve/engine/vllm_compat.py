@@ -6,31 +6,96 @@ Tested with vLLM 0.32. The names marked (unstable) are documented upstream as su
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from typing import NamedTuple
+
+from vllm import __version__ as vllm_version
 from vllm.config import VllmConfig
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue  # private
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.generate.base.serving import PRIORITY_HEADER  # unstable
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest  # unstable
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest  # unstable
 from vllm.exceptions import VLLMClientError  # unstable
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.utils.import_utils import resolve_obj_by_qualname as find_by_name
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler  # (unstable) as are all names of the scheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import RequestQueue
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor  # its `_post_init_executor` is private
 from vllm.v1.metrics.loggers import StatLoggerBase  # (unstable) plug-in group `vllm.stat_logger_plugins`
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats  # unstable
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
 
 TESTED_VERSIONS = ("0.32",)
 
 __all__ = [
+    "PRIORITY_HEADER",
     "TESTED_VERSIONS",
+    "Admission",
+    "AsyncEngineArgs",
+    "AsyncLLM",
+    "AsyncScheduler",
     "ChatCompletionRequest",
     "CompletionRequest",
     "IterationStats",
     "MessageQueue",
+    "ModelRunnerOutput",
     "MultiModalCacheStats",
     "MultiprocExecutor",
+    "Request",
+    "RequestOutputKind",
+    "RequestQueue",
+    "RequestStatus",
+    "SamplingParams",
+    "Scheduler",
+    "SchedulerOutput",
     "SchedulerStats",
     "StatLoggerBase",
     "VLLMClientError",
     "VllmConfig",
+    "can_free_blocks",
+    "check_version",
+    "count_freed_blocks",
+    "count_groups",
+    "count_held_blocks",
+    "current_platform",
+    "find_by_name",
+    "is_blocked",
+    "is_cpu_platform",
+    "is_running",
     "limit_busy_waiting",
+    "look_up_admission",
+    "preempt",
+    "set_blocks_kept_free",
+    "stop_llm",
+    "unblock",
+    "vllm_version",
 ]
+
+
+def check_version(version: str = vllm_version) -> None:
+    """Refuses a vLLM that the scheduler was not tested with.
+
+    Raises:
+        RuntimeError: names the version found, those tested, and the way out.
+    """
+    if not version.startswith(tuple(f"{tested}." for tested in TESTED_VERSIONS)):
+        tested = ", ".join(f"{tested}.x" for tested in TESTED_VERSIONS)
+        raise RuntimeError(
+            f"vLLM {version} is installed, and ConServe's scheduler is tested with {tested}: install one of those, "
+            "or set `engine.mode: stock` to use vLLM's own scheduler, without the objectives of online requests"
+        )
+
+
+def is_cpu_platform() -> bool:
+    """Whether this is vLLM's CPU build."""
+    return bool(current_platform.is_cpu())
 
 
 def limit_busy_waiting(queue: MessageQueue, spin_s: float, poll_ms: int) -> None:
@@ -50,3 +115,99 @@ def limit_busy_waiting(queue: MessageQueue, spin_s: float, poll_ms: int) -> None
 
     condition.busy_loop_s = spin_s
     condition.wait = wait_shortly
+
+
+async def stop_llm(llm: AsyncLLM, timeout_s: float) -> None:
+    """Stops an engine's processes. Its reader is stopped first: it would take the end of them for a failure."""
+    if llm.output_handler is not None:
+        llm.output_handler.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await llm.output_handler
+    await asyncio.to_thread(llm.shutdown, timeout_s)
+
+
+# What the scheduler of ConServe does with the privates of vLLM's. `scheduler` is a `Scheduler`.
+
+
+class Admission(NamedTuple):
+    """What a waiting request finds in the prefix cache, and the free KV blocks that its admission takes."""
+
+    cached_tokens: int
+    blocks: int
+
+
+def is_blocked(request: Request) -> bool:
+    """Whether a waiting request waits for something that is not computed here: a grammar, remote KV, more input."""
+    return bool(Scheduler._is_blocked_waiting_status(request.status))
+
+
+def unblock(scheduler: Scheduler, request: Request) -> bool:
+    """Whether a waiting request can be computed; takes note if what it has waited for is there, as vLLM would do."""
+    return not is_blocked(request) or bool(scheduler._handle_blocked_waiting_request(request))
+
+
+def is_running(request: Request) -> bool:
+    """Whether a request has a sequence slot and KV blocks."""
+    return bool(request.status == RequestStatus.RUNNING)
+
+
+def look_up_admission(scheduler: Scheduler, request: Request) -> Admission:
+    """Looks a waiting request up in the prefix cache, as its admission will do. Changes nothing.
+
+    vLLM admits a request only if its whole sequence fits (`scheduler_reserve_full_isl`); cached blocks that nobody
+    uses count as free until they are taken up again.
+    """
+    manager = scheduler.kv_cache_manager
+    cached, cached_tokens = manager.empty_kv_cache_blocks, request.num_computed_tokens
+    if request.num_computed_tokens == 0:
+        cached, cached_tokens, _ = manager.get_computed_blocks(request)
+    tokens = min(request.num_tokens, scheduler.max_model_len)
+    blocks = manager.coordinator.get_num_blocks_to_allocate(
+        request_id=request.request_id,
+        num_tokens=tokens,
+        new_computed_blocks=cached.blocks,
+        num_encoder_tokens=0,
+        total_computed_tokens=cached_tokens,
+        num_local_computed_tokens=cached_tokens,
+        num_tokens_main_model=tokens,
+        apply_admission_cap=True,
+        prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
+    )
+    return Admission(cached_tokens, blocks)
+
+
+def count_groups(scheduler: Scheduler) -> int:
+    """KV cache groups, each of which has blocks of its own for a request."""
+    return len(scheduler.kv_cache_manager.coordinator.single_type_managers)
+
+
+def count_held_blocks(scheduler: Scheduler, request: Request) -> int:
+    """KV blocks of a request in the group that has most of them."""
+    managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    return max(len(manager.req_to_blocks.get(request.request_id, ())) for manager in managers)
+
+
+def count_freed_blocks(scheduler: Scheduler, request: Request) -> int:
+    """KV blocks that become free when the request gives up its own: those that it shares with nobody."""
+    managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    return sum(
+        block.ref_cnt == 1 and not block.is_null
+        for manager in managers
+        for block in manager.req_to_blocks.get(request.request_id, ())
+    )
+
+
+def can_free_blocks(scheduler: Scheduler, request: Request) -> bool:
+    """Whether the blocks of a request become free at once, and not only when a batch in flight has ended."""
+    return bool(scheduler._request_blocks_can_be_freed(request))
+
+
+def preempt(scheduler: Scheduler, request: Request, timestamp_s: float) -> None:
+    """Takes slot and KV blocks from a running request, which is in the waiting queue afterwards."""
+    scheduler.running.remove(request)
+    scheduler._preempt_request(request, timestamp_s, drop_stale_output=scheduler.requires_kv_delivery)
+
+
+def set_blocks_kept_free(scheduler: Scheduler, blocks: int) -> None:
+    """Sets the KV blocks that admissions of waiting requests leave free (`watermark`)."""
+    scheduler.kv_cache_manager.watermark_blocks = blocks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conserve.models.cache import cache_folder
+from conserve.models.cache import cache_folder, profiles_dir
 from conserve.models.default import DEFAULT_MODEL, ModelError, default_model_folder, ensure_default_model
 from conserve.models.source import resolve_model
 
@@ -12,5 +12,6 @@ __all__ = [
     "cache_folder",
     "default_model_folder",
     "ensure_default_model",
+    "profiles_dir",
     "resolve_model",
 ]

@@ -18,3 +18,8 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     if shared := variables.get("XDG_CACHE_HOME"):
         return Path(shared).expanduser().absolute() / "conserve"
     return Path.home() / ".cache" / "conserve"
+
+
+def profiles_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """Where latency profiles of engines are stored. The folder may not exist yet."""
+    return cache_folder(environ) / "profiles"

@@ -58,6 +58,7 @@ def test_completions_answer(application: Application) -> None:
         ({"model": MODEL, "messages": CAPITAL, "max_tokens": -1}, 400, "max_tokens"),
         ({"model": MODEL, "messages": CAPITAL, "stream_options": {"include_usage": True}}, 400, "stream_options"),
         ({"model": MODEL, "messages": [{"role": "user", "content": "word " * 6000}]}, 400, None),
+        ({"model": MODEL, "messages": CAPITAL, "slo_class": "nobody"}, 400, "slo_class"),
     ],
 )
 def test_bad_chat_is_refused_in_openai_s_form(

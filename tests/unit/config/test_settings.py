@@ -44,6 +44,11 @@ def test_structured_setting_from_environment() -> None:
         ({"engine": {"device": "tpu"}}, {}, ["engine.device", "'cpu'", "'tpu'"]),
         ({"engine": {"cpu_threads_bind": "all"}}, {}, ["engine.cpu_threads_bind", "'all'"]),
         ({"http": {"max_queued_requests": 0}}, {}, ["http.max_queued_requests", "at least 1", "(it is 0)"]),
+        ({"engine": {"mode": "fast"}}, {}, ["engine.mode", "'conserve'", "'fast'"]),
+        ({"slo": {"ttft_slo_ms": 0}}, {}, ["slo.ttft_slo_ms", "greater than 0"]),
+        ({"slo": {"tbt_slo_ms": ".inf"}}, {}, ["slo.tbt_slo_ms", "'.inf'"]),
+        ({"slo": {"tbt_slo_ms": float("inf")}}, {}, ["slo.tbt_slo_ms", "3600000"]),
+        ({"slo": {"classes": {"fast": {"ttft_slo_ms": 9}}}}, {}, ["slo.classes.fast.tbt_slo_ms", "required"]),
         ({}, {"CONSERVE_REPLICA": "2"}, ["CONSERVE_REPLICA", "no such setting", "CONSERVE_REPLICAS"]),
         ({}, {"CONSERVE_REPLICAS": "many"}, ["replicas", "integer", "'many'"]),
     ],
@@ -57,11 +62,14 @@ def test_wrong_setting_is_refused_by_name(args: dict[str, Any], environ: dict[st
 
 def test_variables_that_are_no_settings_are_left_alone() -> None:
     environ = {"CONSERVE_URL": "http://x", "CONSERVE_TEST_REDIS_URL": "redis://x", "CONSERVE_CACHE": "/c"}
+    environ["CONSERVE_TRACES"] = "/t"
     assert load_settings({}, environ) == load_settings({}, {})
 
 
 def test_settings_survive_the_way_through_a_serve_configuration() -> None:
-    settings = load_settings({"replicas": 2, "engine": {"extra_args": {"seed": 1}}}, {})
+    slo = {"tbt_slo_ms": 50, "classes": {"fast": {"ttft_slo_ms": 99.5, "tbt_slo_ms": 20}}}
+    settings = load_settings({"replicas": 2, "slo": slo, "engine": {"extra_args": {"seed": 1}}}, {})
+    assert settings.slo.classes["fast"].ttft_slo_ms == 99.5
     assert Settings.model_validate(settings.to_args()) == settings
 
 

@@ -38,6 +38,12 @@ def test_error_has_what_is_shown() -> None:
     assert (error.status_code, error.message) == (400, "m")
 
 
+def test_error_of_a_replica_is_one_for_the_front() -> None:
+    from ray.llm._internal.serve.core.ingress import ingress
+
+    assert ingress.ErrorResponse is ray_compat.ErrorResponse
+
+
 def test_engine_is_started_through_the_method_we_override() -> None:
     names = ray_compat.VLLMEngine.start.__code__.co_names
     assert "_start_async_llm_engine" in names, "Ray's VLLMEngine starts vLLM otherwise; see ServingEngine"

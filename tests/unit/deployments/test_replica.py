@@ -2,42 +2,109 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from ray.serve.llm.deployment import LLMServer
+from ray.serve.llm.ingress import OpenAiIngress
 
 from conserve.config import load_settings
 from conserve.engine.engine import CoServeEngine
 from conserve.policy.priority import ONLINE_PRIORITY
 from deployments import replica
+from deployments.errors import install_error_handlers
+from deployments.ray_compat import RawRequestInfo
 from deployments.replica import ConServeReplica, bind_cpu_threads
 
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
+METHODS = ["chat", "completions"]
 
 
-@pytest.mark.parametrize("method", ["chat", "completions"])
-async def test_the_engine_never_sees_a_client_s_priority(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    seen: list[int] = []
+class Asked(NamedTuple):
+    priority: int
+    headers: dict[str, str] | None
 
-    async def answer(self: Any, request: Any, raw_request_info: Any = None) -> AsyncGenerator[str, None]:
-        seen.append(request.priority)
+
+class UnstartedReplica(ConServeReplica):
+    """A replica without an engine: there is nothing to stop."""
+
+    def __del__(self) -> None:
+        pass
+
+
+@pytest.fixture
+def asked() -> list[Asked]:
+    """What has come to the `LLMServer` below the replica."""
+    return []
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, asked: list[Asked]) -> ConServeReplica:
+    async def answer(
+        self: Any, request: Any, raw_request_info: RawRequestInfo | None = None
+    ) -> AsyncGenerator[str, None]:
+        asked.append(Asked(request.priority, raw_request_info.headers if raw_request_info else None))
 
         async def stream() -> AsyncGenerator[str, None]:
             yield "hello"
 
         return stream()
 
-    # There is nothing to stop: `__del__` belongs to a replica that Serve has started.
-    monkeypatch.setattr(ConServeReplica, "__del__", lambda self: None)
-    monkeypatch.setattr(LLMServer, method, answer)
-    server = object.__new__(ConServeReplica)
+    for method in METHODS:
+        monkeypatch.setattr(LLMServer, method, answer)
+    server = object.__new__(UnstartedReplica)
     engine: Any = None
-    server._co_engine = CoServeEngine(engine)
-    stream = await getattr(server, method)(SimpleNamespace(priority=-7))
+    server._co_engine = CoServeEngine(engine, ["default", "fast"])
+    return server
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_the_engine_never_sees_a_client_s_priority(
+    server: ConServeReplica, asked: list[Asked], method: str
+) -> None:
+    headers = {"x-vllm-priority": "-7", "X-Vllm-Priority": "-8", "x-request-id": "1"}
+    stream = await getattr(server, method)(SimpleNamespace(priority=-7), RawRequestInfo(headers))
     assert [item async for item in stream] == ["hello"]
-    assert seen == [ONLINE_PRIORITY]
+    assert asked == [Asked(ONLINE_PRIORITY, {"x-request-id": "1"})]
     assert server._co_engine.stats().online_requests == 1
+    assert len(headers) == 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_class_is_a_priority(server: ConServeReplica, asked: list[Asked], method: str) -> None:
+    await getattr(server, method)(SimpleNamespace(priority=0, slo_class="fast"))
+    assert asked == [Asked(ONLINE_PRIORITY + 1, None)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_unknown_class_is_answered_by_the_front_with_400(
+    server: ConServeReplica, asked: list[Asked], method: str
+) -> None:
+    request = SimpleNamespace(priority=0, slo_class="none")
+    response = await ask_through_front(await getattr(server, method)(request))
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["type"]) == ("slo_class", "invalid_request_error")
+    assert "'default', 'fast'" in error["message"]
+    assert asked == []
+    assert server._co_engine.stats().online_requests == 0
+
+
+async def ask_through_front(stream: AsyncGenerator[Any, None]) -> httpx.Response:
+    """What a client gets when a replica answers so."""
+    ingress: Any = SimpleNamespace(_get_response=lambda **_: stream)
+    app = FastAPI()
+    install_error_handlers(app)
+
+    @app.get("/chat")
+    async def chat() -> Any:
+        body: Any = None
+        return await OpenAiIngress._process_llm_request(ingress, body, "chat")
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        return await client.get("/chat")
 
 
 @pytest.mark.parametrize(
@@ -55,10 +122,8 @@ def test_replicas_of_a_node_get_cores_of_their_own(
     monkeypatch: pytest.MonkeyPatch, rank: int, settings: dict[str, Any], cores: list[int], bound: str
 ) -> None:
     monkeypatch.setenv(BIND, "unset")
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "unset")
     context = SimpleNamespace(rank=SimpleNamespace(local_rank=rank))
     monkeypatch.setattr(replica.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(replica.psutil, "Process", lambda: SimpleNamespace(cpu_affinity=lambda: cores))
     bind_cpu_threads(load_settings(settings, {}))
     assert replica.os.environ[BIND] == bound
-    assert replica.os.environ["VLLM_CPU_KVCACHE_SPACE"] == "1"

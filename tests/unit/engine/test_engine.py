@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from conserve.engine.contract import EngineFault
+from conserve.engine.contract import EngineFault, InvalidRequest
 from conserve.engine.engine import CoServeEngine
-from conserve.engine.vllm_compat import ChatCompletionRequest
+from conserve.engine.page import Counters, EnginePage
+from conserve.engine.vllm_compat import ChatCompletionRequest, CompletionRequest
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
 
 CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+BODIES = {CHAT: BODY, COMPLETIONS: {"model": "m", "prompt": ["once", "twice"]}}
 
 
 class Answer(BaseModel):
@@ -65,6 +68,38 @@ async def test_offline_request_gets_its_priority_whatever_the_line_says() -> Non
     stats = engine.stats()
     assert (stats.offline_requests, stats.offline_prompt_tokens, stats.offline_output_tokens) == (1, 5, 7)
     assert stats.offline_running == 0
+
+
+@pytest.mark.parametrize("endpoint", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"priority": -5},
+        {"priority": "first"},
+        {"slo_class": "interactive"},
+        {"slo_class": ["no", "class"]},
+        {"service_tier": "priority"},
+        {"vllm_xargs": {"priority": -5, "slo_class": "interactive"}},
+        {"extra_body": {"priority": -5}, "Priority": -5, "X-Vllm-Priority": "-5"},
+        {"n": 3, "priority": -5},
+    ],
+)
+async def test_nothing_in_a_line_raises_its_priority(endpoint: str, extra: dict[str, Any]) -> None:
+    serving = FakeServing()
+    engine = CoServeEngine(serving, ["default", "interactive"])
+    result = await engine.offline(endpoint, {**BODIES[endpoint], **extra}, 10)
+    assert result.status_code == 200
+    (request,) = serving.requests
+    assert request.priority == OFFLINE_PRIORITY
+    assert not hasattr(request, "slo_class")
+
+
+@pytest.mark.parametrize("endpoint", [CHAT, COMPLETIONS])
+async def test_beam_search_would_run_at_online_priority_and_is_refused(endpoint: str) -> None:
+    serving = FakeServing()
+    result = await CoServeEngine(serving).offline(endpoint, {**BODIES[endpoint], "use_beam_search": True, "n": 2}, 10)
+    assert (result.status_code, result.body["error"]["param"]) == (400, "use_beam_search")
+    assert serving.requests == []
 
 
 async def test_completions_go_their_own_way() -> None:
@@ -170,5 +205,40 @@ async def test_client_that_leaves_closes_the_engine_s_stream() -> None:
 
 def test_online_priority_wins_over_the_client_s() -> None:
     request = ChatCompletionRequest.model_validate({**BODY, "priority": -7})
-    CoServeEngine.claim_online(request)
+    CoServeEngine(FakeServing()).claim_online(request)
     assert request.priority == ONLINE_PRIORITY
+
+
+@pytest.mark.parametrize("endpoint", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize(
+    ("extra", "priority"),
+    [({}, 0), ({"slo_class": None}, 0), ({"slo_class": "default"}, 0), ({"slo_class": "b", "priority": -1}, 2)],
+)
+def test_online_class_is_a_priority(endpoint: str, extra: dict[str, Any], priority: int) -> None:
+    kind = ChatCompletionRequest if endpoint == CHAT else CompletionRequest
+    request = kind.model_validate({**BODIES[endpoint], **extra})
+    CoServeEngine(FakeServing(), ["default", "a", "b"]).claim_online(request)
+    assert request.priority == ONLINE_PRIORITY + priority
+
+
+@pytest.mark.parametrize("name", ["c", "", 1, True, ["a"], {"a": 1}])
+def test_unknown_class_is_refused_with_those_that_are(name: Any) -> None:
+    request = ChatCompletionRequest.model_validate({**BODY, "slo_class": name})
+    with pytest.raises(InvalidRequest, match="'default', 'a'") as caught:
+        CoServeEngine(FakeServing(), ["default", "a"]).claim_online(request)
+    assert caught.value.param == "slo_class"
+
+
+def test_scheduler_s_counters_are_read_from_the_page() -> None:
+    page = EnginePage.create()
+    try:
+        engine = CoServeEngine(FakeServing(), page=page)
+        assert engine.scheduler_counters() == Counters()
+        EnginePage(page.path).write_counters(Counters(iterations=7, schedule_s=0.5))
+        assert engine.scheduler_counters() == Counters(iterations=7, schedule_s=0.5)
+    finally:
+        page.remove()
+
+
+def test_stock_scheduler_has_no_counters() -> None:
+    assert CoServeEngine(FakeServing()).scheduler_counters() is None

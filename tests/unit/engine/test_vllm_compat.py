@@ -6,6 +6,7 @@ import inspect
 import threading
 import time
 
+import pytest
 import vllm
 
 from conserve.engine import vllm_compat
@@ -17,9 +18,22 @@ def test_version_is_a_tested_one() -> None:
     )
 
 
+@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.320.1", "1.0"])
+def test_untested_version_is_refused_with_the_way_out(version: str) -> None:
+    with pytest.raises(RuntimeError, match=version) as caught:
+        vllm_compat.check_version(version)
+    for part in (*vllm_compat.TESTED_VERSIONS, "engine.mode: stock"):
+        assert part in str(caught.value)
+
+
+def test_builds_of_a_tested_version_are_taken() -> None:
+    for version in ("0.32.0", "0.32.0+cpu", "0.32.1rc1"):
+        vllm_compat.check_version(version)
+
+
 def test_requests_have_what_is_overwritten() -> None:
     for request in (vllm_compat.ChatCompletionRequest, vllm_compat.CompletionRequest):
-        for name in ("priority", "stream", "max_tokens"):
+        for name in ("priority", "stream", "max_tokens", "use_beam_search"):
             assert name in request.model_fields, f"vLLM's {request.__name__} has no field {name} any more"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conserve.models import cache_folder
+from conserve.models import cache_folder, profiles_dir
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,4 @@ def test_cache_folder_follows_the_environment(environ: dict[str, str], folder: P
 def test_cache_folder_reads_the_environment_of_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CONSERVE_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
+    assert profiles_dir() == tmp_path / "profiles"

@@ -1,0 +1,34 @@
+"""All settings of a ConServe application, in one place.
+
+`Settings` is the `args` block of the Serve application in `serve_config.yaml`. Every value can be overridden by an
+environment variable named after its path: `jobs.redis_url` by `CONSERVE_JOBS__REDIS_URL`. Unknown keys and wrong
+values are refused with the setting's name, the value given and what is allowed (`SettingsError`).
+"""
+
+from __future__ import annotations
+
+from conserve.config.loading import ENV_NOT_SETTINGS, ENV_PREFIX, ENV_TEST_PREFIX, SettingsError, load_settings
+from conserve.config.sections import (
+    DEFAULT_CLASS,
+    EMBEDDED_REDIS,
+    EngineSettings,
+    HarvestSettings,
+    RequestClass,
+    Settings,
+    SloSettings,
+)
+
+__all__ = [
+    "DEFAULT_CLASS",
+    "EMBEDDED_REDIS",
+    "ENV_NOT_SETTINGS",
+    "ENV_PREFIX",
+    "ENV_TEST_PREFIX",
+    "EngineSettings",
+    "HarvestSettings",
+    "RequestClass",
+    "Settings",
+    "SettingsError",
+    "SloSettings",
+    "load_settings",
+]

@@ -1,0 +1,242 @@
+"""All settings: names, meaning, limits and defaults."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+EMBEDDED_REDIS = "embedded"
+
+DEFAULT_CLASS = "default"
+"""The class of online requests that name none."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelSettings(_Section):
+    """Which model is served, and under which name."""
+
+    source: str = Field(
+        "smollm2-135m-instruct",
+        min_length=1,
+        description="`smollm2-135m-instruct` (comes with set-up), a Hugging Face model id, or a folder.",
+    )
+    name: str | None = Field(
+        None, min_length=1, description="The name clients send as `model`; by default the last part of `source`."
+    )
+
+    @property
+    def served_name(self) -> str:
+        """The name clients send as `model`."""
+        return self.name or Path(self.source).name
+
+
+class EngineSettings(_Section):
+    """The vLLM engine of each replica."""
+
+    mode: Literal["conserve", "stock"] = Field(
+        "conserve",
+        description="`conserve` schedules by the objectives of `slo`; `stock` is vLLM's own scheduler with priorities.",
+    )
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="`auto` takes GPUs when the Ray cluster has any, otherwise CPUs."
+    )
+    accelerator_type: str | None = Field(None, description="Ray's accelerator type, such as `H100`, when GPUs differ.")
+    tensor_parallel_size: int = Field(1, ge=1, le=64)
+    max_model_len: int | None = Field(None, ge=64, description="Context length in tokens; the model's own by default.")
+    max_num_seqs: int = Field(16, ge=1, le=4096, description="Sequences in one iteration.")
+    max_num_batched_tokens: int = Field(512, ge=16, le=1_048_576, description="Tokens in one iteration.")
+    kv_cache_gib: float = Field(1.0, gt=0, le=4096, description="KV cache of a CPU replica, in GiB.")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1.0, description="Share of GPU memory the engine may take.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    cpu_threads_bind: str = Field(
+        "auto",
+        pattern=r"^(auto|nobind|\d+(-\d+)?(,\d+(-\d+)?)*(\|\d+(-\d+)?(,\d+(-\d+)?)*)*)$",
+        description="Cores of a CPU replica: `auto` divides those of its node by `replicas`; or `0-3`, or `nobind`.",
+    )
+    extra_args: dict[str, Any] = Field(
+        default_factory=dict, description="Further vLLM engine arguments, passed on as they are."
+    )
+
+    @field_validator("extra_args")
+    @classmethod
+    def _refuse_owned_arguments(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        owned = {
+            "scheduling_policy": "ConServe needs `priority`",
+            "model": "set `model.source`",
+            "served_model_name": "set `model.name`",
+            **{name: f"set `engine.{name}`" for name in cls.model_fields if name != "extra_args"},
+        }
+        if info.data.get("mode") == "conserve":
+            owned["scheduler_cls"] = "ConServe has its own; set `engine.mode: stock` to use another"
+            # Requests of several stages or engines overlap; the latency model takes iterations one after the other.
+            if value.get("pipeline_parallel_size", 1) != 1:
+                owned["pipeline_parallel_size"] = "set `engine.tensor_parallel_size`, or `engine.mode: stock`"
+            if value.get("data_parallel_size", 1) != 1:
+                owned["data_parallel_size"] = "set `replicas`, or `engine.mode: stock`"
+        for name in value:
+            if name in owned:
+                raise ValueError(f"`{name}` cannot be set here: {owned[name]}")
+        additional = value.get("additional_config", {})
+        if not isinstance(additional, dict):
+            raise ValueError("`additional_config` must be a mapping")
+        if "conserve" in additional:
+            raise ValueError("`additional_config.conserve` cannot be set here: ConServe sets it itself")
+        return value
+
+
+Milliseconds = Annotated[float, Field(gt=0, le=3_600_000)]
+
+
+class RequestClass(_Section):
+    """The latency objectives of a class of online requests."""
+
+    ttft_slo_ms: Milliseconds = Field(description="Time to the first token.")
+    tbt_slo_ms: Milliseconds = Field(description="Time between two tokens.")
+
+
+class SloSettings(_Section):
+    """What online requests are promised; batch work gets the rest. A client names a class in the field `slo_class`."""
+
+    ttft_slo_ms: Milliseconds = Field(1_000, description="Time to the first token, of requests that name no class.")
+    tbt_slo_ms: Milliseconds = Field(100, description="Time between two tokens, of requests that name no class.")
+    classes: dict[str, RequestClass] = Field(
+        default_factory=dict, max_length=100, description="Further classes by name, each with its own two objectives."
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _check_names(cls, value: dict[str, RequestClass]) -> dict[str, RequestClass]:
+        for name in value:
+            if name == DEFAULT_CLASS:
+                raise ValueError(
+                    f"`{name}` is the class of requests that name none: set `slo.ttft_slo_ms` and the like"
+                )
+            if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", name):
+                raise ValueError(
+                    f"{name!r} is no name for a class: at most 32 lower-case letters, digits, `_` and `-`, a letter or "
+                    "digit first"
+                )
+        return value
+
+    def by_priority(self) -> dict[str, RequestClass]:
+        """All classes by name; the position of a class is the priority of its requests in the engine.
+
+        `default` comes first and has priority 0. The others follow by their TTFT objective, then by name.
+        """
+        default = RequestClass(ttft_slo_ms=self.ttft_slo_ms, tbt_slo_ms=self.tbt_slo_ms)
+        named = sorted(self.classes.items(), key=lambda item: (item[1].ttft_slo_ms, item[0]))
+        return {DEFAULT_CLASS: default, **dict(named)}
+
+
+class HarvestSettings(_Section):
+    """How much batch work runs beside online work."""
+
+    enabled: bool = True
+    max_window: int = Field(8, ge=0, le=4096, description="Offline requests in flight on one replica, at most.")
+    shut_at_online_requests: int = Field(
+        8, ge=1, description="The window shuts when this many online requests are running or waiting on the replica."
+    )
+    open_at_online_requests: int = Field(
+        4, ge=0, description="A shut window opens again when no more than this many online requests are there."
+    )
+    shut_at_kv_usage: float = Field(0.85, gt=0, le=1, description="The window shuts at this share of KV blocks in use.")
+    open_at_kv_usage: float = Field(0.6, ge=0, le=1, description="A shut window opens again at this share.")
+    report_period_ms: int = Field(250, ge=20, le=10_000, description="Time between capacity reports and allotments.")
+    allotment_ttl_ms: int = Field(5_000, ge=100, le=600_000, description="A replica goes alone when older than this.")
+
+    @model_validator(mode="after")
+    def _check_hysteresis(self) -> HarvestSettings:
+        if self.open_at_online_requests >= self.shut_at_online_requests:
+            raise ValueError("`open_at_online_requests` must be less than `shut_at_online_requests`")
+        if self.open_at_kv_usage >= self.shut_at_kv_usage:
+            raise ValueError("`open_at_kv_usage` must be less than `shut_at_kv_usage`")
+        if self.allotment_ttl_ms < 2 * self.report_period_ms:
+            raise ValueError("`allotment_ttl_ms` must be at least twice `report_period_ms`")
+        return self
+
+
+class JobsSettings(_Section):
+    """The durable offline queue and its files."""
+
+    redis_url: str = Field(
+        EMBEDDED_REDIS,
+        description="`embedded` (a server in the state folder), or a `redis://`, `rediss://` or `unix://` URL.",
+    )
+    namespace: str = Field(
+        "conserve", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="Prefix of every key, one per deployment."
+    )
+    files_url: str | None = Field(
+        None, description="Folder or fsspec URL of input and output files; `files` in the state folder by default."
+    )
+    lease_ms: int = Field(
+        15_000, ge=200, le=3_600_000, description="A claimed request not renewed for so long is freed."
+    )
+    max_attempts: int = Field(5, ge=1, le=100, description="Times a request is tried before it goes to the error file.")
+    request_timeout_s: float = Field(3_600, gt=0, description="One attempt at an offline request, at most.")
+    commit_period_ms: int = Field(250, ge=1, le=60_000, description="Finished results are gathered for so long.")
+    max_file_bytes: int = Field(200_000_000, ge=1, description="Size of an uploaded file.")
+    max_batch_requests: int = Field(50_000, ge=1, description="Lines of one batch.")
+    max_line_bytes: int = Field(10_000_000, ge=1_000, description="Length of one line of a batch.")
+    max_active_batches: int = Field(1_000, ge=1, description="Batches not yet ended; a further one is refused (429).")
+    max_window_s: int = Field(30 * 86_400, ge=60, description="Longest completion window.")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str) -> str:
+        if value != EMBEDDED_REDIS and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError(f"must be `{EMBEDDED_REDIS}` or start with redis://, rediss:// or unix://")
+        return value
+
+
+class HttpSettings(_Section):
+    """Limits of the HTTP front."""
+
+    max_queued_requests: int = Field(
+        256, description="Online requests that may wait for a replica; further ones get 429. -1: no limit."
+    )
+
+    @field_validator("max_queued_requests")
+    @classmethod
+    def _check_queue_limit(cls, value: int) -> int:
+        if value != -1 and value < 1:
+            raise ValueError("must be -1 (no limit) or at least 1")
+        return value
+
+
+class Settings(_Section):
+    """Everything that can be set: the `args` block of `serve_config.yaml`."""
+
+    model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
+    slo: SloSettings = SloSettings()
+    harvest: HarvestSettings = HarvestSettings()
+    jobs: JobsSettings = JobsSettings()
+    http: HttpSettings = HttpSettings()
+    replicas: int = Field(1, ge=1, le=1024, description="Engine replicas.")
+    state_dir: Path = Field(
+        Path("~/.local/state/conserve"), description="Where the embedded Redis and, by default, files live."
+    )
+
+    @field_validator("state_dir")
+    @classmethod
+    def _make_absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def files_url(self) -> str:
+        """Where input and output files live: a folder or an fsspec URL."""
+        return self.jobs.files_url or str(self.state_dir / "files")
+
+    def with_redis_url(self, redis_url: str) -> Settings:
+        """The same settings with another Redis."""
+        return self.model_copy(update={"jobs": self.jobs.model_copy(update={"redis_url": redis_url})})
+
+    def to_args(self) -> dict[str, Any]:
+        """The settings as plain values, as they stand in the `args` block of a Serve configuration."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,191 @@
+"""An engine without Ray: for benchmarks and for profiles of iteration times."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from conserve.config import EngineSettings
+from conserve.engine.arguments import settle_places
+from conserve.engine.executor import SleepingMultiprocExecutor
+from conserve.engine.options import Objective, SchedulerOptions
+from conserve.engine.page import Counters, EnginePage, Knobs
+from conserve.engine.vllm_compat import (
+    AsyncEngineArgs,
+    AsyncLLM,
+    RequestOutputKind,
+    SamplingParams,
+    VllmConfig,
+    is_cpu_platform,
+    stop_llm,
+)
+from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
+
+START_TIMEOUT_S = 600.0
+STOP_TIMEOUT_S = 30.0
+_SCHEDULERS = {
+    "conserve": "conserve.engine.scheduler.create_scheduler",
+    "stock": "conserve.engine.stock.create_stock_scheduler",
+}
+
+
+@dataclass(frozen=True)
+class DirectEngineConfig:
+    """What an engine is started with.
+
+    Attributes:
+        model: Folder of the model.
+        engine: As in `serve_config.yaml`; `mode` chooses the scheduler.
+        objective: Of online requests.
+        profile_dir: Folder of stored latency profiles; None starts without.
+    """
+
+    model: str
+    engine: EngineSettings
+    objective: Objective
+    profile_dir: Path | None = None
+
+
+class DirectEngine:
+    """A vLLM engine in processes of its own. Use `start`."""
+
+    def __init__(self, llm: AsyncLLM, page: EnginePage, processes: Sequence[psutil.Process]) -> None:
+        self._llm = llm
+        self._page = page
+        self._processes = processes
+        self._ids = itertools.count()
+
+    @classmethod
+    async def start(cls, config: DirectEngineConfig) -> DirectEngine:
+        """Starts an engine; takes about 40 s on a CPU.
+
+        Raises:
+            ValueError: a setting is wrong.
+            RuntimeError: the engine did not start.
+        """
+        page = EnginePage.create()
+        try:
+            before = {child.pid for child in psutil.Process().children(recursive=True)}
+            async with asyncio.timeout(START_TIMEOUT_S):
+                llm = await asyncio.to_thread(_start_llm, config, page)
+        except BaseException:
+            page.remove()
+            raise
+        processes = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+        return cls(llm, page, processes)
+
+    async def generate(
+        self, prompt_token_ids: Sequence[int], max_tokens: int, *, online: bool
+    ) -> AsyncGenerator[int, None]:
+        """Runs one request, greedily and to exactly `max_tokens` tokens.
+
+        Yields:
+            The number of new tokens of each output, as it comes. Closing the generator cancels the request.
+        """
+        async with aclosing(self.generate_tokens(prompt_token_ids, max_tokens, online=online)) as outputs:
+            async for token_ids in outputs:
+                yield len(token_ids)
+
+    async def generate_tokens(
+        self, prompt_token_ids: Sequence[int], max_tokens: int, *, online: bool
+    ) -> AsyncGenerator[list[int], None]:
+        """Like `generate`, with the new tokens themselves."""
+        outputs = self._llm.generate(
+            {"prompt_token_ids": list(prompt_token_ids)},
+            make_sampling_params(max_tokens),
+            request_id=f"direct-{next(self._ids)}",
+            priority=ONLINE_PRIORITY if online else OFFLINE_PRIORITY,
+        )
+        async with aclosing(outputs):
+            async for output in outputs:
+                yield list(output.outputs[0].token_ids)
+
+    def set_knobs(self, knobs: Knobs) -> None:
+        """Changes settings of the scheduler from its next step on."""
+        self._page.write_knobs(knobs)
+
+    def counters(self) -> Counters:
+        """What the scheduler has done since the start."""
+        return self._page.read_counters()
+
+    async def reset_prefix_cache(self) -> None:
+        """Forgets all cached prefixes.
+
+        Raises:
+            RuntimeError: requests are running.
+        """
+        if not await self._llm.reset_prefix_cache():
+            raise RuntimeError("the prefix cache is in use")
+
+    def peak_memory_bytes(self) -> int:
+        """Peak resident memory of the engine's processes, added up."""
+        return sum(_peak_memory_bytes(process.pid) for process in self._processes)
+
+    async def close(self) -> None:
+        """Stops the engine's processes."""
+        await stop_llm(self._llm, STOP_TIMEOUT_S)
+        self._page.remove()
+
+
+def make_sampling_params(max_tokens: int) -> SamplingParams:
+    """Greedy, exactly `max_tokens` tokens, and outputs that carry new tokens only."""
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=max_tokens,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def build_engine_args(config: DirectEngineConfig) -> dict[str, Any]:
+    """VLLM's engine arguments."""
+    engine = config.engine
+    options = SchedulerOptions(objectives=(config.objective,))
+    args: dict[str, Any] = {
+        "model": config.model,
+        "scheduling_policy": "priority",
+        "scheduler_cls": _SCHEDULERS[engine.mode],
+        "additional_config": options.to_additional_config(),
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
+        "max_model_len": engine.max_model_len,
+        "dtype": engine.dtype,
+        "disable_log_stats": True,
+    }
+    if is_cpu_platform():
+        args["enforce_eager"] = True
+        args["distributed_executor_backend"] = SleepingMultiprocExecutor
+        args["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
+    else:
+        args["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    return args | engine.extra_args
+
+
+def _start_llm(config: DirectEngineConfig, page: EnginePage) -> AsyncLLM:
+    # The CPU build reads it at start.
+    if config.engine.cpu_threads_bind != "auto":
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.engine.cpu_threads_bind
+    vllm_config: VllmConfig = AsyncEngineArgs(**build_engine_args(config)).create_engine_config()
+    settle_places(vllm_config, page.path, config.profile_dir)
+    return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
+
+
+def _peak_memory_bytes(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,49 @@
+"""What our scheduler is told at start, as it travels in vLLM's `additional_config`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+KEY = "conserve"
+"""Our part of vLLM's `additional_config`."""
+
+
+class Objective(BaseModel):
+    """Latency objectives of one class of online requests, in milliseconds; `inf` for none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ttft_slo_ms: float = Field(gt=0)
+    tbt_slo_ms: float = Field(gt=0)
+
+
+class SchedulerOptions(BaseModel):
+    """Everything the scheduler is told.
+
+    Attributes:
+        objectives: Of the online classes; a request's class is its priority (the first one has priority 0).
+        page: File of the `EnginePage`; without it nothing is reported.
+        profile_dir: Folder of stored latency profiles; without it the model starts from nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    objectives: tuple[Objective, ...] = Field(min_length=1)
+    page: Path | None = None
+    profile_dir: Path | None = None
+
+    def to_additional_config(self) -> dict[str, Any]:
+        """The value of vLLM's `additional_config`. Infinity is written as a string, since JSON has none."""
+        values = self.model_dump(mode="json")
+        values["objectives"] = [
+            {name: str(value) for name, value in objective.model_dump().items()} for objective in self.objectives
+        ]
+        return {KEY: values}
+
+    @classmethod
+    def from_additional_config(cls, additional_config: Any) -> SchedulerOptions:
+        """Reads what `to_additional_config` has written."""
+        return cls.model_validate(additional_config[KEY])

@@ -1,0 +1,133 @@
+"""A page of memory shared by the front of an engine and its scheduler, which live in two processes.
+
+The front writes `Knobs`, the scheduler writes `Counters`; each field has one writer and is one aligned 64-bit float, so
+no lock is needed and a reader sees the old or the new value. A step of the scheduler reads and writes it in
+microseconds; nothing travels with requests or their answers.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from pathlib import Path
+
+_FLOAT_BYTES = 8
+NO_LIMIT = 0.0
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What can be changed while the engine runs. 0 leaves a setting as the engine was started with.
+
+    Attributes:
+        ttft_slo_ms, tbt_slo_ms: Objectives of the default class; `math.inf` for none.
+        max_num_batched_tokens: Tokens of an iteration, no more than the engine was started with.
+        max_num_seqs, long_prefill_token_threshold: As in vLLM, no more than at the start (stock engines only).
+        offline_pass_tokens: Tokens of an iteration without online requests, at most.
+        token_budget_off: 1 fills mixed iterations to the brim (ablation).
+        prefix_order_off: 1 takes offline requests in the order of arrival (ablation).
+        save_profile: Each new value makes the scheduler store its latency profile, in its next step.
+    """
+
+    ttft_slo_ms: float = NO_LIMIT
+    tbt_slo_ms: float = NO_LIMIT
+    max_num_batched_tokens: float = NO_LIMIT
+    max_num_seqs: float = NO_LIMIT
+    long_prefill_token_threshold: float = NO_LIMIT
+    offline_pass_tokens: float = NO_LIMIT
+    token_budget_off: float = 0.0
+    prefix_order_off: float = 0.0
+    save_profile: float = 0.0
+
+
+@dataclass
+class Counters:
+    """What the scheduler has done since it started. Totals, unless another meaning is given.
+
+    Attributes:
+        iterations: Iterations with at least one token; `mixed_iterations` had online and offline requests,
+            `offline_iterations` offline ones only.
+        offline_prefill_tokens, offline_decode_tokens: Offline tokens scheduled.
+        held_requests: Offline requests with a slot that were held back, added up over the iterations.
+        offline_preemptions: Offline requests preempted for online ones or for KV blocks.
+        online_preemptions: Online requests preempted: for want of KV blocks with no offline request left to preempt.
+        recomputed_tokens: Computed tokens that preempted requests lost and did not get back from the prefix cache.
+        backlog_requests: Offline requests waiting in the engine now.
+        kv_reserve_blocks: KV blocks kept free for online bursts now.
+        model_ready: 1 once the latency model may be used.
+        model_error_median, model_error_p95: Relative error of its predictions of iterations not yet seen, now.
+        model_samples: Iterations it has learnt from.
+        over_budget_iterations: Mixed iterations that took longer than their objective allowed.
+        schedule_s: Seconds spent in the scheduler's `schedule`.
+    """
+
+    iterations: float = 0.0
+    mixed_iterations: float = 0.0
+    offline_iterations: float = 0.0
+    offline_prefill_tokens: float = 0.0
+    offline_decode_tokens: float = 0.0
+    held_requests: float = 0.0
+    offline_preemptions: float = 0.0
+    online_preemptions: float = 0.0
+    recomputed_tokens: float = 0.0
+    backlog_requests: float = 0.0
+    kv_reserve_blocks: float = 0.0
+    model_ready: float = 0.0
+    model_error_median: float = 0.0
+    model_error_p95: float = 0.0
+    model_samples: float = 0.0
+    over_budget_iterations: float = 0.0
+    schedule_s: float = 0.0
+
+
+_KNOBS = [field.name for field in fields(Knobs)]
+_COUNTERS = [field.name for field in fields(Counters)]
+_BYTES = _FLOAT_BYTES * (len(_KNOBS) + len(_COUNTERS))
+_knob_values = attrgetter(*_KNOBS)
+_counter_values = attrgetter(*_COUNTERS)
+
+
+class EnginePage:
+    """The page, mapped into this process. `path` names it to the other one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("r+b") as file:
+            if os.fstat(file.fileno()).st_size != _BYTES:
+                raise ValueError(f"{path}: is no page of this version of ConServe")
+            self._map = mmap.mmap(file.fileno(), _BYTES)
+        self._values = memoryview(self._map).cast("d")
+
+    @classmethod
+    def create(cls) -> EnginePage:
+        """Makes a page; whoever made it removes it with `remove`."""
+        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - the name is not guessable
+        handle, name = tempfile.mkstemp(prefix="conserve-engine-", dir=folder)
+        with os.fdopen(handle, "wb") as file:
+            file.truncate(_BYTES)
+        return cls(Path(name))
+
+    def remove(self) -> None:
+        """Removes the file. Who has mapped it can go on using it."""
+        self.path.unlink(missing_ok=True)
+
+    def write_knobs(self, knobs: Knobs) -> None:
+        """Sets all knobs."""
+        for index, value in enumerate(_knob_values(knobs)):
+            self._values[index] = value
+
+    def read_knobs(self) -> Knobs:
+        """The knobs as they stand."""
+        return Knobs(*self._values[: len(_KNOBS)])
+
+    def write_counters(self, counters: Counters) -> None:
+        """Sets all counters."""
+        for index, value in enumerate(_counter_values(counters), len(_KNOBS)):
+            self._values[index] = value
+
+    def read_counters(self) -> Counters:
+        """The counters as they stand."""
+        return Counters(*self._values[len(_KNOBS) :])

@@ -1,0 +1,339 @@
+"""The scheduler of ConServe: vLLM's, with online requests first and offline ones in what is left.
+
+Each step prepares vLLM's scheduler and calls it once: it decides which requests may run and how many tokens there are,
+vLLM's own code allocates blocks and builds the batch. How much is left for offline work, who gives way and who comes
+next are decisions of `conserve.policy`.
+
+- Online requests that run or wait get all they can use; if slots or KV blocks are short, offline requests are preempted
+  for them at once.
+- Offline tokens fill the iteration up to the time that the objectives allow: first offline decodes, then prompts that
+  are being computed, then new ones. vLLM serves running requests before waiting ones, so while an online request waits
+  only such offline prompts run whose whole rest fits.
+- Iterations without online requests are full, or as long as an arrival can bear.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import Any
+
+from conserve.engine.lanes import LaneQueue, is_offline, split_lanes
+from conserve.engine.offline_share import OfflineShare, Room, share_out
+from conserve.engine.online_demand import OnlineDemand, count_growth, count_slots, is_decoding, measure_demand
+from conserve.engine.options import SchedulerOptions
+from conserve.engine.page import Counters, EnginePage, Knobs
+from conserve.engine.profile_store import ProfileSaver, load_profile, profile_key
+from conserve.engine.step_meter import StepMeter
+from conserve.engine.vllm_compat import (
+    AsyncScheduler,
+    ModelRunnerOutput,
+    Request,
+    Scheduler,
+    SchedulerOutput,
+    VllmConfig,
+    can_free_blocks,
+    check_version,
+    count_freed_blocks,
+    count_groups,
+    is_running,
+    preempt,
+    set_blocks_kept_free,
+)
+from conserve.policy.kv_reserve import KvReserve
+from conserve.policy.latency import IterationShape, LatencyModel
+from conserve.policy.preemption import Victim, choose_victims
+from conserve.policy.priority import OFFLINE_PRIORITY
+from conserve.policy.token_budget import ArrivalGuard
+
+_arrival_time = attrgetter("arrival_time")
+
+ERROR_PERIOD_STEPS = 64
+"""The model's own error is a sort of its recent ones: not in every step."""
+
+
+class CoServing(Scheduler):
+    """What ConServe adds to a scheduler of vLLM. Use `create_scheduler`."""
+
+    # Attributes of vLLM's scheduler that are set here.
+    running: list[Request]
+    max_num_running_reqs: int
+    max_num_active_reqs: int
+    max_num_scheduled_tokens: int
+
+    def __init__(self, *args: Any, options: SchedulerOptions, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lost_tokens: dict[str, int] = {}
+        self.waiting = LaneQueue(self._lost_tokens)
+        self.kv_holding_waiting = LaneQueue()
+        self._objectives = options.objectives
+        self._first_objective = options.objectives[0]
+        self._page = EnginePage(options.page) if options.page else None
+        self._knobs = Knobs()
+        self._counters = Counters()
+        key = profile_key(self.vllm_config)
+        self._saver = ProfileSaver(options.profile_dir, key)
+        self._model = LatencyModel(load_profile(options.profile_dir, key) if options.profile_dir else None)
+        self._meter = StepMeter(self._model)
+        self._guard = ArrivalGuard()
+        self._reserve = KvReserve(self.kv_cache_manager.block_pool.num_gpu_blocks)
+        self._largest_batch = self._full_batch = self.max_num_scheduled_tokens
+        self._watermark_blocks = self.kv_cache_manager.watermark_blocks
+        self._preempted_in_step = False
+        self._next_arrival: Request | None = None
+
+    # What vLLM calls.
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """Schedules one iteration."""
+        now_s = time.monotonic()
+        self._read_knobs()
+        slots, active, tokens = self.max_num_running_reqs, self.max_num_active_reqs, self.max_num_scheduled_tokens
+        limit_ms, held = self._prepare(now_s)
+        self.max_num_running_reqs -= len(held)
+        self.max_num_active_reqs = 0 if self._preempt_beforehand(now_s) else self.max_num_active_reqs - len(held)
+        try:
+            output = super().schedule(throttle_prefills)
+        finally:
+            self.running += held
+            self.max_num_running_reqs, self.max_num_active_reqs = slots, active
+            self.max_num_scheduled_tokens = tokens
+            self.waiting.offer = self.kv_holding_waiting.offer = 0
+            set_blocks_kept_free(self, self._watermark_blocks)
+        self._counters.held_requests += len(held)
+        self._account(output, now_s, limit_ms)
+        self._counters.schedule_s += time.monotonic() - now_s
+        return output
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, Any]:
+        """Takes in what an iteration has computed."""
+        outputs: dict[int, Any] = super().update_from_output(scheduler_output, model_runner_output)
+        if scheduler_output.total_num_scheduled_tokens > 0 and not self._meter.end(time.monotonic()):
+            self._counters.over_budget_iterations += 1
+        self._report()
+        return outputs
+
+    def add_request(self, request: Request) -> None:
+        """Takes a new request in."""
+        if not is_offline(request) and request.request_id not in self.requests:
+            self._guard.observe(request.num_prompt_tokens)
+            self._reserve.observe(time.monotonic(), -(-request.num_prompt_tokens // self.block_size) + 1)
+        super().add_request(request)
+
+    def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        if is_offline(request):
+            self._counters.offline_preemptions += 1
+        else:
+            self._counters.online_preemptions += 1
+        self._lost_tokens[request.request_id] = request.num_computed_tokens
+        self._preempted_in_step = True
+        super()._preempt_request(request, timestamp, drop_stale_output)
+
+    # One step.
+
+    def _prepare(self, now_s: float) -> tuple[float, list[Request]]:
+        """Sets vLLM's scheduler up for a step. Returns the longest the iteration may take, and who is held back."""
+        self._preempted_in_step = False
+        online, offline = split_lanes(self.running)
+        self.max_num_scheduled_tokens = self._full_batch
+        if not offline and not self.waiting.backlog and not self.kv_holding_waiting.backlog:
+            return float("inf"), []
+        offline.sort(key=_arrival_time)
+        demand = self._measure(online)
+        reserve_blocks = self._reserve.blocks(now_s)
+        self._counters.kv_reserve_blocks = reserve_blocks
+        demand = self._make_way(demand, offline, now_s)
+        offline = [request for request in offline if is_running(request)]
+        limit_ms = demand.limit_ms(self._model, self._meter, self._guard, self._objectives, now_s, time.time())
+        free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
+        share = self._share(offline, demand, limit_ms, Room(free_blocks, reserve_blocks))
+        if share.blocks_short and self._give_way(share, now_s):
+            offline = [request for request in offline if is_running(request)]
+            free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
+            share = self._share(offline, demand, limit_ms, Room(free_blocks, reserve_blocks))
+        self.running = [*demand.running, *share.admitted]
+        self.max_num_scheduled_tokens = min(demand.tokens + share.tokens, self._full_batch)
+        self.waiting.offer = 0 if self._preempted_in_step else share.offer
+        self.kv_holding_waiting.offer = share.holding_offer
+        set_blocks_kept_free(self, share.blocks_kept_free)
+        return limit_ms * self._model.safety_factor(), share.held
+
+    def _share(self, offline: list[Request], demand: OnlineDemand, limit_ms: float, room: Room) -> OfflineShare:
+        pass_tokens = int(self._knobs.offline_pass_tokens) or self._full_batch
+        full_batch = self._full_batch if demand.is_present else min(self._full_batch, pass_tokens)
+        if self._knobs.token_budget_off:
+            limit_ms = float("inf")
+        return share_out(self, offline, demand, self._model, limit_ms, full_batch, room)
+
+    def _make_way(self, demand: OnlineDemand, offline: list[Request], now_s: float) -> OnlineDemand:
+        """Preempts offline requests until the online ones have their slots and KV blocks; returns the demand then."""
+        while offline:
+            slots_short = demand.slots + len(offline) - count_slots(self) if demand.arrivals else 0
+            blocks_short = demand.blocks - self.kv_cache_manager.block_pool.get_num_free_blocks()
+            if not self._preempt(offline, slots_short, blocks_short, now_s):
+                break
+            # Arrivals may have counted on blocks of a victim, and what two victims share is free after both only.
+            offline = [request for request in offline if is_running(request)]
+            demand = self._measure(demand.running)
+        next_arrival = demand.arrivals[0] if demand.arrivals else None
+        if self.connector is not None and next_arrival is not None and next_arrival is self._next_arrival:
+            # vLLM passed it over: against what a connector loads, it reserves blocks for half-computed prompts.
+            for request in offline:
+                if not is_decoding(request) and can_free_blocks(self, request):
+                    preempt(self, request, now_s)
+            demand = self._measure(demand.running)
+        self._next_arrival = next_arrival
+        return demand
+
+    def _measure(self, online: list[Request]) -> OnlineDemand:
+        return measure_demand(self, online, (self.kv_holding_waiting.online, self.waiting.online), self._full_batch)
+
+    def _give_way(self, share: OfflineShare, now_s: float) -> bool:
+        """Preempts offline requests for others of them that cannot go on; True if one was preempted."""
+        first, *others = share.wanting
+        # The oldest goes on, so there is always one that gets to its end: unless requests that wait have the blocks.
+        candidates = others if others or not self.kv_holding_waiting.backlog else [first]
+        return self._preempt(candidates, 0, share.blocks_short, now_s)
+
+    def _preempt(self, candidates: Iterable[Request], slots_short: int, blocks_short: int, now_s: float) -> bool:
+        """Preempts those of the candidates that lose least, as many as it takes; False if it is none."""
+        if slots_short <= 0 and blocks_short <= 0:
+            return False
+        by_id = {request.request_id: request for request in candidates if can_free_blocks(self, request)}
+        victims = [
+            Victim(request_id, count_freed_blocks(self, request), request.num_computed_tokens)
+            for request_id, request in by_id.items()
+        ]
+        chosen = choose_victims(victims, max(0, slots_short), max(0, blocks_short))
+        for request_id in chosen:
+            preempt(self, by_id[request_id], now_s)
+        return bool(chosen)
+
+    def _preempt_beforehand(self, now_s: float) -> bool:
+        """Preempts those whom vLLM would preempt within this step for want of KV blocks; False if it is nobody.
+
+        vLLM 0.32 takes blocks for computed as soon as it has allocated them. Those of a request that it preempts later
+        in the same step stay in the prefix cache, and the next request with this prefix is served garbage.
+        """
+        pool = self.kv_cache_manager.block_pool
+        # So many are enough whoever runs: in most steps that is all there is to do.
+        most = (len(self.running) + self.max_num_scheduled_tokens // self.block_size) * count_groups(self)
+        if most <= pool.get_num_free_blocks() and not self.num_lookahead_tokens:
+            return False
+        preempted = False
+        while count_growth(self, self.running, self.max_num_scheduled_tokens) > pool.get_num_free_blocks():
+            victim = max(self.running, key=attrgetter("priority", "arrival_time"))
+            if not can_free_blocks(self, victim):
+                break
+            preempt(self, victim, now_s)
+            preempted = True
+        return preempted
+
+    def _account(self, output: SchedulerOutput, now_s: float, limit_ms: float) -> None:
+        if output.total_num_scheduled_tokens == 0:
+            return
+        counters = self._counters
+        requests = self.requests
+        prefill_tokens = prefills = decodes = decode_context = offline = offline_prefill = offline_decode = 0
+        prefill_attention = 0.0
+        for request_id, tokens in output.num_scheduled_tokens.items():
+            request = requests[request_id]
+            context = request.num_computed_tokens - tokens
+            is_decode = tokens == 1 and context >= request.num_prompt_tokens
+            if is_decode:
+                decodes += 1
+                decode_context += context
+            else:
+                prefills += 1
+                prefill_tokens += tokens
+                prefill_attention += tokens * (context + tokens / 2)
+            if request.priority >= OFFLINE_PRIORITY:
+                offline += 1
+                if is_decode:
+                    offline_decode += 1
+                else:
+                    offline_prefill += tokens
+        online = len(output.num_scheduled_tokens) - offline
+        shape = IterationShape(prefill_tokens, prefill_attention, prefills, decodes, decode_context)
+        is_mixed = online > 0 and offline > 0
+        self._meter.begin(shape, now_s, limit_ms if is_mixed else float("inf"))
+        counters.iterations += 1
+        counters.mixed_iterations += is_mixed
+        counters.offline_iterations += online == 0
+        counters.offline_prefill_tokens += offline_prefill
+        counters.offline_decode_tokens += offline_decode
+        for request_id in [*self._lost_tokens]:
+            request = self.requests.get(request_id)
+            if request is None:
+                del self._lost_tokens[request_id]
+            elif is_running(request):
+                regained = request.num_computed_tokens - output.num_scheduled_tokens.get(request_id, 0)
+                counters.recomputed_tokens += max(0, self._lost_tokens.pop(request_id) - regained)
+
+    # The page.
+
+    def _read_knobs(self) -> None:
+        if self._page is None:
+            return
+        knobs = self._page.read_knobs()
+        if knobs == self._knobs:
+            return
+        self._knobs = knobs
+        self._saver.follow(knobs.save_profile, self._model)
+        first = self._first_objective
+        default = first.model_copy(
+            update={
+                "ttft_slo_ms": knobs.ttft_slo_ms or first.ttft_slo_ms,
+                "tbt_slo_ms": knobs.tbt_slo_ms or first.tbt_slo_ms,
+            }
+        )
+        self._objectives = (default, *self._objectives[1:])
+        self._full_batch = min(int(knobs.max_num_batched_tokens) or self._largest_batch, self._largest_batch)
+        self.waiting.backlog.ordered = not knobs.prefix_order_off
+
+    def _report(self) -> None:
+        counters = self._counters
+        if counters.iterations % ERROR_PERIOD_STEPS == 1:
+            error = self._model.error()
+            counters.model_error_median, counters.model_error_p95 = error.median, error.p95
+            counters.model_samples = error.samples
+            counters.model_ready = float(self._model.ready)
+        counters.backlog_requests = len(self.waiting.backlog)
+        if self._page is not None:
+            self._page.write_counters(counters)
+
+
+class CoServeScheduler(CoServing):
+    """With synchronous scheduling."""
+
+
+class AsyncCoServeScheduler(CoServing, AsyncScheduler):
+    """With asynchronous scheduling: the next iteration is scheduled while one runs."""
+
+
+def create_scheduler(vllm_config: VllmConfig, options: SchedulerOptions | None = None, **kwargs: Any) -> CoServing:
+    """What vLLM calls as its `scheduler_cls`. Takes the same arguments as vLLM's `Scheduler`.
+
+    Args:
+        vllm_config: Of the engine.
+        options: By default those in its `additional_config`.
+        kwargs: As for vLLM's `Scheduler`.
+
+    Raises:
+        RuntimeError: this vLLM is not one that the scheduler was tested with.
+        ValueError: a setting that the scheduler cannot work with.
+    """
+    check_version()
+    if vllm_config.model_config.is_diffusion:
+        raise ValueError("ConServe's scheduler does not serve diffusion models: set `engine.mode: stock`")
+    if not vllm_config.scheduler_config.enable_chunked_prefill:
+        raise ValueError(
+            "enable_chunked_prefill: must be true, offline prompts are computed in parts (or set engine.mode: stock)"
+        )
+    options = options or SchedulerOptions.from_additional_config(vllm_config.additional_config)
+    if vllm_config.scheduler_config.async_scheduling:
+        return AsyncCoServeScheduler(vllm_config=vllm_config, options=options, **kwargs)
+    return CoServeScheduler(vllm_config=vllm_config, options=options, **kwargs)

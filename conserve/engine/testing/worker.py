@@ -1,0 +1,155 @@
+"""A worker without a model, which notices when the scheduler hands it a KV cache that is not the request's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm.v1.outputs import KVConnectorOutput
+
+from conserve.engine.testing.connector import Load
+from conserve.engine.vllm_compat import ModelRunnerOutput, SchedulerOutput
+
+VOCABULARY = 1_000
+
+
+class WrongBatch(AssertionError):
+    """A batch that a real worker would compute garbage for."""
+
+
+def sample_tokens(prompt: Sequence[int], max_tokens: int, stop_token_ids: Sequence[int] = ()) -> list[int]:
+    """What `FakeWorker` answers to a prompt, whatever else the batches hold."""
+    prefix = 0
+    for token in prompt:
+        prefix = _extend(prefix, token)
+    answer: list[int] = []
+    while len(answer) < max_tokens:
+        answer.append(_next_token(prefix))
+        if answer[-1] in stop_token_ids:
+            break
+        prefix = _extend(prefix, answer[-1])
+    return answer
+
+
+@dataclass
+class _Sequence:
+    tokens: list[int]
+    blocks: list[int]
+
+
+class FakeWorker:
+    """Executes batches of a scheduler with one KV cache group.
+
+    Its KV cache holds, for each position, a hash of the tokens up to there; the next token is a function of the last of
+    them. So its answers depend on the prompt alone, as those of a greedy model do, and it can tell whether each block
+    that a request is to attend to has the request's own tokens in it.
+
+    Args:
+        block_size: Tokens of a KV block.
+        checks_context: False trusts the scheduler: for long contexts, where the check takes its time.
+        load_batches: Batches that go by until KV that `FakeConnector` has is loaded.
+    """
+
+    def __init__(self, block_size: int, *, checks_context: bool = True, load_batches: int = 3) -> None:
+        self._block_size = block_size
+        self._load_batches = load_batches
+        self._loads: list[tuple[int, Load]] = []
+        self._batches = 0
+        self._checks_context = checks_context
+        self._cache: dict[tuple[int, int], int] = {}
+        self._sequences: dict[str, _Sequence] = {}
+
+    def execute(self, batch: SchedulerOutput) -> ModelRunnerOutput:
+        """Computes a batch.
+
+        Raises:
+            WrongBatch: tokens are not known yet, blocks are missing, or have another request's tokens in them.
+        """
+        for request_id in batch.finished_req_ids:
+            self._sequences.pop(request_id, None)
+        starts: dict[str, int] = {}
+        for new in batch.scheduled_new_reqs:
+            # Runner V2 is told all tokens of a resumed request in this way, runner V1 in `all_token_ids` below.
+            tokens = new.prefill_token_ids if new.prefill_token_ids is not None else new.prompt_token_ids
+            self._sequences[new.req_id] = _Sequence(list(tokens), list(new.block_ids[0]))
+            starts[new.req_id] = new.num_computed_tokens
+        cached = batch.scheduled_cached_reqs
+        for index, request_id in enumerate(cached.req_ids):
+            self._update(request_id, index, batch)
+            starts[request_id] = cached.num_computed_tokens[index]
+        request_ids = list(batch.num_scheduled_tokens)
+        return ModelRunnerOutput(
+            req_ids=request_ids,
+            req_id_to_index={request_id: index for index, request_id in enumerate(request_ids)},
+            sampled_token_ids=[
+                self._compute(request_id, starts[request_id], batch.num_scheduled_tokens[request_id])
+                for request_id in request_ids
+            ],
+            kv_connector_output=self._load(batch),
+        )
+
+    def _load(self, batch: SchedulerOutput) -> KVConnectorOutput | None:
+        if batch.kv_connector_metadata is None:
+            return None
+        self._batches += 1
+        self._loads += [(self._batches + self._load_batches, load) for load in batch.kv_connector_metadata.new]
+        done = [load for due, load in self._loads if due <= self._batches]
+        self._loads = [(due, load) for due, load in self._loads if due > self._batches]
+        for load in done:
+            prefix = 0
+            for position, token in enumerate(load.tokens):
+                prefix = _extend(prefix, token)
+                self._cache[load.blocks[position // self._block_size], position % self._block_size] = prefix
+        return KVConnectorOutput(finished_recving={load.request_id for load in done})
+
+    def _update(self, request_id: str, index: int, batch: SchedulerOutput) -> None:
+        cached = batch.scheduled_cached_reqs
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            raise WrongBatch(f"{request_id}: was never new")
+        blocks = cached.new_block_ids[index]
+        all_tokens = cached.all_token_ids.get(request_id)
+        if request_id in cached.resumed_req_ids:
+            if blocks is None or all_tokens is None:
+                raise WrongBatch(f"{request_id}: resumed without blocks or tokens")
+            self._sequences[request_id] = _Sequence(list(all_tokens), list(blocks[0]))
+            return
+        if all_tokens is not None and list(all_tokens) != sequence.tokens:
+            raise WrongBatch(f"{request_id}: comes back with {len(all_tokens)} tokens for {len(sequence.tokens)}")
+        if blocks is not None:
+            sequence.blocks += blocks[0]
+
+    def _compute(self, request_id: str, start: int, count: int) -> list[int]:
+        sequence = self._sequences[request_id]
+        end = start + count
+        if count <= 0 or end > len(sequence.tokens):
+            raise WrongBatch(f"{request_id}: tokens {start} to {end} of {len(sequence.tokens)} known ones")
+        if end > len(sequence.blocks) * self._block_size:
+            raise WrongBatch(f"{request_id}: {len(sequence.blocks)} blocks for {end} tokens")
+        prefix = 0
+        if self._checks_context:
+            for position in range(start):
+                prefix = _extend(prefix, sequence.tokens[position])
+                if self._cache.get(self._locate(sequence, position)) != prefix:
+                    raise WrongBatch(f"{request_id}: KV of token {position} of {start} is not there")
+        elif start:
+            prefix = self._cache[self._locate(sequence, start - 1)]
+        for position in range(start, end):
+            prefix = _extend(prefix, sequence.tokens[position])
+            self._cache[self._locate(sequence, position)] = prefix
+        if end < len(sequence.tokens):
+            return []
+        token = _next_token(prefix)
+        sequence.tokens.append(token)
+        return [token]
+
+    def _locate(self, sequence: _Sequence, position: int) -> tuple[int, int]:
+        return sequence.blocks[position // self._block_size], position % self._block_size
+
+
+def _extend(prefix: int, token: int) -> int:
+    return hash((prefix, token))
+
+
+def _next_token(prefix: int) -> int:
+    return prefix % VOCABULARY

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conserve.config import SloSettings
+from conserve.engine.arguments import scheduler_arguments
+from conserve.engine.executor import SleepingMultiprocExecutor
+from conserve.engine.options import SchedulerOptions
+from conserve.engine.page import Counters, EnginePage
+from conserve.engine.scheduler import create_scheduler
+from deployments.ray_compat import VLLMEngine
+from deployments.serving_engine import ServingEngine
+
+
+def make_config(mode: Any) -> Any:
+    """The parts of a `VllmConfig` that are looked at."""
+    arguments = scheduler_arguments(mode, SloSettings())
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(distributed_executor_backend="mp"),
+        additional_config=arguments.get("additional_config", {}),
+        scheduler_config=SimpleNamespace(scheduler_cls=arguments.get("scheduler_cls")),
+    )
+
+
+def read_options(config: Any) -> SchedulerOptions:
+    """What the scheduler will be told; it is sent to the engine's process."""
+    scheduler_cls = pickle.loads(pickle.dumps(config.scheduler_config.scheduler_cls))
+    options = scheduler_cls.keywords["options"]
+    assert isinstance(options, SchedulerOptions)
+    return options
+
+
+def start(monkeypatch: pytest.MonkeyPatch, config: Any, run: Callable[[Any], Any]) -> ServingEngine:
+    """Starts an engine whose AsyncLLM is `run`, called with the configuration."""
+    monkeypatch.setattr(VLLMEngine, "_start_async_llm_engine", lambda self, args, config, group: run(config))
+    engine = object.__new__(ServingEngine)
+    assert engine._start_async_llm_engine(None, config, None) == "client"
+    return engine
+
+
+def test_scheduler_and_front_share_a_page_and_no_file_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CONSERVE_CACHE", str(tmp_path))
+    pages: list[EnginePage] = []
+
+    def run(config: Any) -> str:
+        assert config.parallel_config.distributed_executor_backend is SleepingMultiprocExecutor
+        assert config.additional_config == {}, "what differs from start to start is no part of the configuration's hash"
+        assert config.scheduler_config.scheduler_cls.func is create_scheduler
+        options = read_options(config)
+        assert options.objectives[0].ttft_slo_ms == SloSettings().ttft_slo_ms
+        assert options.profile_dir == tmp_path / "profiles"
+        assert options.page is not None
+        pages.append(EnginePage(options.page))  # as the scheduler does, in its process
+        return "client"
+
+    engine = start(monkeypatch, make_config("conserve"), run)
+    assert not pages[0].path.exists()
+    assert engine.page is not None
+    pages[0].write_counters(Counters(iterations=3))
+    assert engine.page.read_counters().iterations == 3
+
+
+def test_no_file_stays_of_an_engine_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[Path] = []
+
+    def fail(config: Any) -> str:
+        page = read_options(config).page
+        assert page is not None
+        paths.append(page)
+        assert paths[0].exists()
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        start(monkeypatch, make_config("conserve"), fail)
+    assert not paths[0].exists()
+
+
+def test_stock_engine_has_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config("stock")
+    engine = start(monkeypatch, config, lambda config: "client")
+    assert engine.page is None
+    assert config.additional_config == {}

@@ -1,0 +1,440 @@
+"""What the scheduler decides, one situation at a time. 35 ms and 1.5 ms a token: that is an iteration here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from conserve.engine import scheduler as scheduler_module
+from conserve.engine.options import Objective
+from conserve.engine.page import EnginePage, Knobs
+from conserve.engine.scheduler import AsyncCoServeScheduler, CoServeScheduler
+from conserve.engine.testing.connector import REMOTE_TOKEN, use_fake_connector
+from conserve.engine.testing.scheduling import (
+    NO_LIMIT,
+    EngineSize,
+    FakeEngine,
+    VirtualClock,
+    fixed_cost_ms,
+    make_config,
+    make_scheduler,
+)
+from conserve.engine.testing.worker import WrongBatch, sample_tokens
+from conserve.engine.vllm_compat import RequestStatus
+from conserve.policy.latency import IterationShape
+
+INFINITE = float("inf")
+Start = Callable[..., FakeEngine]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts engines, whose latency model knows what iterations cost unless `taught` is False."""
+    clock = VirtualClock()
+
+    def start_engine(
+        size: EngineSize = EngineSize(),  # noqa: B008 - a frozen value
+        *objectives: Objective,
+        taught: bool = True,
+        **settings: Any,
+    ) -> FakeEngine:
+        config = make_config(size, objectives=objectives or (NO_LIMIT,), **settings)
+        engine = FakeEngine(make_scheduler("conserve", config), clock)
+        model = engine.scheduler._model
+        for number in range(400 if taught else 0):
+            tokens, decodes = number % 7 * 31, number % 5 * 3
+            context = decodes * (20 + number % 11 * 10)
+            shape = IterationShape(tokens, tokens * tokens / 2, int(tokens > 0), decodes, context)
+            model.observe(shape, 35.0 + 1.5 * (tokens + decodes))
+        return engine
+
+    with clock.installed():
+        yield start_engine
+
+
+def prompt(tokens: int, first: int = 0) -> list[int]:
+    """Prompts with another `first` have no block in common."""
+    return [first, *range(1, tokens)]
+
+
+def running(engine: FakeEngine) -> list[str]:
+    return [request.request_id for request in engine.scheduler.running]
+
+
+def scheduled(engine: FakeEngine) -> dict[str, int]:
+    batch = engine.step()
+    assert batch is not None
+    return dict(batch.num_scheduled_tokens)
+
+
+def free_blocks(engine: FakeEngine) -> int:
+    return int(engine.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+
+def fill_slots(engine: FakeEngine, lengths: list[int], max_tokens: int = 60) -> None:
+    """Offline requests of these prompt lengths that decode, named after their length."""
+    for number, tokens in enumerate(lengths):
+        engine.add_offline(f"offline-{tokens}", prompt(tokens, 500 + number), max_tokens)
+        engine.clock.advance(0.001)
+    while any(not engine.answers[f"offline-{tokens}"] for tokens in lengths):
+        engine.step()
+
+
+# Slots and KV blocks.
+
+
+def test_a_waiting_online_request_takes_a_slot_at_once_from_the_offline_one_that_loses_least(start: Start) -> None:
+    engine = start(EngineSize(max_num_seqs=3))
+    fill_slots(engine, [90, 20, 50])
+    engine.add("online", prompt(10), 4)
+    batch = scheduled(engine)
+    assert batch["online"] == 10
+    assert "offline-20" not in batch
+    assert set(running(engine)) == {"online", "offline-90", "offline-50"}
+    engine.run()
+    assert engine.answers["offline-20"] == sample_tokens(prompt(20, 501), 60)
+
+
+def test_slots_are_those_that_vllm_gives_out(start: Start) -> None:
+    """With `max_num_active_seqs` below `max_num_seqs` the former counts."""
+    engine = start(EngineSize(max_num_seqs=8, max_num_active_seqs=2))
+    fill_slots(engine, [20, 30])
+    engine.add("online", prompt(10), 4)
+    assert scheduled(engine)["online"] == 10
+
+
+def test_a_waiting_online_request_takes_kv_blocks(start: Start) -> None:
+    engine = start(EngineSize(kv_blocks=21, max_num_seqs=4, max_model_len=256))
+    fill_slots(engine, [96, 90, 60])
+    assert free_blocks(engine) < 8
+    engine.add("online", prompt(128), 4)
+    batch = scheduled(engine)
+    assert batch["online"] == 128
+    assert {"offline-96", "offline-90"} & set(running(engine)), "more was preempted than needed"
+    assert engine.scheduler._counters.online_preemptions == 0
+
+
+def test_blocks_that_an_arrival_shares_with_a_victim_are_not_counted_twice(start: Start) -> None:
+    """The arrival hits the victim's blocks in the prefix cache: preempting it makes them free, and needed."""
+    engine = start(EngineSize(kv_blocks=16, max_num_seqs=4, max_model_len=240))
+    engine.add_offline("shares", prompt(96, 7), 60)
+    engine.clock.advance(0.001)
+    fill_slots(engine, [97])
+    assert set(running(engine)) == {"shares", "offline-97"}
+    # 10 blocks, 6 of which the offline request has: 4 more, while 2 are free.
+    engine.add("online", [*prompt(96, 7), *range(900, 960)], 4)
+    assert "online" in scheduled(engine)
+
+
+def test_held_requests_keep_their_blocks_and_lose_nothing(start: Start) -> None:
+    engine = start(EngineSize(), Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=37.0))
+    engine.add("online", prompt(10), 30)
+    engine.step()
+    engine.add_offline("offline", prompt(100, 1), 5)
+    assert list(scheduled(engine)) == ["online"], "nothing fits beside it"
+    engine.scheduler._objectives = (NO_LIMIT,)
+    assert scheduled(engine)["offline"] == 100
+    engine.scheduler._objectives = (Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=37.0),)
+    free = free_blocks(engine)
+    assert [list(scheduled(engine)) for _ in range(3)] == [["online"]] * 3
+    assert running(engine) == ["online", "offline"]
+    assert free - free_blocks(engine) <= 1, "the online request's own growth"
+    engine.scheduler._objectives = (NO_LIMIT,)
+    assert scheduled(engine) == {"online": 1, "offline": 1}
+
+
+def test_blocks_are_kept_free_for_a_burst_as_large_as_the_last_one(start: Start) -> None:
+    engine = start(EngineSize(kv_blocks=101, max_num_seqs=50))
+    for number in range(3):
+        engine.add(f"online-{number}", prompt(60, number), 2)
+    engine.run()
+    for number in range(50):
+        engine.add_offline(f"offline-{number}", prompt(60, 100 + number), 20)
+    for _ in range(12):
+        engine.step()
+    reserve = engine.scheduler._counters.kv_reserve_blocks
+    assert reserve >= 3 * 4
+    assert free_blocks(engine) >= reserve
+    assert len(running(engine)) > 10, "no more than that is kept free"
+
+
+def test_preempted_requests_go_on_first_those_with_most_work_done_before_others(start: Start) -> None:
+    engine = start(EngineSize(max_num_seqs=3))
+    fill_slots(engine, [20, 50, 90], max_tokens=40)
+    engine.add_offline("never-started", prompt(30, 1), 2)
+    for number in range(3):
+        engine.add(f"online-{number}", prompt(10, 10 + number), 3)
+    engine.step()
+    assert set(running(engine)) == {"online-0", "online-1", "online-2"}
+    order: list[str] = []
+    while engine.is_busy:
+        order += [name for name in scheduled(engine) if name.startswith(("offline", "never")) and name not in order]
+    assert order == ["offline-90", "offline-50", "offline-20", "never-started"]
+
+
+# Time.
+
+
+def test_a_mixed_iteration_is_filled_exactly_up_to_the_tbt_objective(start: Start) -> None:
+    engine = start(EngineSize(max_num_batched_tokens=512), Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=200.5))
+    engine.add("online", prompt(10), 30)
+    engine.step()
+    engine.add_offline("offline", prompt(400, 1), 5)
+    for _ in range(3):
+        batch = scheduled(engine)
+        assert batch["online"] == 1
+        assert batch["offline"] == int((200.5 - 35) / 1.5) - 1, "one token more would be late"
+
+
+def test_what_the_objective_leaves_goes_to_decodes_first(start: Start) -> None:
+    engine = start(EngineSize(max_num_batched_tokens=128), Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=100.0))
+    fill_slots(engine, [20, 30])
+    engine.add_offline("prompt", prompt(400, 1), 5)
+    engine.step()
+    engine.add("online", prompt(10), 30)
+    engine.step()
+    batch = scheduled(engine)
+    assert list(batch) == ["online", "offline-20", "offline-30", "prompt"]
+    assert sum(batch.values()) == int((100 - 35) / 1.5)
+
+
+def test_each_of_several_new_prompts_counts(start: Start) -> None:
+    """Where a prompt costs much by itself, few of them fit, however short they are."""
+    engine = start(
+        EngineSize(max_num_batched_tokens=512), Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=140.0), taught=False
+    )
+    model = engine.scheduler._model
+    for number in range(400):
+        prompts, tokens = number % 4, (number % 4) * (1 + number % 11)
+        decodes = number % 5
+        model.observe(IterationShape(tokens, 0.0, prompts, decodes, 0), 35.0 + 20 * prompts + tokens + decodes)
+    engine.add("online", prompt(10), 30)
+    engine.step()
+    for number in range(6):
+        engine.add_offline(f"offline-{number}", prompt(4, number + 1), 5)
+    batch = engine.schedule()
+    assert len(batch.num_scheduled_tokens) == 1 + (140 - 36) // 24
+
+
+def test_a_waiting_prompt_has_its_first_token_in_time_whatever_waits_behind_it(start: Start) -> None:
+    engine = start(EngineSize(max_num_batched_tokens=512), Objective(ttft_slo_ms=400.0, tbt_slo_ms=INFINITE))
+    engine.add_offline("offline", prompt(500, 1), 5)
+    engine.add("online", prompt(50), 5)
+    engine.clock.advance(0.250)
+    batch = scheduled(engine)
+    assert batch == {"online": 50, "offline": int((400 - 250 - 35) / 1.5) - 50}
+
+
+def test_nothing_rides_along_when_the_objective_is_missed_already(start: Start) -> None:
+    engine = start(EngineSize(max_num_batched_tokens=512), Objective(ttft_slo_ms=400.0, tbt_slo_ms=INFINITE))
+    engine.add_offline("offline", prompt(500, 1), 5)
+    engine.add("online", prompt(50), 5)
+    engine.clock.advance(0.5)
+    assert scheduled(engine) == {"online": 50}
+
+
+def test_a_running_offline_prompt_does_not_eat_what_an_arrival_is_to_compute(start: Start) -> None:
+    engine = start(EngineSize(max_num_batched_tokens=128, max_num_seqs=4))
+    engine.add_offline("offline", prompt(400, 1), 5)
+    engine.step()
+    engine.add("online", prompt(100), 5)
+    assert scheduled(engine)["online"] == 100
+
+
+def test_the_class_of_a_request_decides_its_objective(start: Start) -> None:
+    classes = Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=200.5), Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=80.5)
+    for priority, limit_ms in ((0, 200.5), (1, 80.5), (2, 80.5)):
+        engine = start(EngineSize(max_num_batched_tokens=512), *classes)
+        engine.add("online", prompt(10), 30, priority=priority)
+        engine.step()
+        engine.add_offline("offline", prompt(400, 1), 5)
+        assert sum(scheduled(engine).values()) == int((limit_ms - 35) / 1.5)
+
+
+def test_an_iteration_without_online_requests_is_full_before_the_first_of_them_comes(start: Start) -> None:
+    engine = start(EngineSize(max_num_batched_tokens=256), Objective(ttft_slo_ms=200.0, tbt_slo_ms=50.0))
+    for number in range(3):
+        engine.add_offline(f"offline-{number}", prompt(200, number), 5)
+    assert sum(scheduled(engine).values()) == 256
+
+
+def test_later_it_is_as_long_as_an_arrival_can_bear(start: Start) -> None:
+    engine = start(EngineSize(max_num_batched_tokens=256), Objective(ttft_slo_ms=300.0, tbt_slo_ms=INFINITE))
+    engine.add("online", prompt(40), 1)
+    engine.run()
+    for number in range(3):
+        engine.add_offline(f"offline-{number}", prompt(200, number + 1), 5)
+    own_ms = 35 + 1.5 * 40
+    assert fixed_cost_ms(engine.step()) <= 300 - own_ms  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pass_tokens", [1, 5, 15])
+def test_an_offline_pass_computes_something_however_small_it_is_to_be(start: Start, pass_tokens: int) -> None:
+    engine = start()
+    engine.scheduler._knobs = Knobs(offline_pass_tokens=pass_tokens)
+    engine.add_offline("offline", prompt(100), 3)
+    engine.run(max_steps=400)
+    assert engine.finished == ["offline"]
+
+
+def test_a_pass_that_could_take_fewer_tokens_than_a_chunk_takes_a_chunk(start: Start) -> None:
+    """The limit leaves room for some tokens, but not for the 16 that are worth a chunk."""
+    engine = start(EngineSize(), Objective(ttft_slo_ms=100.0, tbt_slo_ms=INFINITE))
+    engine.add("online", prompt(27), 1)
+    engine.run()
+    limit_ms = 100.0 - (35 + 1.5 * 27)
+    assert limit_ms < 35
+    engine.scheduler._objectives = (Objective(ttft_slo_ms=120.0, tbt_slo_ms=INFINITE),)
+    engine.add_offline("offline", prompt(100, 1), 3)
+    assert scheduled(engine) == {"offline": 16}
+    engine.run(max_steps=100)
+
+
+def test_knobs_of_the_ablation_switch_the_budget_off_and_change_objectives(start: Start) -> None:
+    page = EnginePage.create()
+    try:
+        size = EngineSize(max_num_batched_tokens=256)
+        engine = start(size, Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=100.0), page=page.path)
+        engine.add("online", prompt(10), 30)
+        engine.step()
+        engine.add_offline("offline", prompt(500, 1), 5)
+        assert sum(scheduled(engine).values()) == int((100 - 35) / 1.5)
+        page.write_knobs(Knobs(tbt_slo_ms=70.5))
+        assert sum(scheduled(engine).values()) == int((70.5 - 35) / 1.5)
+        page.write_knobs(Knobs(token_budget_off=1.0))
+        assert sum(scheduled(engine).values()) == 256
+        counters = page.read_counters()
+        assert (counters.iterations, counters.mixed_iterations) == (4, 3)
+        assert counters.offline_prefill_tokens == sum((int(65 / 1.5), int(35.5 / 1.5), 256)) - 3
+    finally:
+        page.remove()
+
+
+# What vLLM does besides.
+
+
+def test_async_scheduling_keeps_a_batch_in_flight_and_the_answers_are_the_same(start: Start) -> None:
+    engine = start(EngineSize(max_num_seqs=2, kv_blocks=14, max_model_len=128), async_scheduling=True)
+    assert isinstance(engine.scheduler, AsyncCoServeScheduler)
+    stops = [token for token in range(1_000) if token % 9 == 0]
+    engine.add_offline("offline-0", prompt(50, 1), 30)
+    engine.add_offline("offline-1", prompt(60, 2), 30)
+    for _ in range(4):
+        engine.step()
+    engine.add("online", prompt(40, 3), 30, stop_token_ids=stops)
+    preempted = engine.step()
+    assert preempted is not None
+    assert preempted.preempted_req_ids
+    engine.run()
+    assert engine.answers["online"] == sample_tokens(prompt(40, 3), 30, stops)
+    assert len(engine.answers["online"]) < 30, "it stops by itself, with the next batch in flight"
+    for number in range(2):
+        assert engine.answers[f"offline-{number}"] == sample_tokens(prompt(50 + 10 * number, 1 + number), 30)
+
+
+def test_scheduling_is_async_where_vllm_is_told_so(start: Start) -> None:
+    assert type(start().scheduler) is CoServeScheduler
+    assert type(start(async_scheduling=True).scheduler) is AsyncCoServeScheduler
+
+
+def test_an_online_request_whose_grammar_is_ready_does_not_wait_for_offline_ones(start: Start) -> None:
+    engine = start(EngineSize(max_num_seqs=2))
+    fill_slots(engine, [30, 40])
+    request = engine.add("online", prompt(20, 3), 5)
+    request.structured_output_request = mock.Mock(grammar=None)
+    request.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+    assert set(scheduled(engine)) == {"offline-30", "offline-40"}, "it does not take a slot before"
+    request.structured_output_request.grammar = mock.Mock()
+    assert engine.schedule().num_scheduled_tokens["online"] == 20
+
+
+def test_a_stream_with_new_input_does_not_wait_for_offline_ones(start: Start) -> None:
+    engine = start(EngineSize(max_num_seqs=2))
+    engine.add("online", prompt(20), 2, resumable=True)
+    while not engine.scheduler.num_waiting_for_streaming_input:
+        engine.step()
+    fill_slots(engine, [30])  # The stream keeps its slot.
+    engine.add("online", prompt(8, 9), 2, resumable=True)
+    assert engine.schedule().num_scheduled_tokens["online"] > 1
+
+
+def test_what_a_connector_has_loaded_for_an_offline_request_does_not_pass_online_ones(start: Start) -> None:
+    engine = start(EngineSize(max_num_seqs=1), kv_transfer=use_fake_connector())
+    engine.add_offline("offline", [REMOTE_TOKEN, *prompt(60)], 5)
+    for _ in range(6):
+        if engine.scheduler.finished_recving_kv_req_ids:
+            break
+        engine.step()
+    assert len(engine.scheduler.kv_holding_waiting) == 1
+    assert engine.scheduler.finished_recving_kv_req_ids
+    engine.add("online", prompt(20, 1), 2)
+    assert list(scheduled(engine)) == ["online"]
+    engine.run()
+    assert engine.finished == ["online", "offline"]
+
+
+def test_an_online_request_whose_kv_is_loaded_takes_a_slot(start: Start) -> None:
+    engine = start(EngineSize(max_num_seqs=2), kv_transfer=use_fake_connector())
+    engine.add("online", [REMOTE_TOKEN, *prompt(60)], 5)
+    engine.step()
+    fill_slots(engine, [20, 30])
+    steps = 0
+    while not engine.answers["online"]:
+        engine.step()
+        steps += 1
+    assert steps <= 3
+
+
+def test_requests_that_a_connector_holds_and_one_that_runs_do_not_wait_for_each_other(start: Start) -> None:
+    engine = start(EngineSize(kv_blocks=7, max_model_len=64), kv_transfer=use_fake_connector())
+    engine.add_offline("offline-0", [REMOTE_TOKEN] * 57, 5)
+    engine.add_offline("offline-1", [REMOTE_TOKEN, *prompt(40)], 20)
+    engine.run(max_steps=200)
+    assert set(engine.finished) == {"offline-0", "offline-1"}
+
+
+def test_an_iteration_never_ends_in_blocks_that_were_hashed_and_not_computed(start: Start) -> None:
+    """vLLM 0.32 leaves those of a request that it preempts after giving it tokens in the prefix cache."""
+    size = EngineSize(kv_blocks=25, block_size=4, max_model_len=64, long_prefill_token_threshold=24)
+    outcomes = {}
+    for kind in ("vllm", "conserve"):
+        engine = FakeEngine(make_scheduler(kind, make_config(size)), VirtualClock())  # type: ignore[arg-type]
+        engine.add("other", prompt(4, 3), 20)
+        engine.add("first", prompt(60, 1), 3, priority=1)
+        engine.step()
+        # In the third step the first one gets 3 blocks and is preempted for the second one.
+        engine.add("second", prompt(32, 2), 1)
+        try:
+            engine.run()
+        except WrongBatch as error:
+            outcomes[kind] = str(error)
+        else:
+            outcomes[kind] = "right" if engine.answers["first"] == sample_tokens(prompt(60, 1), 3) else "wrong"
+    assert outcomes["conserve"] == "right"
+    assert outcomes["vllm"] != "right", "vLLM does not do it any more: _preempt_beforehand can go"
+
+
+def test_reset_of_the_prefix_cache_and_cancellations_leave_nothing_behind(start: Start) -> None:
+    engine = start(EngineSize(max_num_seqs=3))
+    fill_slots(engine, [20, 30])
+    engine.add("online", prompt(10), 20)
+    engine.add_offline("never-started", prompt(40, 9), 3)
+    engine.step()
+    assert engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+    for request_id in ("offline-20", "online", "never-started"):
+        engine.cancel(request_id)
+    engine.run()
+    assert engine.finished == ["offline-30"]
+    assert engine.answers["offline-30"] == sample_tokens(prompt(30, 501), 60)
+    assert free_blocks(engine) == EngineSize().kv_blocks - 1
+
+
+def test_an_untested_vllm_is_refused_at_start(start: Start) -> None:
+    with (
+        mock.patch.object(scheduler_module, "check_version", side_effect=RuntimeError("vLLM 9.9 is installed")),
+        pytest.raises(RuntimeError, match=r"vLLM 9\.9"),
+    ):
+        start()
