@@ -1,1 +1,1 @@
-"""Load and demonstrations: what ConServe is measured with. Talks to it over HTTP alone, as any client would."""
+"""Load, demonstrations and benchmarks: what ConServe is measured with, over HTTP or on an engine directly."""

@@ -9,7 +9,7 @@ import os
 import platform
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,18 +31,89 @@ class Percentiles(_Part):
 
 
 class Ratio(_Part):
-    """A ratio of pooled values (`median`) and, where it was resampled, its bootstrap interval (`min`, `max`)."""
+    """A ratio of pooled values (`median`) and an interval of it (`min`, `max`), where there is one.
+
+    Attributes:
+        median: The ratio of the pooled values.
+        min, max: Its interval.
+        interval: Of what kind that is: `bootstrap` (95 %, requests resampled) or `repeats` (the lowest and the highest
+            of the ratios repeat by repeat). Bootstrap where it is not said.
+        repeat_median: Median of the ratios repeat by repeat.
+    """
 
     median: float
     min: float | None = None
     max: float | None = None
+    interval: Literal["bootstrap", "repeats"] | None = None
+    repeat_median: float | None = None
+
+
+class SlowRequests(_Part):
+    """The slowest tenth of the online requests by TTFT, beside all of them: means.
+
+    Attributes:
+        requests: How many they are.
+        ttft_ms, all_ttft_ms: Mean TTFT.
+        prompt_tokens, all_prompt_tokens: Mean length of their prompts.
+        online_before, all_online_before: Mean number of other online requests still unanswered when one was due.
+    """
+
+    requests: int
+    ttft_ms: float
+    all_ttft_ms: float
+    prompt_tokens: float
+    all_prompt_tokens: float
+    online_before: float
+    all_online_before: float
+
+
+class Objectives(_Part):
+    """Latency objectives of the online requests; `tightness` times the P99 of `online-only` where they were so made."""
+
+    ttft_ms: float
+    tbt_ms: float
+    tightness: float | None = None
+
+
+class OnlineLoad(_Part):
+    """How much online load there was: `share` of `capacity_requests_per_s` is `requests_per_s`, all on average."""
+
+    share: float
+    capacity_requests_per_s: float
+    requests_per_s: float
+
+
+class CalibrationReport(_Part):
+    """One setting of a grid, tried in short runs on a seed of their own.
+
+    Attributes:
+        grid: What it was tried for: `stock-tuned`, `ceiling` or `frontier`.
+        mode: The engine, `stock` or `conserve`.
+        knobs: The setting; what it does not name is as the engine was started.
+        chosen: Whether the runs use it.
+    """
+
+    grid: Literal["stock-tuned", "ceiling", "frontier"]
+    mode: str
+    knobs: dict[str, float]
+    duration_s: float
+    online_requests: int
+    ttft_p50_ms: float | None = None
+    ttft_p99_ms: float | None = None
+    tbt_p99_ms: float | None = None
+    offline_tokens_per_s: float
+    offline_prompt_tokens_per_s: float
+    offline_output_tokens_per_s: float
+    chosen: bool = False
 
 
 class RunReport(_Part):
     """One run (or the pooled repeats of one). Rates are over `duration_s` unless another denominator is named.
 
     Attributes:
-        duration_s: From the first intended arrival to the last answer.
+        repeats: How many repeats are pooled; one where it is not said.
+        knobs: Settings changed for this run alone.
+        duration_s: From the first intended arrival to the last answer; in a benchmark the measured windows, summed.
         send_lag_ms: How far the load generator itself was behind its arrivals (part of TTFT).
         offline_duration_s: From the creation of the batch to its end: the denominator of the offline rates.
         offline_requests: Requests answered; failed ones are in `offline_failed`.
@@ -51,18 +122,38 @@ class RunReport(_Part):
         offline_busy_share: The same as a share of `offline_duration_s` times the replicas.
         engine_cpu_s: CPU seconds of the engine's processes within `engine_cpu_duration_s`.
         harvested_cpu_s: CPU seconds beyond what the online load alone takes in the same time.
-        slo_attainment: Share of online requests within their objectives.
-        latency_model_error: Mean absolute percentage error, as a share.
+        slo_attainment: Share of online requests within their objectives, the first token and every later one; failed
+            ones are not.
+        ttft_slo_attainment: Share of online requests whose first token came in time; failed ones are not.
+        tbt_slo_attainment: Share of the gaps between tokens within their objective, of answered requests.
+        preemptions: Of requests, online and offline.
+        recomputed_tokens: Computed tokens that preempted requests lost and did not get back from the prefix cache; of a
+            stock engine all that they had computed.
+        iterations: Iterations of the engine with at least one token, in `duration_s`; `mixed_iterations` had online and
+            offline requests, `offline_iterations` offline ones only.
+        over_budget_iterations: Mixed iterations that took longer than their objective allowed.
+        offline_scheduled_tokens: Offline tokens given to iterations, recomputed ones included.
+        schedule_s: Seconds spent in the scheduler.
+        latency_model_error, latency_model_error_p95: Median and 95th percentile of the relative error of predicted
+            iteration times, of iterations not seen before, as shares. The median over the repeats.
+        peak_memory_bytes: The most of any repeat, of the engine's processes since they were started.
+        slow_requests: What is known of the slowest tenth.
     """
 
+    repeats: int | None = None
+    knobs: dict[str, float] | None = None
     duration_s: float | None = None
     ttft_ms: Percentiles | None = None
     tbt_ms: Percentiles | None = None
     send_lag_ms: Percentiles | None = None
     slo_attainment: float | None = None
+    ttft_slo_attainment: float | None = None
+    tbt_slo_attainment: float | None = None
     online_requests: int | None = None
     online_errors: int | None = None
     online_tokens_per_s: float | None = None
+    online_prompt_tokens_per_s: float | None = None
+    online_output_tokens_per_s: float | None = None
     offline_requests: int | None = None
     offline_failed: int | None = None
     offline_duration_s: float | None = None
@@ -71,17 +162,29 @@ class RunReport(_Part):
     offline_prompt_tokens_per_s: float | None = None
     offline_output_tokens_per_s: float | None = None
     total_tokens_per_s: float | None = None
+    total_prompt_tokens_per_s: float | None = None
+    total_output_tokens_per_s: float | None = None
     offline_busy_s: float | None = None
     offline_busy_share: float | None = None
     engine_cpu_s: float | None = None
     engine_cpu_duration_s: float | None = None
     harvested_cpu_s: float | None = None
     preemptions: int | None = None
+    online_preemptions: int | None = None
+    offline_preemptions: int | None = None
     aborted_layers: int | None = None
     recomputed_tokens: int | None = None
     checkpoint_bytes: int | None = None
+    iterations: int | None = None
+    mixed_iterations: int | None = None
+    offline_iterations: int | None = None
+    over_budget_iterations: int | None = None
+    offline_scheduled_tokens: int | None = None
+    schedule_s: float | None = None
     latency_model_error: float | None = None
+    latency_model_error_p95: float | None = None
     peak_memory_bytes: int | None = None
+    slow_requests: SlowRequests | None = None
 
 
 class BatchReport(_Part):
@@ -97,13 +200,29 @@ class BatchReport(_Part):
 
 
 class Report(_Part):
-    """A report file. `runs` and `ratios` hold only what was made."""
+    """A report file. `runs` and `ratios` hold only what was made.
+
+    Attributes:
+        engine: Arguments that the engines were started with.
+        size: Of the workload: `cpu` or `gpu`.
+        source: Where arrivals and lengths come from: a trace's file name, or `generated`.
+        seed: Of the first repeat.
+        calibration: The settings that were tried before the runs.
+        notes: What a reader must know, as sentences.
+    """
 
     machine: str
     model: str
     engine: dict[str, Any] = Field(default_factory=dict)
     workload: str
+    size: str | None = None
+    source: str | None = None
+    seed: int | None = None
     repeats: int = Field(1, ge=1)
+    objectives: Objectives | None = None
+    online_load: OnlineLoad | None = None
+    calibration: list[CalibrationReport] | None = None
+    notes: list[str] | None = None
     runs: dict[str, RunReport]
     ratios: dict[str, Ratio] = Field(default_factory=dict)
     batch: BatchReport | None = None

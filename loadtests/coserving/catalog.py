@@ -1,0 +1,101 @@
+"""The workloads of the benchmark by name and size; what each is for stands in its comment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from conserve.config import EngineSettings
+from loadtests.coserving.workloads import OfflineShape, Size, Workload
+
+QUICK_PASS_S: Final = 1_170.0
+"""Chat and pressure together take no more than 40 minutes, reports included."""
+SLOW_PASS_S: Final = 1_800.0
+
+_CPU_ENGINE: Final = EngineSettings(
+    device="cpu", max_model_len=2_048, max_num_seqs=16, max_num_batched_tokens=2_048, kv_cache_gib=1.0
+)
+# Two engines share the GPU.
+_GPU_ENGINE: Final = EngineSettings(
+    device="gpu", max_model_len=16_384, max_num_seqs=128, max_num_batched_tokens=2_048, gpu_memory_utilization=0.45
+)
+_CPU_SUMMARIES: Final = OfflineShape(prompt_tokens=(1_300, 1_700), output_tokens=(48, 80))
+_GPU_SUMMARIES: Final = OfflineShape(prompt_tokens=(4_000, 8_000), output_tokens=(128, 256))
+
+# Conversations over long summarisation prompts.
+_CHAT_CPU: Final = Workload(
+    name="chat",
+    size="cpu",
+    engine=_CPU_ENGINE,
+    kind="conv",
+    online_share=0.3,
+    offline=_CPU_SUMMARIES,
+    offline_in_flight=32,
+    fill_s=10.0,
+    length_scale=0.125,
+    pass_limit_s=QUICK_PASS_S,
+)
+_CHAT_GPU: Final = replace(
+    _CHAT_CPU, size="gpu", engine=_GPU_ENGINE, offline=_GPU_SUMMARIES, offline_in_flight=256, length_scale=1.0
+)
+
+
+def _make_bursty(chat: Workload) -> Workload:
+    """Code completion comes in bursts, with longer prompts and short outputs."""
+    return replace(chat, name="bursty", kind="code", online_share=0.2, pass_limit_s=SLOW_PASS_S)
+
+
+def _make_tide(chat: Workload) -> Workload:
+    """A day in one run: 6 to 60 % of what the engine can serve, 33 % on average."""
+    return replace(chat, name="tide", online_share=0.33, tide_ratio=10.0, pass_limit_s=SLOW_PASS_S)
+
+
+def _make_pressure(chat: Workload, engine: EngineSettings, offline: OfflineShape) -> Workload:
+    """Offline work takes all sequence slots and nearly all KV blocks, and bursts of conversations come on top."""
+    return replace(
+        chat,
+        name="pressure",
+        engine=engine,
+        offline=offline,
+        offline_in_flight=2 * engine.max_num_seqs,
+        fill_s=16.0,
+        burst_cv=3.0,
+    )
+
+
+def _make_prefix(chat: Workload, engine: EngineSettings, offline: OfflineShape) -> Workload:
+    """Offline requests in 16 groups, shuffled. The KV cache holds few of the prefixes at a time: order matters."""
+    return replace(chat, name="prefix", engine=engine, offline=offline, offline_in_flight=8 * engine.max_num_seqs)
+
+
+# SmolLM2 takes 22.5 KiB of KV cache a token, Llama 3.1 8B 128 KiB, in blocks of 16 tokens on a GPU.
+_ALL: Final = (
+    _CHAT_CPU,
+    _CHAT_GPU,
+    _make_bursty(_CHAT_CPU),
+    _make_bursty(_CHAT_GPU),
+    _make_tide(_CHAT_CPU),
+    _make_tide(_CHAT_GPU),
+    _make_pressure(
+        _CHAT_CPU,
+        _CPU_ENGINE.model_copy(update={"max_num_seqs": 8, "kv_cache_gib": 0.25}),  # 11,600 tokens
+        OfflineShape(prompt_tokens=(1_100, 1_300), output_tokens=(64, 128)),
+    ),
+    _make_pressure(
+        _CHAT_GPU,
+        _GPU_ENGINE.model_copy(update={"max_num_seqs": 16, "extra_args": {"num_gpu_blocks_override": 6_000}}),
+        OfflineShape(prompt_tokens=(4_500, 6_500), output_tokens=(128, 256)),
+    ),
+    _make_prefix(
+        _CHAT_CPU,
+        _CPU_ENGINE.model_copy(update={"kv_cache_gib": 0.3}),  # 14,000 tokens
+        OfflineShape(prompt_tokens=(64, 160), output_tokens=(8, 24), groups=16, prefix_tokens=1_536),
+    ),
+    _make_prefix(
+        _CHAT_GPU,
+        _GPU_ENGINE.model_copy(update={"extra_args": {"num_gpu_blocks_override": 6_000}}),
+        OfflineShape(prompt_tokens=(256, 768), output_tokens=(16, 64), groups=16, prefix_tokens=12_288),
+    ),
+)
+WORKLOADS: Final[dict[tuple[str, Size], Workload]] = {(workload.name, workload.size): workload for workload in _ALL}
+NAMES: Final = tuple(dict.fromkeys(workload.name for workload in _ALL))

@@ -1,0 +1,146 @@
+"""Where the time goes in what missed its figure: only what was counted or recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from loadtests.coserving.figures import Figure, Subject
+from loadtests.coserving.results import CEILING, CONSERVE, ONLINE_ONLY, STOCK_COSERVE, STOCK_TUNED
+from loadtests.report import Report, RunReport
+
+
+def explain_losses(report: Report, figures: Iterable[Figure]) -> dict[Subject, list[str]]:
+    """For each subject of which a figure was missed, sentences about the `conserve` run beside the others."""
+    missed = [figure.subject for figure in figures if figure.verdict == "missed"]
+    return {subject: _EXPLAIN[subject](report) for subject in dict.fromkeys(missed)}
+
+
+def _explain_ttft(report: Report) -> list[str]:
+    run = report.runs[CONSERVE]
+    lines = [_compare_p99(report, "ttft_ms", "P99 TTFT")]
+    if report.objectives is not None and run.ttft_slo_attainment is not None:
+        lines.append(
+            f"{_percent(run.ttft_slo_attainment)} of the requests had their first token within the objective of "
+            f"{report.objectives.ttft_ms:,.0f} ms."
+        )
+    for name in (CONSERVE, ONLINE_ONLY):
+        slow = report.runs[name].slow_requests if name in report.runs else None
+        if slow is not None:
+            lines.append(
+                f"{name}: the slowest tenth ({slow.requests}) took {slow.ttft_ms:,.0f} ms on average (all: "
+                f"{slow.all_ttft_ms:,.0f}), had prompts of {slow.prompt_tokens:,.0f} tokens (all: "
+                f"{slow.all_prompt_tokens:,.0f}) and came while {slow.online_before:.1f} other online requests were "
+                f"unanswered (all: {slow.all_online_before:.1f})."
+            )
+    if run.send_lag_ms is not None:
+        lines.append(f"The client itself sent them late by {run.send_lag_ms.p99:,.1f} ms (p99), which is in TTFT.")
+    lines.append("How much of TTFT passes before a request's first iteration is not recorded.")
+    return lines + _explain_preemptions(run)
+
+
+def _explain_tbt(report: Report) -> list[str]:
+    run = report.runs[CONSERVE]
+    lines = [_compare_p99(report, "tbt_ms", "P99 TBT")]
+    if report.objectives is not None and run.tbt_slo_attainment is not None:
+        lines.append(
+            f"{_percent(run.tbt_slo_attainment)} of the gaps were within the objective of "
+            f"{report.objectives.tbt_ms:,.0f} ms."
+        )
+    if run.iterations and run.mixed_iterations is not None and run.over_budget_iterations is not None:
+        mixed = run.mixed_iterations
+        lines.append(
+            f"{mixed:,} of {run.iterations:,} iterations ({_percent(mixed / run.iterations)}) had online and offline "
+            f"requests; {run.over_budget_iterations:,} of these ({_share(run.over_budget_iterations, mixed)}) took "
+            "longer than their objective allowed."
+        )
+    return lines + _explain_model(report) + _explain_scheduling(report) + _explain_preemptions(run)
+
+
+def _explain_offline(report: Report) -> list[str]:
+    run = report.runs[CONSERVE]
+    rates = [
+        f"{name} {each.offline_tokens_per_s:,.0f}"
+        for name in (CONSERVE, CEILING, STOCK_TUNED)
+        if (each := report.runs.get(name)) is not None and each.offline_tokens_per_s is not None
+    ]
+    lines = [f"Offline tokens/s: {', '.join(rates)}."]
+    for name in (CONSERVE, CEILING):
+        each = report.runs.get(name)
+        if each is not None:
+            lines += _explain_iterations(name, each)
+    return lines + _explain_preemptions(run) + _explain_scheduling(report)
+
+
+def _explain_iterations(name: str, run: RunReport) -> list[str]:
+    mixed, offline, duration_s = run.mixed_iterations, run.offline_iterations, run.duration_s
+    scheduled = run.offline_scheduled_tokens
+    if not run.iterations or mixed is None or offline is None or scheduled is None or not duration_s:
+        return []
+    alone = run.iterations - mixed - offline
+    line = (
+        f"{name}: {run.iterations / duration_s:.1f} iterations a second; {_share(mixed, run.iterations)} mixed, "
+        f"{_share(offline, run.iterations)} offline only, {_share(alone, run.iterations)} without offline requests"
+    )
+    if mixed + offline:
+        line += f"; {scheduled / (mixed + offline):,.1f} offline tokens in each of the former two on average"
+    lines = [line + "."]
+    if run.recomputed_tokens is not None:
+        lines.append(
+            f"{name}: {run.recomputed_tokens:,} computed tokens were lost to preemptions, "
+            f"{_share(run.recomputed_tokens, scheduled)} of the {scheduled:,} offline tokens scheduled."
+        )
+    return lines
+
+
+def _explain_model(report: Report) -> list[str]:
+    return [
+        f"{name}: the latency model errs by {_percent(run.latency_model_error)} (median) and "
+        f"{_percent(run.latency_model_error_p95)} (p95) on iterations it has not seen."
+        for name in (CONSERVE, CEILING)
+        if (run := report.runs.get(name)) is not None
+        and run.latency_model_error is not None
+        and run.latency_model_error_p95 is not None
+    ]
+
+
+def _explain_scheduling(report: Report) -> list[str]:
+    return [
+        f"{name}: the scheduler took {1e3 * run.schedule_s / run.iterations:.2f} ms an iteration, "
+        f"{_percent(run.schedule_s / run.duration_s)} of the time."
+        for name in (CONSERVE, STOCK_COSERVE)
+        if (run := report.runs.get(name)) is not None
+        and run.schedule_s is not None
+        and run.iterations
+        and run.duration_s
+    ]
+
+
+def _explain_preemptions(run: RunReport) -> list[str]:
+    if run.online_preemptions is None or run.offline_preemptions is None:
+        return []
+    return [f"Preempted: {run.offline_preemptions:,} offline and {run.online_preemptions:,} online requests."]
+
+
+def _compare_p99(report: Report, field: str, label: str) -> str:
+    values = [
+        f"{name} {latency.p99:,.0f} ms"
+        for name, run in report.runs.items()
+        if (latency := getattr(run, field)) is not None
+    ]
+    return f"{label}: {', '.join(values)}."
+
+
+def _share(part: float, whole: float) -> str:
+    return _percent(part / whole) if whole else "none"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+_EXPLAIN: dict[Subject, Callable[[Report], list[str]]] = {
+    "ttft": _explain_ttft,
+    "tbt": _explain_tbt,
+    "offline": _explain_offline,
+    "model": _explain_model,
+}

@@ -1,0 +1,154 @@
+"""The benchmark's workloads: engine settings, online arrivals and an endless backlog of offline work.
+
+Each comes in a size for a 2-core CPU, with the lengths of its trace divided by eight, and in one for a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import numpy as np
+
+from conserve.config import EngineSettings
+from loadtests import arrivals
+from loadtests.coserving.prompts import PromptMaker
+from loadtests.trace_source import Kind, TraceSource
+from loadtests.traces import TraceRequest, scale_lengths, scale_time
+
+Size = Literal["cpu", "gpu"]
+FIRST_PROMPT_SHARE: Final = 0.25
+"""Length of the prompts that fill the engine at the start, as a share: it is full sooner."""
+_TIDE_STEPS: Final = 1_000
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """A request that is ready to be sent; online ones are due at `due_s` after the start of the arrivals."""
+
+    prompt: tuple[int, ...]
+    output_tokens: int
+    due_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class OfflineShape:
+    """Offline requests. Lengths in tokens are drawn evenly from (shortest, longest).
+
+    Attributes:
+        prompt_tokens: Of the part that no other request has.
+        output_tokens: Of the output.
+        groups: Requests of one group begin with the same `prefix_tokens` tokens; 0 for no common prefixes.
+    """
+
+    prompt_tokens: tuple[int, int]
+    output_tokens: tuple[int, int]
+    groups: int = 0
+    prefix_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One workload in one size.
+
+    Attributes:
+        engine: What both engines are started with.
+        kind: Trace of the online requests.
+        online_share: Mean online load as a share of what the stock engine can serve.
+        offline: The backlog.
+        offline_in_flight: Offline requests in the engine at any time, running or waiting.
+        fill_s: Seconds of offline work before anything is measured.
+        length_scale: Lengths of the trace are multiplied by this.
+        pass_limit_s: Engines, calibration and one repeat of the six runs take no longer; windows are cut to fit.
+        burst_cv: Online arrivals come in bursts of this variation of their gaps, in place of the trace's arrivals.
+        tide_ratio: The online rate goes once from low to high and back, this many times as high.
+        duration_s: Length of a run's measured window, if it gives enough online requests.
+    """
+
+    name: str
+    size: Size
+    engine: EngineSettings
+    kind: Kind
+    online_share: float
+    offline: OfflineShape
+    offline_in_flight: int
+    fill_s: float
+    length_scale: float
+    pass_limit_s: float
+    burst_cv: float | None = None
+    tide_ratio: float | None = None
+    duration_s: float = 120.0
+
+    def draw_online(
+        self, source: TraceSource, prompts: PromptMaker, rate_per_s: float, duration_s: float, seed: int
+    ) -> list[BenchRequest]:
+        """Online requests that are due within `duration_s`, at a mean rate of `rate_per_s`; the seed decides which.
+
+        Raises:
+            TraceError: there is no trace for them.
+        """
+        window = source.draw(self.kind, max(2, round(rate_per_s * duration_s)), seed)
+        if self.burst_cv is not None:
+            bursts = arrivals.gamma(rate_per_s, self.burst_cv, seed)
+            window = [replace(request, arrival_s=at_s) for request, at_s in zip(window, bursts, strict=False)]
+        window = scale_time(window, rate_per_s)
+        if self.tide_ratio is not None:
+            window = _bend(window, duration_s, self.tide_ratio)
+        generator = np.random.default_rng([seed, 1])
+        requests = [
+            self._make_online(request, prompts, generator) for request in scale_lengths(window, self.length_scale)
+        ]
+        return [request for request in requests if request.due_s < duration_s]
+
+    def draw_offline(self, prompts: PromptMaker, seed: int) -> Iterator[BenchRequest]:
+        """Endless offline requests.
+
+        The first ones, as many as the engine runs at a time, have short prompts and outputs of every length up to their
+        own: as in an engine that has been at work for long, they do not end together.
+        """
+        generator = np.random.default_rng([seed, 2])
+        shape, started = self.offline, 0
+        while True:
+            for group in generator.permutation(max(1, shape.groups)):
+                prompt_tokens = int(generator.integers(*shape.prompt_tokens, endpoint=True))
+                output_tokens = int(generator.integers(*shape.output_tokens, endpoint=True))
+                prefix = prompts.make_shared(seed, int(group), shape.prefix_tokens) if shape.groups else ()
+                if started < self.engine.max_num_seqs:
+                    started += 1
+                    prompt_tokens = max(1, round(prompt_tokens * FIRST_PROMPT_SHARE))
+                    output_tokens = int(generator.integers(1, output_tokens, endpoint=True))
+                yield BenchRequest(prefix + prompts.make(generator, prompt_tokens), output_tokens)
+
+    def draw_saturating(self, source: TraceSource, prompts: PromptMaker, seed: int) -> Iterator[BenchRequest]:
+        """Endless requests of the online lengths, for measuring what the engine can serve.
+
+        Raises:
+            TraceError: there is no trace for them.
+        """
+        generator = np.random.default_rng([seed, 3])
+        window = scale_lengths(source.draw(self.kind, 1_000, seed), self.length_scale)
+        while True:
+            for request in window:
+                yield self._make_online(request, prompts, generator)
+
+    def _make_online(self, request: TraceRequest, prompts: PromptMaker, generator: np.random.Generator) -> BenchRequest:
+        limit = self.engine.max_model_len
+        if limit is None:
+            raise ValueError(f"workload {self.name}: engine.max_model_len must be set")
+        output_tokens = min(request.output_tokens, limit // 2)
+        prompt_tokens = min(request.prompt_tokens, limit - output_tokens)
+        prompt = prompts.make_chained(generator, prompt_tokens, request.prefix_ids, self.length_scale)
+        return BenchRequest(prompt, output_tokens, request.arrival_s)
+
+
+def _bend(window: list[TraceRequest], duration_s: float, ratio: float) -> list[TraceRequest]:
+    """Moves arrivals so that their rate is lowest at both ends of `duration_s` and `ratio` times as high in between."""
+    swing = (ratio - 1.0) / (ratio + 1.0)
+    times = np.linspace(0.0, 1.0, _TIDE_STEPS)
+    # The integral of 1 - swing * cos(2 pi t): share of the arrivals before t. Arrivals are moved by its inverse.
+    shares = times - swing * np.sin(2 * np.pi * times) / (2 * np.pi)
+    return [
+        replace(request, arrival_s=float(np.interp(request.arrival_s / duration_s, shares, times)) * duration_s)
+        for request in window
+    ]
