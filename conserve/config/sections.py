@@ -79,6 +79,11 @@ class EngineSettings(_Section):
                 owned["pipeline_parallel_size"] = "set `engine.tensor_parallel_size`, or `engine.mode: stock`"
             if value.get("data_parallel_size", 1) != 1:
                 owned["data_parallel_size"] = "set `replicas`, or `engine.mode: stock`"
+            # The latency model and the token budget take a decode for one token.
+            if value.get("speculative_config") is not None:
+                owned["speculative_config"] = "not with ConServe's scheduler; set `engine.mode: stock`"
+            if not value.get("enable_chunked_prefill", True):
+                owned["enable_chunked_prefill"] = "offline prompts are computed in parts; or set `engine.mode: stock`"
         for name in value:
             if name in owned:
                 raise ValueError(f"`{name}` cannot be set here: {owned[name]}")
@@ -127,11 +132,11 @@ class SloSettings(_Section):
     def by_priority(self) -> dict[str, RequestClass]:
         """All classes by name; the position of a class is the priority of its requests in the engine.
 
-        `default` comes first and has priority 0. The others follow by their TTFT objective, then by name.
+        The one with the shortest TTFT objective goes first; among equals `default`, then by name.
         """
         default = RequestClass(ttft_slo_ms=self.ttft_slo_ms, tbt_slo_ms=self.tbt_slo_ms)
-        named = sorted(self.classes.items(), key=lambda item: (item[1].ttft_slo_ms, item[0]))
-        return {DEFAULT_CLASS: default, **dict(named)}
+        classes = {DEFAULT_CLASS: default, **dict(sorted(self.classes.items()))}
+        return dict(sorted(classes.items(), key=lambda item: item[1].ttft_slo_ms))
 
 
 class HarvestSettings(_Section):

@@ -33,14 +33,16 @@ def scheduler_arguments(
     return arguments
 
 
-def settle_places(vllm_config: VllmConfig, page_path: Path, profile_dir: Path | None) -> None:
+def settle_places(
+    vllm_config: VllmConfig, page_path: Path, profile_dir: Path | None, iteration_log: Path | None = None
+) -> None:
     """Tells the scheduler of an engine that is about to start the places on this machine.
 
     They go with the scheduler's factory and leave `additional_config`: its hash is part of the key of compiled models
     (vLLM 0.32), which would otherwise be compiled anew at each start.
     """
     options = SchedulerOptions.from_additional_config(vllm_config.additional_config)
-    options = options.model_copy(update={"page": page_path, "profile_dir": profile_dir})
+    options = options.model_copy(update={"page": page_path, "profile_dir": profile_dir, "iteration_log": iteration_log})
     del vllm_config.additional_config[KEY]
     scheduler = vllm_config.scheduler_config
     scheduler.scheduler_cls = partial(find_by_name(scheduler.scheduler_cls), options=options)

@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 
 from conserve.config import EngineSettings
-from conserve.engine.arguments import settle_places
+from conserve.engine.arguments import add_extra_arguments, settle_places
 from conserve.engine.executor import SleepingMultiprocExecutor
+from conserve.engine.iteration_log import Iteration, read_iterations
 from conserve.engine.options import Objective, SchedulerOptions
 from conserve.engine.page import Counters, EnginePage, Knobs
 from conserve.engine.vllm_compat import (
@@ -46,12 +47,14 @@ class DirectEngineConfig:
         engine: As in `serve_config.yaml`; `mode` chooses the scheduler.
         objective: Of online requests.
         profile_dir: Folder of stored latency profiles; None starts without.
+        log_iterations: Whether our scheduler keeps a log of every iteration; see `DirectEngine.iterations`.
     """
 
     model: str
     engine: EngineSettings
     objective: Objective
     profile_dir: Path | None = None
+    log_iterations: bool = False
 
 
 class DirectEngine:
@@ -76,8 +79,11 @@ class DirectEngine:
             before = {child.pid for child in psutil.Process().children(recursive=True)}
             async with asyncio.timeout(START_TIMEOUT_S):
                 llm = await asyncio.to_thread(_start_llm, config, page)
-        except BaseException:
+        except BaseException as error:
             page.remove()
+            _iteration_log(page).unlink(missing_ok=True)
+            if isinstance(error, TimeoutError):
+                raise RuntimeError(f"the engine did not start within {START_TIMEOUT_S:g} s") from error
             raise
         processes = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
         return cls(llm, page, processes)
@@ -116,6 +122,11 @@ class DirectEngine:
         """What the scheduler has done since the start."""
         return self._page.read_counters()
 
+    def iterations(self, since_s: float) -> list[Iteration]:
+        """The iterations that ended after `since_s` (by `time.monotonic`); none unless they are logged."""
+        log = _iteration_log(self._page)
+        return read_iterations(log, since_s) if log.exists() else []
+
     async def reset_prefix_cache(self) -> None:
         """Forgets all cached prefixes.
 
@@ -131,8 +142,11 @@ class DirectEngine:
 
     async def close(self) -> None:
         """Stops the engine's processes."""
-        await stop_llm(self._llm, STOP_TIMEOUT_S)
-        self._page.remove()
+        try:
+            await stop_llm(self._llm, STOP_TIMEOUT_S)
+        finally:
+            self._page.remove()
+            _iteration_log(self._page).unlink(missing_ok=True)
 
 
 def make_sampling_params(max_tokens: int) -> SamplingParams:
@@ -168,7 +182,7 @@ def build_engine_args(config: DirectEngineConfig) -> dict[str, Any]:
         args["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
     else:
         args["gpu_memory_utilization"] = engine.gpu_memory_utilization
-    return args | engine.extra_args
+    return add_extra_arguments(args, engine.extra_args)
 
 
 def _start_llm(config: DirectEngineConfig, page: EnginePage) -> AsyncLLM:
@@ -176,8 +190,13 @@ def _start_llm(config: DirectEngineConfig, page: EnginePage) -> AsyncLLM:
     if config.engine.cpu_threads_bind != "auto":
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.engine.cpu_threads_bind
     vllm_config: VllmConfig = AsyncEngineArgs(**build_engine_args(config)).create_engine_config()
-    settle_places(vllm_config, page.path, config.profile_dir)
+    log = _iteration_log(page) if config.log_iterations else None
+    settle_places(vllm_config, page.path, config.profile_dir, log)
     return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
+
+
+def _iteration_log(page: EnginePage) -> Path:
+    return page.path.with_suffix(".iterations")
 
 
 def _peak_memory_bytes(pid: int) -> int:

@@ -94,7 +94,7 @@ class CoServeEngine:
     def claim_online(self, request: Any) -> None:
         """Gives an online request the priority of the class that it names, whatever `priority` the client has sent.
 
-        vLLM 0.32 runs the steps of a beam search with priority 0: in the default class.
+        vLLM 0.32 runs the steps of a beam search with priority 0: in the class that goes first.
 
         Raises:
             InvalidRequest: there is no such class.

@@ -19,10 +19,7 @@ from conserve.engine.online_demand import (
 )
 from conserve.engine.vllm_compat import Request, Scheduler, count_groups, look_up_admission
 from conserve.policy.latency import IterationShape, LatencyModel
-from conserve.policy.token_budget import size_offline_pass
-
-SMALLEST_CHUNK_TOKENS = 16
-"""Prompt chunks shorter than this cost more than they bring."""
+from conserve.policy.token_budget import SMALLEST_CHUNK_TOKENS, size_offline_pass
 
 
 class Room(NamedTuple):
@@ -105,7 +102,8 @@ class _Filling:
         self._demand = demand
         self._model = model
         self._limit_ms = limit_ms
-        self._room_tokens = full_batch - demand.tokens
+        # What is left of a prompt that was cut short would take the tokens of those behind it.
+        self._room_tokens = 0 if demand.is_cut else full_batch - demand.tokens
         self._shape: IterationShape = demand.shape
         self._share = OfflineShare()
         self._smallest_chunk = SMALLEST_CHUNK_TOKENS
@@ -181,12 +179,14 @@ class _Filling:
                 self._take_tokens(tokens)
 
     def _add_new(self, running: int) -> None:
-        slots = count_slots(self._scheduler) - self._demand.slots - running
-        if slots <= 0:
-            return
         backlog = self._scheduler.waiting.backlog
         holding = self._scheduler.kv_holding_waiting.backlog
-        is_stuck = self._free_blocks < 0  # Arrivals do not fit although all that could have made way.
+        # Arrivals do not fit although all that could have made way, so they take no slots either.
+        is_stuck = self._free_blocks < 0
+        online = len(self._demand.running) if is_stuck else self._demand.slots
+        slots = count_slots(self._scheduler) - online - running
+        if slots <= 0:
+            return
         if holding and (is_stuck or not self._demand.arrivals):
             # They come before all others, and others may be waiting for their blocks.
             self._share.holding_offer = len(holding)
@@ -201,7 +201,8 @@ class _Filling:
             return  # They would come before the arrivals.
         request = backlog.peek_next()
         admission = look_up_admission(self._scheduler, request)
-        headroom = 0 if self._is_alone else self._reserve_blocks + len(self._share.admitted)
+        # Where none runs, one may use the reserve, so that offline work goes on whatever the reserve is.
+        headroom = self._reserve_blocks + len(self._share.admitted) if running else 0
         most = min(len(backlog), slots)
         if self._demand.arrivals:
             # The arrivals must not be held up by what is to stay free, so it is checked here, for one request.
@@ -224,10 +225,6 @@ class _Filling:
             self._share.offer += 1
             self._shape = self._shape.add_prefill(tokens, context)
             self._take_tokens(tokens)
-
-    @property
-    def _is_alone(self) -> bool:
-        return self._oldest is None and not self._demand.is_present
 
     def _fit(self, context: int, most: int) -> int:
         most = min(most, self._room_tokens)

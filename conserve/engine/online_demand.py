@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from conserve.engine.options import Objective
-from conserve.engine.step_meter import StepMeter
+from conserve.engine.deadlines import Deadlines
 from conserve.engine.vllm_compat import (
     Request,
     Scheduler,
@@ -18,8 +17,8 @@ from conserve.engine.vllm_compat import (
     look_up_admission,
     unblock,
 )
-from conserve.policy.latency import IterationShape, LatencyModel
-from conserve.policy.token_budget import ArrivalGuard, PromptDemand, limit_iteration_ms
+from conserve.policy.latency import IterationShape
+from conserve.policy.token_budget import SMALLEST_CHUNK_TOKENS
 
 
 def tokens_wanted(scheduler: Scheduler, request: Request) -> int:
@@ -83,13 +82,14 @@ class OnlineDemand:
     """The demand of one iteration.
 
     Attributes:
-        running: Online requests with a slot, in their order.
+        running: Online requests with a slot, in the order in which they get their tokens: those that decode first.
         decoding: Those of them that decode.
         arrivals: Waiting online requests that the iteration can take in if they get slots and blocks.
         tokens: Tokens they compute in this iteration.
         blocks: Free KV blocks they take, at most; the whole sequence of an arrival has to fit.
         shape: What they compute.
         prompts: Those whose prompt is not computed to its end: request, and tokens left after this iteration.
+        is_cut: Whether a prompt gets fewer tokens than it could use, so that nothing may come behind it.
     """
 
     running: list[Request]
@@ -99,6 +99,7 @@ class OnlineDemand:
     blocks: int = 0
     shape: IterationShape = field(default_factory=IterationShape)
     prompts: list[tuple[Request, int]] = field(default_factory=list)
+    is_cut: bool = False
 
     @property
     def is_present(self) -> bool:
@@ -110,48 +111,13 @@ class OnlineDemand:
         """Sequence slots they take."""
         return len(self.running) + len(self.arrivals)
 
-    def limit_ms(
-        self,
-        model: LatencyModel,
-        meter: StepMeter,
-        guard: ArrivalGuard,
-        objectives: Sequence[Objective],
-        now_s: float,
-        wall_s: float,
-    ) -> float:
-        """The longest predicted time that the iteration may have; see `limit_iteration_ms`.
-
-        Args:
-            model: The latency model.
-            meter: Knows when the iteration can begin.
-            guard: Knows what arrivals to come need.
-            objectives: Of the online classes, by priority.
-            now_s: Now, by the clock of `meter`.
-            wall_s: Now, by the clock of `Request.arrival_time`.
-        """
-        last = len(objectives) - 1
-        start_s = meter.free_at_s(now_s)
-        token_due_s = float("inf")
-        if self.decoding:
-            classes = {min(request.priority, last) for request in self.decoding} if last else {0}
-            tbt_slo_ms = min(objectives[index].tbt_slo_ms for index in classes)
-            # Their last tokens came with the last outputs, or come with what is in flight.
-            token_due_s = (meter.ended_s if start_s <= now_s else start_s) + tbt_slo_ms / 1e3
-        prompts = []
-        rest = IterationShape()
-        for request, left in self.prompts:
-            deadline_s = (
-                now_s - wall_s + request.arrival_time + objectives[min(request.priority, last)].ttft_slo_ms / 1e3
-            )
-            if left:
-                rest = rest.add_prefill(left, request.num_tokens - left)
-            prompts.append(PromptDemand(deadline_s, model.predict_ms(rest) if rest.prefill_tokens else 0.0))
-        arrival_limit_ms = guard.limit_ms(min(objective.ttft_slo_ms for objective in objectives), model)
-        return limit_iteration_ms(start_s, token_due_s, prompts, arrival_limit_ms, model.safety_factor())
-
 
 def measure_demand(
-    scheduler: Scheduler, running: list[Request], waiting: Iterable[Sequence[Request]], full_batch: int
+    scheduler: Scheduler,
+    running: list[Request],
+    waiting: Iterable[Sequence[Request]],
+    full_batch: int,
+    deadlines: Deadlines,
 ) -> OnlineDemand:
     """Adds up what the online requests need.
 
@@ -160,39 +126,45 @@ def measure_demand(
         running: Online requests with a slot.
         waiting: Heaps of waiting online requests; vLLM takes those of the first heap first.
         full_batch: Tokens of the largest iteration.
+        deadlines: Say how much of the prompts is computed beside those who decode.
     """
-    demand = OnlineDemand(running)
     prompts = [request for request in running if request.is_prefill_chunk]
     decoding = [request for request in running if not request.is_prefill_chunk] if prompts else running
     decodes = count_decodes(scheduler, decoding)
-    demand.decoding = decoding
+    # vLLM serves them in this order, so that a prompt that is cut short leaves the others their tokens.
+    demand = OnlineDemand([*decoding, *prompts] if prompts else running, decoding)
     demand.tokens = min(decodes.tokens, full_batch)
-    prefills = prefill_tokens = 0
-    attention = 0.0
-    for request in prompts:
-        tokens = min(tokens_wanted(scheduler, request), full_batch - demand.tokens)
-        prefills += tokens > 0
-        prefill_tokens += tokens
-        attention += tokens * (request.num_computed_tokens + tokens / 2)
-        demand.tokens += tokens
-        demand.prompts.append((request, request.num_tokens - request.num_computed_tokens - tokens))
+    demand.shape = IterationShape(decode_sequences=decodes.sequences, decode_context=decodes.context)
     demand.blocks = count_growth(scheduler, running)
+    limit_ms = deadlines.limit_prompts_ms(decoding, demand.shape)
+
+    def add_prompt(request: Request, context: int, wanted: int) -> int:
+        tokens = 0 if demand.is_cut else min(wanted, full_batch - demand.tokens)
+        if tokens > 0 and not math.isinf(limit_ms):
+            least = min(tokens, SMALLEST_CHUNK_TOKENS)
+            tokens = deadlines.model.fit_prefill_tokens(demand.shape, context, limit_ms, tokens)
+            if tokens < least:  # The first one gets on, whatever the limit is.
+                tokens = 0 if demand.shape.prefill_sequences else least
+        if tokens > 0:
+            demand.shape = demand.shape.add_prefill(tokens, context)
+            demand.tokens += tokens
+        demand.is_cut |= tokens < wanted
+        demand.prompts.append((request, request.num_tokens - context - tokens))
+        return tokens
+
+    for request in prompts:
+        add_prompt(request, request.num_computed_tokens, tokens_wanted(scheduler, request))
     slots = count_slots(scheduler)
     queue = _in_order(waiting)
-    while demand.slots < slots and demand.tokens < full_batch and (request := next(queue, None)) is not None:
+    while demand.slots < slots and not demand.is_cut and (request := next(queue, None)) is not None:
         if not unblock(scheduler, request):
             continue
         admission = look_up_admission(scheduler, request)
         wanted = request.num_tokens - admission.cached_tokens
-        tokens = min(wanted, full_batch - demand.tokens)
-        prefills += 1
-        prefill_tokens += tokens
-        attention += tokens * (admission.cached_tokens + tokens / 2)
-        demand.tokens += tokens
-        demand.blocks += admission.blocks
-        demand.arrivals.append(request)
-        demand.prompts.append((request, wanted - tokens))
-    demand.shape = IterationShape(prefill_tokens, attention, prefills, decodes.sequences, decodes.context)
+        threshold = scheduler.scheduler_config.long_prefill_token_threshold
+        if add_prompt(request, admission.cached_tokens, min(wanted, threshold or wanted)):
+            demand.blocks += admission.blocks
+            demand.arrivals.append(request)
     return demand
 
 

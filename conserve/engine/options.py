@@ -27,6 +27,7 @@ class SchedulerOptions(BaseModel):
         objectives: Of the online classes; a request's class is its priority (the first one has priority 0).
         page: File of the `EnginePage`; without it nothing is reported.
         profile_dir: Folder of stored latency profiles; without it the model starts from nothing.
+        iteration_log: File that every iteration is added to (see `iteration_log`); without it none is kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +35,7 @@ class SchedulerOptions(BaseModel):
     objectives: tuple[Objective, ...] = Field(min_length=1)
     page: Path | None = None
     profile_dir: Path | None = None
+    iteration_log: Path | None = None
 
     def to_additional_config(self) -> dict[str, Any]:
         """The value of vLLM's `additional_config`. Infinity is written as a string, since JSON has none."""

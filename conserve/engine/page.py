@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 
 _FLOAT_BYTES = 8
-NO_LIMIT = 0.0
+AS_STARTED = 0.0
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Knobs:
         save_profile: Each new value makes the scheduler store its latency profile, in its next step.
     """
 
-    ttft_slo_ms: float = NO_LIMIT
-    tbt_slo_ms: float = NO_LIMIT
-    max_num_batched_tokens: float = NO_LIMIT
-    max_num_seqs: float = NO_LIMIT
-    long_prefill_token_threshold: float = NO_LIMIT
-    offline_pass_tokens: float = NO_LIMIT
+    ttft_slo_ms: float = AS_STARTED
+    tbt_slo_ms: float = AS_STARTED
+    max_num_batched_tokens: float = AS_STARTED
+    max_num_seqs: float = AS_STARTED
+    long_prefill_token_threshold: float = AS_STARTED
+    offline_pass_tokens: float = AS_STARTED
     token_budget_off: float = 0.0
     prefix_order_off: float = 0.0
     save_profile: float = 0.0
@@ -51,17 +51,20 @@ class Counters:
         iterations: Iterations with at least one token; `mixed_iterations` had online and offline requests,
             `offline_iterations` offline ones only.
         offline_prefill_tokens, offline_decode_tokens: Offline tokens scheduled.
+        offline_cached_tokens: Tokens that offline requests found in the KV cache when they began.
         held_requests: Offline requests with a slot that were held back, added up over the iterations.
         offline_preemptions: Offline requests preempted for online ones or for KV blocks.
         online_preemptions: Online requests preempted: for want of KV blocks with no offline request left to preempt.
-        recomputed_tokens: Computed tokens that preempted requests lost and did not get back from the prefix cache.
+        offline_recomputed_tokens, online_recomputed_tokens: Computed tokens that preempted requests lost and, when they
+            went on, did not get back from the prefix cache.
         backlog_requests: Offline requests waiting in the engine now.
         kv_reserve_blocks: KV blocks kept free for online bursts now.
         model_ready: 1 once the latency model may be used.
         model_error_median, model_error_p95: Relative error of its predictions of iterations not yet seen, now.
-        model_samples: Iterations it has learnt from.
+        model_samples: Recent predictions that the error is of.
         over_budget_iterations: Mixed iterations that took longer than their objective allowed.
         schedule_s: Seconds spent in the scheduler's `schedule`.
+        counted_until_s: When the last of the counted iterations ended, by `time.monotonic`; 0 before the first.
     """
 
     iterations: float = 0.0
@@ -69,10 +72,12 @@ class Counters:
     offline_iterations: float = 0.0
     offline_prefill_tokens: float = 0.0
     offline_decode_tokens: float = 0.0
+    offline_cached_tokens: float = 0.0
     held_requests: float = 0.0
     offline_preemptions: float = 0.0
     online_preemptions: float = 0.0
-    recomputed_tokens: float = 0.0
+    offline_recomputed_tokens: float = 0.0
+    online_recomputed_tokens: float = 0.0
     backlog_requests: float = 0.0
     kv_reserve_blocks: float = 0.0
     model_ready: float = 0.0
@@ -81,6 +86,7 @@ class Counters:
     model_samples: float = 0.0
     over_budget_iterations: float = 0.0
     schedule_s: float = 0.0
+    counted_until_s: float = 0.0
 
 
 _KNOBS = [field.name for field in fields(Knobs)]

@@ -100,7 +100,8 @@ async def fetch_profile(engine: DirectEngine, folder: Path) -> Path:
     """
     engine.set_knobs(Knobs(save_profile=1.0))
     # The scheduler looks at its knobs in a step, and makes one only with a request.
-    await _run_request(engine, [_TOKEN_IDS[0]], 2)
+    async with asyncio.timeout(STORE_TIMEOUT_S):
+        await _run_request(engine, [_TOKEN_IDS[0]], 2)
     for _ in range(math.ceil(STORE_TIMEOUT_S / _POLL_S)):
         if path := _find_profile(folder):
             return path
@@ -147,8 +148,19 @@ async def _measure(config: DirectEngineConfig, folder: Path, report: Callable[[f
         report(0.0)
         await drive(engine, _design(config.engine), LIMIT_S, report)
         return await fetch_profile(engine, folder)
+    except (ProfileError, OSError):
+        raise
+    # Whatever an engine fails with: it is for the user to read, in one line.
+    except Exception as error:
+        raise ProfileError(f"the engine failed: {_describe(error)}") from error
     finally:
         await engine.close()
+
+
+def _describe(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 def _design(settings: EngineSettings) -> list[Burst]:

@@ -4,8 +4,8 @@ Each step prepares vLLM's scheduler and calls it once: it decides which requests
 vLLM's own code allocates blocks and builds the batch. How much is left for offline work, who gives way and who comes
 next are decisions of `conserve.policy`.
 
-- Online requests that run or wait get all they can use; if slots or KV blocks are short, offline requests are preempted
-  for them at once.
+- Online requests that run or wait come first; if slots or KV blocks are short, offline requests are preempted for them
+  at once. Beside those that decode, a long online prompt is computed in parts, as the TBT objective wants it.
 - Offline tokens fill the iteration up to the time that the objectives allow: first offline decodes, then prompts that
   are being computed, then new ones. vLLM serves running requests before waiting ones, so while an online request waits
   only such offline prompts run whose whole rest fits.
@@ -14,11 +14,14 @@ next are decisions of `conserve.policy`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any
 
+from conserve.engine.deadlines import Deadlines
+from conserve.engine.iteration_log import IterationWriter
 from conserve.engine.lanes import LaneQueue, is_offline, split_lanes
 from conserve.engine.offline_share import OfflineShare, Room, share_out
 from conserve.engine.online_demand import OnlineDemand, count_growth, count_slots, is_decoding, measure_demand
@@ -37,14 +40,15 @@ from conserve.engine.vllm_compat import (
     check_version,
     count_freed_blocks,
     count_groups,
+    count_held_blocks,
     is_running,
     preempt,
     set_blocks_kept_free,
 )
+from conserve.engine.work_tally import WorkTally
 from conserve.policy.kv_reserve import KvReserve
-from conserve.policy.latency import IterationShape, LatencyModel
+from conserve.policy.latency import LatencyModel
 from conserve.policy.preemption import Victim, choose_victims
-from conserve.policy.priority import OFFLINE_PRIORITY
 from conserve.policy.token_budget import ArrivalGuard
 
 _arrival_time = attrgetter("arrival_time")
@@ -64,14 +68,15 @@ class CoServing(Scheduler):
 
     def __init__(self, *args: Any, options: SchedulerOptions, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._lost_tokens: dict[str, int] = {}
-        self.waiting = LaneQueue(self._lost_tokens)
+        self._counters = Counters()
+        self._tally = WorkTally(self.requests, self._counters)
+        self.waiting = LaneQueue(self._tally.lost_tokens)
         self.kv_holding_waiting = LaneQueue()
         self._objectives = options.objectives
         self._first_objective = options.objectives[0]
         self._page = EnginePage(options.page) if options.page else None
+        self._log = IterationWriter(options.iteration_log) if options.iteration_log else None
         self._knobs = Knobs()
-        self._counters = Counters()
         key = profile_key(self.vllm_config)
         self._saver = ProfileSaver(options.profile_dir, key)
         self._model = LatencyModel(load_profile(options.profile_dir, key) if options.profile_dir else None)
@@ -102,7 +107,9 @@ class CoServing(Scheduler):
             self.waiting.offer = self.kv_holding_waiting.offer = 0
             set_blocks_kept_free(self, self._watermark_blocks)
         self._counters.held_requests += len(held)
-        self._account(output, now_s, limit_ms)
+        if output.total_num_scheduled_tokens > 0:
+            work = self._tally.count(output)
+            self._meter.begin(work, now_s, limit_ms if work.is_mixed and math.isfinite(limit_ms) else 0.0)
         self._counters.schedule_s += time.monotonic() - now_s
         return output
 
@@ -111,26 +118,34 @@ class CoServing(Scheduler):
     ) -> dict[int, Any]:
         """Takes in what an iteration has computed."""
         outputs: dict[int, Any] = super().update_from_output(scheduler_output, model_runner_output)
-        if scheduler_output.total_num_scheduled_tokens > 0 and not self._meter.end(time.monotonic()):
-            self._counters.over_budget_iterations += 1
+        now_s = time.monotonic()
+        if scheduler_output.total_num_scheduled_tokens > 0:
+            iteration = self._meter.end(now_s)
+            self._counters.over_budget_iterations += not iteration.in_time
+            if self._log is not None:
+                self._log.write(iteration)
+        self._counters.counted_until_s = now_s
         self._report()
         return outputs
 
     def add_request(self, request: Request) -> None:
         """Takes a new request in."""
         if not is_offline(request) and request.request_id not in self.requests:
-            self._guard.observe(request.num_prompt_tokens)
-            self._reserve.observe(time.monotonic(), -(-request.num_prompt_tokens // self.block_size) + 1)
+            now_s = time.monotonic()
+            self._guard.observe(now_s, request.num_prompt_tokens, request.priority)
+            self._reserve.observe(now_s, -(-request.num_prompt_tokens // self.block_size) + 1)
         super().add_request(request)
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
-        if is_offline(request):
-            self._counters.offline_preemptions += 1
-        else:
-            self._counters.online_preemptions += 1
-        self._lost_tokens[request.request_id] = request.num_computed_tokens
+        self._tally.preempt(request)
         self._preempted_in_step = True
         super()._preempt_request(request, timestamp, drop_stale_output)
+
+    def shutdown(self) -> None:
+        """Ends the log of iterations, too."""
+        if self._log is not None:
+            self._log.close()
+        super().shutdown()
 
     # One step.
 
@@ -139,15 +154,21 @@ class CoServing(Scheduler):
         self._preempted_in_step = False
         online, offline = split_lanes(self.running)
         self.max_num_scheduled_tokens = self._full_batch
-        if not offline and not self.waiting.backlog and not self.kv_holding_waiting.backlog:
+        has_offline = bool(offline or self.waiting.backlog or self.kv_holding_waiting.backlog)
+        if not has_offline and self._has_decodes_only(online):
+            return float("inf"), []
+        deadlines = Deadlines(self._model, self._meter, self._guard, self._objectives, now_s, time.time())
+        demand = self._measure(online, deadlines)
+        if not has_offline:
+            self.running = demand.running
+            self.max_num_scheduled_tokens = demand.tokens if demand.is_cut else self._full_batch
             return float("inf"), []
         offline.sort(key=_arrival_time)
-        demand = self._measure(online)
         reserve_blocks = self._reserve.blocks(now_s)
         self._counters.kv_reserve_blocks = reserve_blocks
-        demand = self._make_way(demand, offline, now_s)
+        demand = self._make_way(demand, offline, now_s, deadlines)
         offline = [request for request in offline if is_running(request)]
-        limit_ms = demand.limit_ms(self._model, self._meter, self._guard, self._objectives, now_s, time.time())
+        limit_ms = deadlines.limit_ms(demand)
         free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
         share = self._share(offline, demand, limit_ms, Room(free_blocks, reserve_blocks))
         if share.blocks_short and self._give_way(share, now_s):
@@ -168,7 +189,9 @@ class CoServing(Scheduler):
             limit_ms = float("inf")
         return share_out(self, offline, demand, self._model, limit_ms, full_batch, room)
 
-    def _make_way(self, demand: OnlineDemand, offline: list[Request], now_s: float) -> OnlineDemand:
+    def _make_way(
+        self, demand: OnlineDemand, offline: list[Request], now_s: float, deadlines: Deadlines
+    ) -> OnlineDemand:
         """Preempts offline requests until the online ones have their slots and KV blocks; returns the demand then."""
         while offline:
             slots_short = demand.slots + len(offline) - count_slots(self) if demand.arrivals else 0
@@ -177,19 +200,24 @@ class CoServing(Scheduler):
                 break
             # Arrivals may have counted on blocks of a victim, and what two victims share is free after both only.
             offline = [request for request in offline if is_running(request)]
-            demand = self._measure(demand.running)
+            demand = self._measure(demand.running, deadlines)
         next_arrival = demand.arrivals[0] if demand.arrivals else None
         if self.connector is not None and next_arrival is not None and next_arrival is self._next_arrival:
             # vLLM passed it over: against what a connector loads, it reserves blocks for half-computed prompts.
             for request in offline:
                 if not is_decoding(request) and can_free_blocks(self, request):
                     preempt(self, request, now_s)
-            demand = self._measure(demand.running)
+            demand = self._measure(demand.running, deadlines)
         self._next_arrival = next_arrival
         return demand
 
-    def _measure(self, online: list[Request]) -> OnlineDemand:
-        return measure_demand(self, online, (self.kv_holding_waiting.online, self.waiting.online), self._full_batch)
+    def _has_decodes_only(self, online: list[Request]) -> bool:
+        is_waiting = self.waiting.online or self.kv_holding_waiting.online
+        return not is_waiting and not any(request.is_prefill_chunk for request in online)
+
+    def _measure(self, online: list[Request], deadlines: Deadlines) -> OnlineDemand:
+        waiting = (self.kv_holding_waiting.online, self.waiting.online)
+        return measure_demand(self, online, waiting, self._full_batch, deadlines)
 
     def _give_way(self, share: OfflineShare, now_s: float) -> bool:
         """Preempts offline requests for others of them that cannot go on; True if one was preempted."""
@@ -202,15 +230,20 @@ class CoServing(Scheduler):
         """Preempts those of the candidates that lose least, as many as it takes; False if it is none."""
         if slots_short <= 0 and blocks_short <= 0:
             return False
-        by_id = {request.request_id: request for request in candidates if can_free_blocks(self, request)}
-        victims = [
-            Victim(request_id, count_freed_blocks(self, request), request.num_computed_tokens)
-            for request_id, request in by_id.items()
-        ]
+        by_id = {request.request_id: request for request in candidates}
+        victims = [self._as_victim(request) for request in by_id.values()]
         chosen = choose_victims(victims, max(0, slots_short), max(0, blocks_short))
         for request_id in chosen:
             preempt(self, by_id[request_id], now_s)
         return bool(chosen)
+
+    def _as_victim(self, request: Request) -> Victim:
+        freed = count_freed_blocks(self, request)
+        # Blocks that others use, too, stay in the prefix cache.
+        kept = count_held_blocks(self, request) - freed // count_groups(self)
+        lost_tokens = max(0, request.num_computed_tokens - kept * self.block_size)
+        # The blocks of a batch in flight may become free later only, the slot at once.
+        return Victim(request.request_id, freed if can_free_blocks(self, request) else 0, lost_tokens)
 
     def _preempt_beforehand(self, now_s: float) -> bool:
         """Preempts those whom vLLM would preempt within this step for want of KV blocks; False if it is nobody.
@@ -231,47 +264,6 @@ class CoServing(Scheduler):
             preempt(self, victim, now_s)
             preempted = True
         return preempted
-
-    def _account(self, output: SchedulerOutput, now_s: float, limit_ms: float) -> None:
-        if output.total_num_scheduled_tokens == 0:
-            return
-        counters = self._counters
-        requests = self.requests
-        prefill_tokens = prefills = decodes = decode_context = offline = offline_prefill = offline_decode = 0
-        prefill_attention = 0.0
-        for request_id, tokens in output.num_scheduled_tokens.items():
-            request = requests[request_id]
-            context = request.num_computed_tokens - tokens
-            is_decode = tokens == 1 and context >= request.num_prompt_tokens
-            if is_decode:
-                decodes += 1
-                decode_context += context
-            else:
-                prefills += 1
-                prefill_tokens += tokens
-                prefill_attention += tokens * (context + tokens / 2)
-            if request.priority >= OFFLINE_PRIORITY:
-                offline += 1
-                if is_decode:
-                    offline_decode += 1
-                else:
-                    offline_prefill += tokens
-        online = len(output.num_scheduled_tokens) - offline
-        shape = IterationShape(prefill_tokens, prefill_attention, prefills, decodes, decode_context)
-        is_mixed = online > 0 and offline > 0
-        self._meter.begin(shape, now_s, limit_ms if is_mixed else float("inf"))
-        counters.iterations += 1
-        counters.mixed_iterations += is_mixed
-        counters.offline_iterations += online == 0
-        counters.offline_prefill_tokens += offline_prefill
-        counters.offline_decode_tokens += offline_decode
-        for request_id in [*self._lost_tokens]:
-            request = self.requests.get(request_id)
-            if request is None:
-                del self._lost_tokens[request_id]
-            elif is_running(request):
-                regained = request.num_computed_tokens - output.num_scheduled_tokens.get(request_id, 0)
-                counters.recomputed_tokens += max(0, self._lost_tokens.pop(request_id) - regained)
 
     # The page.
 
@@ -327,8 +319,17 @@ def create_scheduler(vllm_config: VllmConfig, options: SchedulerOptions | None =
         ValueError: a setting that the scheduler cannot work with.
     """
     check_version()
-    if vllm_config.model_config.is_diffusion:
-        raise ValueError("ConServe's scheduler does not serve diffusion models: set `engine.mode: stock`")
+    model = vllm_config.model_config
+    kinds = {
+        "diffusion": model.is_diffusion,
+        "encoder-decoder": model.is_encoder_decoder,
+        "pooling": model.runner_type == "pooling",
+    }
+    for kind, found in kinds.items():
+        if found:
+            raise ValueError(f"ConServe's scheduler does not serve {kind} models: set `engine.mode: stock`")
+    if vllm_config.speculative_config is not None:
+        raise ValueError("speculative_config: not with ConServe's scheduler (or set engine.mode: stock)")
     if not vllm_config.scheduler_config.enable_chunked_prefill:
         raise ValueError(
             "enable_chunked_prefill: must be true, offline prompts are computed in parts (or set engine.mode: stock)"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from conserve.policy.latency import IterationShape, LatencyModel
+from conserve.engine.iteration_log import Iteration
+from conserve.engine.work_tally import Work
+from conserve.policy.latency import LatencyModel
 
 
 class _InFlight(NamedTuple):
-    shape: IterationShape
+    work: Work
     scheduled_s: float
     predicted_ms: float
     limit_ms: float
@@ -27,17 +29,17 @@ class StepMeter:
         self._in_flight: deque[_InFlight] = deque()
         self._ended_s = float("-inf")
 
-    def begin(self, shape: IterationShape, scheduled_s: float, limit_ms: float) -> None:
-        """An iteration was scheduled; `limit_ms` is the longest measured time that its objectives allow."""
-        self._in_flight.append(_InFlight(shape, scheduled_s, self._model.predict_ms(shape), limit_ms))
+    def begin(self, work: Work, scheduled_s: float, limit_ms: float) -> None:
+        """An iteration was scheduled; `limit_ms` is the longest measured time that its objectives allow, 0 for any."""
+        self._in_flight.append(_InFlight(work, scheduled_s, self._model.predict_ms(work.shape), limit_ms))
 
-    def end(self, now_s: float) -> bool:
-        """The outputs of the oldest iteration in flight were processed. Returns whether it kept within its limit."""
+    def end(self, now_s: float) -> Iteration:
+        """The outputs of the oldest iteration in flight were processed."""
         step = self._in_flight.popleft()
-        measured_ms = (now_s - max(step.scheduled_s, self._ended_s)) * 1e3
+        start_s = max(step.scheduled_s, self._ended_s)
         self._ended_s = now_s
-        self._model.observe(step.shape, measured_ms)
-        return measured_ms <= step.limit_ms
+        self._model.observe(step.work.shape, (now_s - start_s) * 1e3)
+        return Iteration(start_s, now_s, *step.work[1:], step.predicted_ms, step.limit_ms)
 
     def free_at_s(self, now_s: float) -> float:
         """When an iteration scheduled now can begin: after those in flight, as far as their time is known."""

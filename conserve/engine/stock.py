@@ -5,10 +5,17 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from conserve.engine.lanes import is_offline
 from conserve.engine.options import SchedulerOptions
 from conserve.engine.page import Counters, EnginePage, Knobs
-from conserve.engine.vllm_compat import AsyncScheduler, Request, Scheduler, SchedulerOutput, VllmConfig
+from conserve.engine.vllm_compat import (
+    AsyncScheduler,
+    ModelRunnerOutput,
+    Request,
+    Scheduler,
+    SchedulerOutput,
+    VllmConfig,
+)
+from conserve.engine.work_tally import WorkTally
 
 
 class StockScheduler(Scheduler):
@@ -24,6 +31,7 @@ class StockScheduler(Scheduler):
         self._page = EnginePage(options.page) if options.page else None
         self._knobs = Knobs()
         self._counters = Counters()
+        self._tally = WorkTally(self.requests, self._counters)
         self._largest = (
             self.max_num_scheduled_tokens,
             self.max_num_running_reqs,
@@ -38,35 +46,21 @@ class StockScheduler(Scheduler):
         counters = self._counters
         counters.schedule_s += time.monotonic() - began_s
         if output.total_num_scheduled_tokens > 0:
-            self._count(output)
-        if self._page is not None:
-            self._page.write_counters(counters)
+            self._tally.count(output)
         return output
 
-    def _count(self, output: SchedulerOutput) -> None:
-        counters = self._counters
-        online = offline = 0
-        for request_id, tokens in output.num_scheduled_tokens.items():
-            request = self.requests[request_id]
-            if not is_offline(request):
-                online += 1
-                continue
-            offline += 1
-            # vLLM has added them to the computed ones already.
-            if request.num_computed_tokens - tokens < request.num_prompt_tokens:
-                counters.offline_prefill_tokens += tokens
-            else:
-                counters.offline_decode_tokens += tokens
-        counters.iterations += 1
-        counters.mixed_iterations += online > 0 and offline > 0
-        counters.offline_iterations += online == 0
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, Any]:
+        """Takes in what an iteration has computed."""
+        outputs: dict[int, Any] = super().update_from_output(scheduler_output, model_runner_output)
+        self._counters.counted_until_s = time.monotonic()
+        if self._page is not None:
+            self._page.write_counters(self._counters)
+        return outputs
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
-        if is_offline(request):
-            self._counters.offline_preemptions += 1
-        else:
-            self._counters.online_preemptions += 1
-        self._counters.recomputed_tokens += request.num_computed_tokens
+        self._tally.preempt(request)
         super()._preempt_request(request, timestamp, drop_stale_output)
 
     def _read_knobs(self) -> None:

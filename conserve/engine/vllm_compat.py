@@ -1,7 +1,8 @@
 """Every name of vLLM that this project uses, in one place.
 
 Tested with vLLM 0.32. The names marked (unstable) are documented upstream as subject to change, or have moved before;
-`tests/unit/engine/test_vllm_compat.py` says which one is gone when they move.
+`tests/unit/engine/test_vllm_compat.py` says which one is gone when they move. Our schedulers are subclasses of vLLM's
+and use its attributes under their own names: those are listed in `RELIED_ON`, which the same test goes through.
 """
 
 from __future__ import annotations
@@ -34,8 +35,35 @@ from vllm.v1.request import Request, RequestStatus
 
 TESTED_VERSIONS = ("0.32",)
 
+RELIED_ON = {
+    "scheduler": (
+        *("running", "waiting", "kv_holding_waiting", "deferred_waiting", "requests", "connector", "scheduler_config"),
+        *("max_num_running_reqs", "max_num_active_reqs", "max_num_scheduled_tokens", "max_model_len", "block_size"),
+        *("num_waiting_for_streaming_input", "num_lookahead_tokens", "num_spec_tokens", "num_sampled_tokens_per_step"),
+        *("requires_kv_delivery", "kv_cache_manager", "schedule", "update_from_output", "add_request", "shutdown"),
+        *("_preempt_request", "_is_blocked_waiting_status", "_handle_blocked_waiting_request"),
+        "_request_blocks_can_be_freed",
+    ),
+    "kv_cache_manager": (
+        "watermark_blocks",
+        "empty_kv_cache_blocks",
+        "get_computed_blocks",
+        "coordinator",
+        "block_pool",
+    ),
+    "block_pool": ("num_gpu_blocks", "get_num_free_blocks"),
+    "coordinator": ("single_type_managers", "get_num_blocks_to_allocate"),
+    "request": (
+        *("request_id", "priority", "arrival_time", "status", "block_hashes", "is_prefill_chunk", "spec_token_ids"),
+        *("num_tokens", "num_prompt_tokens", "num_computed_tokens", "num_output_placeholders", "max_tokens"),
+        "num_tokens_with_spec",
+    ),
+}
+"""Attributes of vLLM's objects that our schedulers use, by object."""
+
 __all__ = [
     "PRIORITY_HEADER",
+    "RELIED_ON",
     "TESTED_VERSIONS",
     "Admission",
     "AsyncEngineArgs",

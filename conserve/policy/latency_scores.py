@@ -12,6 +12,8 @@ import numpy as np
 MAX_SAFETY_FACTOR = 1.5
 _SCORES = 256
 _SAFETY_PERCENTILE = 98
+_SAFETY_SCORES = 128
+"""Fewer than for the error: what was wrong half a minute ago must not shorten iterations now."""
 _LEAST_SCORES = 32
 
 _SCATTER_WINDOW = 64
@@ -77,7 +79,8 @@ class LatencyScores:
             off = median(abs(log_ratio - middle) for log_ratio in self._since_shift)
             self._scatter = min(max(_MAD_TO_DEVIATION * off, _LEAST_SCATTER), _MOST_SCATTER)
         if len(self._log_ratios) >= _LEAST_SCORES:
-            high = float(np.exp(np.percentile(self._log_ratios, _SAFETY_PERCENTILE)))
+            latest = list(islice(reversed(self._log_ratios), _SAFETY_SCORES))
+            high = float(np.exp(np.percentile(latest, _SAFETY_PERCENTILE)))
             self.safety_factor = min(max(high, 1.0), MAX_SAFETY_FACTOR)
 
     def error(self) -> LatencyError:

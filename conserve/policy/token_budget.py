@@ -1,6 +1,6 @@
 """How many offline tokens fit into one iteration, so that the online objectives still hold.
 
-Three things limit the length of an iteration that offline tokens ride in:
+How long an iteration may take that offline tokens ride in has three limits:
 
 - an online request that is decoding gets its next token when the iteration ends (TBT objective);
 - an online prompt that is waiting or half computed gets its first token when this iteration, or a later one, ends
@@ -9,14 +9,14 @@ Three things limit the length of an iteration that offline tokens ride in:
   to come, from the prompts seen lately).
 
 ConServe (arXiv 2410.01228) section 4.3 fills iterations by the first two; the third takes the place of its preemption
-within a layer where an iteration cannot be stopped.
+within a layer where an iteration cannot be stopped. The first one holds for online prompts, too (`limit_prompts_ms`).
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from conserve.policy.latency import IterationShape, LatencyModel
@@ -25,6 +25,12 @@ EFFICIENT_SHARE = 0.95
 """An offline pass need not be longer than what gives this share of the throughput of a full batch."""
 ARRIVAL_QUANTILE = 0.95
 ARRIVALS_KEPT = 128
+IDLE_S = 120.0
+"""Without an online request for so long, none is waited for."""
+LEAST_PROMPTS_SHARE = 0.5
+"""Share of an iteration that online prompts get at least, whatever is due to those who decode."""
+SMALLEST_CHUNK_TOKENS = 16
+"""Parts of a prompt that are shorter than this cost more than they bring."""
 SMALLEST_WAIT_SHARE = 0.1
 """Share of the TTFT objective that an iteration may always take, however long the prompts seen lately."""
 
@@ -67,16 +73,35 @@ def limit_iteration_ms(
     return max(0.0, available_ms / safety_factor)
 
 
+def limit_prompts_ms(token_due_in_ms: float, decodes_ms: float, safety_factor: float) -> float:
+    """The longest predicted time of an iteration that computes online prompts beside online decodes.
+
+    A long prompt as a whole would hold up everybody who is reading an answer, so it is computed in parts, as in
+    Sarathi-Serve (OSDI 2024). They cost its first token little, and at most twice its time: where the next tokens are
+    due too soon, prompts still get half of an iteration.
+
+    Args:
+        token_due_in_ms: When the earliest next token is due, from the start of the iteration.
+        decodes_ms: Predicted time of the decodes alone.
+        safety_factor: How much longer than predicted iterations may take.
+    """
+    return max(token_due_in_ms / safety_factor, decodes_ms / (1 - LEAST_PROMPTS_SHARE))
+
+
 class ArrivalGuard:
     """How long an iteration may be for a request that arrives just after it has begun to meet its TTFT objective."""
 
     def __init__(self) -> None:
         self._prompt_tokens: deque[int] = deque(maxlen=ARRIVALS_KEPT)
+        self._classes: deque[int] = deque(maxlen=ARRIVALS_KEPT)
+        self._latest_s = -math.inf
         self._typical: int | None = None
 
-    def observe(self, prompt_tokens: int) -> None:
-        """Takes note of an online arrival."""
+    def observe(self, now_s: float, prompt_tokens: int, request_class: int) -> None:
+        """Takes note of an online arrival, whose class has this place among all classes."""
         self._prompt_tokens.append(prompt_tokens)
+        self._classes.append(request_class)
+        self._latest_s = now_s
         self._typical = None
 
     @property
@@ -87,9 +112,19 @@ class ArrivalGuard:
             self._typical = ordered[math.ceil(ARRIVAL_QUANTILE * len(ordered)) - 1] if ordered else 0
         return self._typical
 
-    def limit_ms(self, ttft_slo_ms: float, model: LatencyModel) -> float:
-        """The longest an iteration may take; `inf` before the first online arrival."""
-        if not self._prompt_tokens or math.isinf(ttft_slo_ms):
+    def limit_ms(self, now_s: float, ttft_slos_ms: Sequence[float], model: LatencyModel) -> float:
+        """The longest an iteration may take; `inf` before the first online arrival, and two minutes after the last.
+
+        Args:
+            now_s: Now, by the clock of `observe`.
+            ttft_slos_ms: TTFT objectives of the classes. Those that no recent request was of do not count.
+            model: Predicts the time of a prompt.
+        """
+        if now_s - self._latest_s >= IDLE_S:
+            return math.inf
+        last = len(ttft_slos_ms) - 1
+        ttft_slo_ms = min(ttft_slos_ms[min(index, last)] for index in set(self._classes))
+        if math.isinf(ttft_slo_ms):
             return math.inf
         own_ms = model.predict_ms(IterationShape().add_prefill(self.typical_tokens, 0))
         return max(ttft_slo_ms - own_ms * model.safety_factor(), SMALLEST_WAIT_SHARE * ttft_slo_ms)

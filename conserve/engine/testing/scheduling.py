@@ -68,11 +68,14 @@ def make_config(
     objectives: Sequence[Objective] = (NO_LIMIT,),
     page: Path | None = None,
     profile_dir: Path | None = None,
+    iteration_log: Path | None = None,
     async_scheduling: bool = False,
     kv_transfer: KVTransferConfig | None = None,
 ) -> VllmConfig:
     """The configuration of an engine, for a model of which there is nothing but a description."""
-    options = SchedulerOptions(objectives=tuple(objectives), page=page, profile_dir=profile_dir)
+    options = SchedulerOptions(
+        objectives=tuple(objectives), page=page, profile_dir=profile_dir, iteration_log=iteration_log
+    )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(_MODEL))
         config = VllmConfig(

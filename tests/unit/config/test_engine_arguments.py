@@ -20,6 +20,8 @@ def load(mode: str, extra_args: dict[str, Any]) -> dict[str, Any]:
         ("scheduler_cls", "mine.Scheduler", "engine.mode: stock"),
         ("pipeline_parallel_size", 2, "engine.tensor_parallel_size"),
         ("data_parallel_size", 2, "replicas"),
+        ("speculative_config", {"method": "ngram"}, "engine.mode: stock"),
+        ("enable_chunked_prefill", False, "engine.mode: stock"),
     ],
 )
 def test_arguments_that_our_scheduler_cannot_bear_are_refused_with_the_way_out(
@@ -55,5 +57,7 @@ def test_other_arguments_are_the_user_s(mode: str) -> None:
         "kv_transfer_config": {"kv_connector": "Mine", "kv_role": "kv_both"},
         "pipeline_parallel_size": 1,
         "data_parallel_size": 1,
+        "speculative_config": None,
+        "enable_chunked_prefill": True,
     }
     assert load(mode, extra_args) == extra_args

@@ -26,8 +26,8 @@ def test_our_scheduler_is_the_default_and_knows_the_objectives(tmp_path: Path) -
     assert arguments["scheduling_policy"] == "priority"
     assert arguments["additional_config"]["mine"] == 1
     assert SchedulerOptions.from_additional_config(arguments["additional_config"]).objectives == (
-        Objective(ttft_slo_ms=300, tbt_slo_ms=30),
         Objective(ttft_slo_ms=100, tbt_slo_ms=10),
+        Objective(ttft_slo_ms=300, tbt_slo_ms=30),
     )
 
 

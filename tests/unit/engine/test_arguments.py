@@ -23,8 +23,8 @@ def test_scheduler_reads_the_objectives_by_priority() -> None:
     assert arguments["scheduling_policy"] == "priority"
     options = SchedulerOptions.from_additional_config(arguments["additional_config"])
     assert options.objectives == (
-        Objective(ttft_slo_ms=500, tbt_slo_ms=100),
         Objective(ttft_slo_ms=200, tbt_slo_ms=50),
+        Objective(ttft_slo_ms=500, tbt_slo_ms=100),
         Objective(ttft_slo_ms=9000, tbt_slo_ms=900),
     )
     assert (options.page, options.profile_dir) == (Path("/page"), Path("/profiles"))

@@ -35,8 +35,9 @@ KEY = ProfileKey(
 class FakeEngine:
     """Gives one token to each request per turn of the event loop, or none at all when `stuck`."""
 
-    def __init__(self, folder: Path | None = None, *, stuck: bool = False) -> None:
+    def __init__(self, folder: Path | None = None, *, stuck: bool = False, failure: Exception | None = None) -> None:
         self.folder = folder
+        self.failure = failure
         self.stuck = stuck
         self.requests: list[tuple[int, int]] = []
         self.most_running = 0
@@ -54,6 +55,8 @@ class FakeEngine:
         self.most_running = max(self.most_running, self.running)
         decodes = False
         try:
+            if self.failure is not None:
+                raise self.failure
             if self.stuck:
                 await asyncio.Event().wait()
             self.model.observe(IterationShape().add_prefill(len(prompt), 0), 40 + len(prompt))
@@ -132,7 +135,9 @@ async def test_an_engine_that_stores_nothing_is_an_error(tmp_path: Path) -> None
         await fetch_profile(FakeEngine(), tmp_path)  # type: ignore[arg-type]
 
 
-def start_fake(monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[FakeEngine]:
+def start_fake(
+    monkeypatch: pytest.MonkeyPatch, *, stores: bool = True, failure: Exception | None = None
+) -> list[FakeEngine]:
     engines: list[FakeEngine] = []
 
     class Starter:
@@ -140,7 +145,7 @@ def start_fake(monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[FakeEngi
         async def start(cls, config: Any) -> FakeEngine:
             assert config.engine.mode == "conserve"
             assert not list(config.profile_dir.iterdir())
-            engines.append(FakeEngine(None if options else config.profile_dir))
+            engines.append(FakeEngine(config.profile_dir if stores else None, failure=failure))
             return engines[-1]
 
     monkeypatch.setattr(profiler, "DirectEngine", Starter)
@@ -163,9 +168,16 @@ def test_a_profile_is_made_and_replaces_the_earlier_one(tmp_path: Path, monkeypa
 def test_a_failure_closes_the_engine_and_keeps_the_earlier_profile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engines = start_fake(monkeypatch, stores_nothing=True)
+    engines = start_fake(monkeypatch, stores=False)
     (tmp_path / "earlier.json").write_text("{}")
     with pytest.raises(ProfileError):
         make_profile("tiny", EngineSettings(max_num_seqs=2, max_model_len=64), tmp_path, lambda share: None)
     assert engines[0].closed
     assert [file.name for file in tmp_path.iterdir()] == ["earlier.json"]
+
+
+def test_an_engine_that_fails_is_one_error_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = start_fake(monkeypatch, failure=KeyError("gone"))
+    with pytest.raises(ProfileError, match=r"the engine failed: KeyError: 'gone'"):
+        make_profile("tiny", EngineSettings(max_num_seqs=2, max_model_len=64), tmp_path, lambda share: None)
+    assert engines[0].closed

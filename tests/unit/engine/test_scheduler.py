@@ -201,6 +201,52 @@ def test_what_the_objective_leaves_goes_to_decodes_first(start: Start) -> None:
     assert sum(batch.values()) == int((100 - 35) / 1.5)
 
 
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_long_online_prompt_does_not_hold_up_those_who_decode(start: Start, offline: bool) -> None:
+    engine = start(EngineSize(max_num_batched_tokens=512), Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=200.5))
+    engine.add("reader", prompt(10), 30)
+    engine.step()
+    if offline:
+        engine.add_offline("offline", prompt(400, 1), 5)
+        engine.step()
+    engine.add("long", prompt(300, 2), 5)
+    most = int((200.5 - 35) / 1.5) - 1
+    for tokens in (most, most, 300 - 2 * most):
+        batch = scheduled(engine)
+        assert batch["reader"] == 1
+        assert batch["long"] == tokens
+    engine.run()
+    assert engine.answers["long"] == sample_tokens(prompt(300, 2), 5)
+
+
+def test_an_online_prompt_is_computed_whole_where_nobody_decodes(start: Start) -> None:
+    engine = start(EngineSize(max_num_batched_tokens=512), Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=100.0))
+    engine.add_offline("offline", prompt(20, 1), 30)
+    engine.step()
+    engine.add("long", prompt(300, 2), 5)
+    assert scheduled(engine)["long"] == 300
+
+
+def test_online_prompts_are_computed_one_after_the_other(start: Start) -> None:
+    """A part of the second one would come out of what the first one still needs."""
+    engine = start(EngineSize(max_num_batched_tokens=512), Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=200.5))
+    engine.add("reader", prompt(10), 30)
+    engine.step()
+    for number in (1, 2):
+        engine.add(f"long-{number}", prompt(150, 1 + number), 5)
+    most = int((200.5 - 35) / 1.5) - 1
+    assert scheduled(engine) == {"reader": 1, "long-1": most}
+    assert scheduled(engine) == {"reader": 1, "long-1": 150 - most, "long-2": most - (150 - most)}
+
+
+def test_a_tight_tbt_objective_leaves_online_prompts_half_of_an_iteration(start: Start) -> None:
+    engine = start(EngineSize(max_num_batched_tokens=512), Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=1.0))
+    engine.add("reader", prompt(10), 30)
+    engine.step()
+    engine.add("long", prompt(300, 2), 5)
+    assert scheduled(engine)["long"] == pytest.approx((35 + 1.5) / 1.5, abs=2)
+
+
 def test_each_of_several_new_prompts_counts(start: Start) -> None:
     """Where a prompt costs much by itself, few of them fit, however short they are."""
     engine = start(

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from conserve.engine import scheduler as scheduler_module
+from conserve.engine.deadlines import Deadlines
 from conserve.engine.lanes import is_offline
-from conserve.engine.offline_share import SMALLEST_CHUNK_TOKENS, OfflineShare, share_out
-from conserve.engine.online_demand import OnlineDemand, tokens_wanted
+from conserve.engine.offline_share import OfflineShare, share_out
+from conserve.engine.online_demand import OnlineDemand, measure_demand, tokens_wanted
 from conserve.engine.options import Objective
 from conserve.engine.page import EnginePage, Knobs
 from conserve.engine.testing.connector import REMOTE_TOKEN, use_fake_connector
@@ -22,6 +23,7 @@ from conserve.engine.testing.worker import sample_tokens
 from conserve.engine.vllm_compat import Request, SchedulerOutput, is_running
 from conserve.policy.latency import IterationShape
 from conserve.policy.priority import OFFLINE_PRIORITY
+from conserve.policy.token_budget import SMALLEST_CHUNK_TOKENS
 
 MAX_STEPS = 4_000
 INFINITE = float("inf")
@@ -135,6 +137,7 @@ class Watched(FakeEngine):
         self.offline_limit_ms = INFINITE
         self.share: OfflineShare | None = None
         self.demand: OnlineDemand | None = None
+        self.deadlines: Deadlines | None = None
         self.largest_batch = scenario.size.max_num_batched_tokens
         if scenario.knobs.max_num_batched_tokens:
             self.largest_batch = min(self.largest_batch, int(scenario.knobs.max_num_batched_tokens))
@@ -156,8 +159,15 @@ class Watched(FakeEngine):
             assert not holders, f"online {request.request_id} is preempted while offline {holders} have KV blocks"
         self._preempt_request(request, *args, **kwargs)
 
+    def watch_demand(
+        self, scheduler: Any, running: Any, waiting: Any, full_batch: int, deadlines: Deadlines
+    ) -> OnlineDemand:
+        self.demand, self.deadlines = measure_demand(scheduler, running, waiting, full_batch, deadlines), deadlines
+        return self.demand
+
     def watch_share(self, scheduler: Any, offline: Any, demand: Any, model: Any, limit_ms: float, *rest: Any) -> Any:
-        self.demand, self.offline_limit_ms = demand, limit_ms
+        assert demand is self.demand
+        self.offline_limit_ms = limit_ms
         self.share = share_out(scheduler, offline, demand, model, limit_ms, *rest)
         return self.share
 
@@ -168,7 +178,7 @@ class Watched(FakeEngine):
         self.steps += 1
         # What a connector loads takes blocks and a slot at times that only vLLM knows.
         due = [] if self.scenario.connector else self.find_due()
-        self.share = self.demand = None
+        self.share = self.demand = self.deadlines = None
         self.offline_limit_ms = INFINITE
         before = {request.request_id: request.num_computed_tokens for request in scheduler.running}
         wanting = {
@@ -181,6 +191,10 @@ class Watched(FakeEngine):
         online = [request_id for request_id in scheduled if not is_offline(scheduler.requests[request_id])]
         offline = [request_id for request_id in scheduled if is_offline(scheduler.requests[request_id])]
 
+        if self.demand is not None and self.demand.is_cut:
+            assert not offline, f"offline {offline} run behind an online prompt that was cut short"
+            self.check_cut(self.demand)
+            due = [request for request in due if request in self.demand.arrivals]
         left_out = [request.request_id for request in due if request.request_id not in scheduled]
         assert not left_out, f"online {left_out} would have fitted without offline work; scheduled: {scheduled}"
         if offline and not self.scenario.connector:
@@ -254,6 +268,19 @@ class Watched(FakeEngine):
                 f"{model.predict_ms(self.shape(batch, online)):.1f} without offline work: {batch.num_scheduled_tokens}"
             )
 
+    def check_cut(self, demand: OnlineDemand) -> None:
+        """An online prompt is cut short where the batch is full or the next tokens are due, and gets on."""
+        if demand.tokens >= self.largest_batch:
+            return
+        assert self.deadlines is not None
+        shape = demand.shape
+        decodes = IterationShape(decode_sequences=shape.decode_sequences, decode_context=shape.decode_context)
+        limit_ms = self.deadlines.limit_prompts_ms(demand.decoding, decodes)
+        more = demand.shape.add_prefill(SMALLEST_CHUNK_TOKENS, demand.prompts[-1][0].num_computed_tokens)
+        assert demand.decoding
+        assert self.scheduler._model.predict_ms(more) > limit_ms
+        assert demand.shape.prefill_tokens > 0
+
     def shape(self, batch: SchedulerOutput, request_ids: list[str]) -> IterationShape:
         shape = IterationShape()
         for request_id in request_ids:
@@ -277,6 +304,7 @@ class Watched(FakeEngine):
         full = self.largest_batch if online else min(self.largest_batch, pass_tokens)
         if (
             not free_limit
+            or (self.demand is not None and self.demand.is_cut)
             or batch.preempted_req_ids
             or batch.total_num_scheduled_tokens >= full - SMALLEST_CHUNK_TOKENS
         ):
@@ -389,7 +417,11 @@ def play(scenario: Scenario) -> Watched:
     try:
         page.write_knobs(scenario.knobs)
         engine = Watched(scenario, page)
-        with engine.clock.installed(), mock.patch.object(scheduler_module, "share_out", engine.watch_share):
+        with (
+            engine.clock.installed(),
+            mock.patch.object(scheduler_module, "share_out", engine.watch_share),
+            mock.patch.object(scheduler_module, "measure_demand", engine.watch_demand),
+        ):
             engine.play()
     finally:
         page.remove()

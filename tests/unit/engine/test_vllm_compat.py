@@ -10,6 +10,7 @@ import pytest
 import vllm
 
 from conserve.engine import vllm_compat
+from conserve.engine.testing.scheduling import EngineSize, FakeEngine, VirtualClock, make_config, make_scheduler
 
 
 def test_version_is_a_tested_one() -> None:
@@ -83,3 +84,21 @@ def test_busy_waiting_can_be_limited_and_no_message_waits_for_a_lost_call() -> N
 def test_executor_calls_our_hook() -> None:
     names = vllm_compat.MultiprocExecutor._init_executor.__code__.co_names
     assert "_post_init_executor" in names, "vLLM's MultiprocExecutor does not call _post_init_executor any more"
+
+
+def test_the_scheduler_has_what_ours_relies_on() -> None:
+    clock = VirtualClock()
+    scheduler = make_scheduler("vllm", make_config(EngineSize()))
+    request = FakeEngine(scheduler, clock).add("one", [1, 2, 3], 1)
+    manager = scheduler.kv_cache_manager
+    found = {
+        "scheduler": scheduler,
+        "kv_cache_manager": manager,
+        "block_pool": manager.block_pool,
+        "coordinator": manager.coordinator,
+        "request": request,
+    }
+    assert found.keys() == vllm_compat.RELIED_ON.keys()
+    for kind, names in vllm_compat.RELIED_ON.items():
+        missing = [name for name in names if not hasattr(found[kind], name)]
+        assert not missing, f"vLLM's {kind} has no {', '.join(missing)} any more"

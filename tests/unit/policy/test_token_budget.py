@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from conserve.policy.latency import IterationShape, LatencyModel
 from conserve.policy.token_budget import (
     EFFICIENT_SHARE,
+    IDLE_S,
     SMALLEST_WAIT_SHARE,
     ArrivalGuard,
     PromptDemand,
     limit_iteration_ms,
+    limit_prompts_ms,
     size_offline_pass,
 )
 
@@ -88,33 +90,53 @@ def test_the_limit_keeps_every_objective(
         assert all(longest + rest * safety <= deadline + 1e-6 for deadline, rest in deadlines)
 
 
+def test_prompts_leave_those_who_decode_their_next_token() -> None:
+    assert limit_prompts_ms(200.0, 20.0, 1.0) == pytest.approx(200)
+    assert limit_prompts_ms(200.0, 20.0, 1.25) == pytest.approx(160)
+
+
+@pytest.mark.parametrize("token_due_in_ms", [50.0, 0.0, -300.0])
+def test_prompts_get_half_of_an_iteration_whatever_is_due(token_due_in_ms: float) -> None:
+    assert limit_prompts_ms(token_due_in_ms, 30.0, 1.0) == pytest.approx(60)
+
+
 def test_the_guard_waits_for_a_first_arrival(model: LatencyModel) -> None:
-    assert ArrivalGuard().limit_ms(1_000, model) == math.inf
+    assert ArrivalGuard().limit_ms(5.0, [1_000], model) == math.inf
 
 
 def test_the_guard_leaves_time_for_a_long_prompt_of_those_seen(model: LatencyModel) -> None:
     guard = ArrivalGuard()
-    for _ in range(94):
-        guard.observe(100)
-    for _ in range(6):
-        guard.observe(400)
+    for number in range(100):
+        guard.observe(5.0, 400 if number >= 94 else 100, 0)
     assert guard.typical_tokens == 400
     own_ms = model.predict_ms(IterationShape().add_prefill(400, 0)) * model.safety_factor()
-    assert guard.limit_ms(1_000, model) == pytest.approx(1_000 - own_ms)
-    assert guard.limit_ms(math.inf, model) == math.inf
+    assert guard.limit_ms(5.0, [1_000], model) == pytest.approx(1_000 - own_ms)
+    assert guard.limit_ms(5.0, [math.inf], model) == math.inf
 
 
-def test_the_guard_forgets_prompts_of_long_ago() -> None:
+def test_the_guard_forgets_prompts_of_long_ago(model: LatencyModel) -> None:
     guard = ArrivalGuard()
     for tokens in [900] * 200 + [50] * 128:
-        guard.observe(tokens)
+        guard.observe(5.0, tokens, 0)
     assert guard.typical_tokens == 50
+    assert guard.limit_ms(5.0 + IDLE_S - 0.1, [1_000], model) < math.inf
+    assert guard.limit_ms(5.0 + IDLE_S, [1_000], model) == math.inf
+
+
+def test_the_guard_waits_for_those_classes_that_it_has_seen(model: LatencyModel) -> None:
+    guard = ArrivalGuard()
+    guard.observe(5.0, 100, 1)
+    one = guard.limit_ms(5.0, [100, 1_000, 9_000], model)
+    guard.observe(6.0, 100, 7)
+    assert guard.limit_ms(6.0, [100, 1_000, 9_000], model) == one == guard.limit_ms(6.0, [1_000], model)
+    guard.observe(7.0, 100, 0)
+    assert guard.limit_ms(7.0, [100, 1_000, 9_000], model) < one
 
 
 def test_the_guard_always_leaves_a_share_of_the_objective(model: LatencyModel) -> None:
     guard = ArrivalGuard()
-    guard.observe(100_000)
-    assert guard.limit_ms(200, model) == SMALLEST_WAIT_SHARE * 200
+    guard.observe(5.0, 100_000, 0)
+    assert guard.limit_ms(5.0, [200], model) == SMALLEST_WAIT_SHARE * 200
 
 
 def test_a_pass_without_a_limit_is_a_full_batch(model: LatencyModel) -> None:

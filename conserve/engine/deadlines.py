@@ -1,0 +1,92 @@
+"""When the next tokens of online requests are due, and so how long an iteration may take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from conserve.engine.options import Objective
+from conserve.engine.step_meter import StepMeter
+from conserve.engine.vllm_compat import Request
+from conserve.policy.latency import IterationShape, LatencyModel
+from conserve.policy.token_budget import ArrivalGuard, PromptDemand, limit_iteration_ms, limit_prompts_ms
+
+if TYPE_CHECKING:
+    from conserve.engine.online_demand import OnlineDemand
+
+
+class Deadlines:
+    """The deadlines of one step.
+
+    Args:
+        model: The latency model.
+        meter: Knows when the iteration can begin.
+        guard: Knows what arrivals to come need.
+        objectives: Of the online classes, by priority.
+        now_s: Now, by the clock of `meter`.
+        wall_s: Now, by the clock of `Request.arrival_time`.
+    """
+
+    def __init__(
+        self,
+        model: LatencyModel,
+        meter: StepMeter,
+        guard: ArrivalGuard,
+        objectives: Sequence[Objective],
+        now_s: float,
+        wall_s: float,
+    ) -> None:
+        self.model = model
+        self._guard = guard
+        self._objectives = objectives
+        self._now_s = now_s
+        self._wall_offset_s = now_s - wall_s
+        self._start_s = meter.free_at_s(now_s)
+        # The last tokens of decoding requests came with the last outputs, or come with what is in flight.
+        self._last_tokens_s = meter.ended_s if self._start_s <= now_s else self._start_s
+
+    def limit_prompts_ms(self, decoding: Sequence[Request], shape: IterationShape) -> float:
+        """The longest predicted time of an iteration with online prompts in it; `inf` if nobody decodes beside them.
+
+        Args:
+            decoding: Online requests that decode.
+            shape: What they compute.
+        """
+        token_due_s = self._token_due_s(decoding)
+        if math.isinf(token_due_s) or not self.model.ready:
+            return math.inf
+        return limit_prompts_ms(
+            (token_due_s - self._start_s) * 1e3, self.model.predict_ms(shape), self.model.safety_factor()
+        )
+
+    def limit_ms(self, demand: OnlineDemand) -> float:
+        """The longest predicted time of an iteration with offline tokens in it; see `limit_iteration_ms`."""
+        prompts = []
+        rest = IterationShape()
+        for request, left in demand.prompts:
+            objective = self._objective(request)
+            deadline_s = self._wall_offset_s + request.arrival_time + objective.ttft_slo_ms / 1e3
+            if left:
+                rest = rest.add_prefill(left, request.num_tokens - left)
+            prompts.append(PromptDemand(deadline_s, self.model.predict_ms(rest) if rest.prefill_tokens else 0.0))
+        return limit_iteration_ms(
+            self._start_s,
+            self._token_due_s(demand.decoding),
+            prompts,
+            self._guard.limit_ms(self._now_s, [objective.ttft_slo_ms for objective in self._objectives], self.model),
+            self.model.safety_factor(),
+        )
+
+    def _token_due_s(self, decoding: Sequence[Request]) -> float:
+        """When the next token of these requests is due; `inf` if there are none."""
+        if not decoding:
+            return math.inf
+        if len(self._objectives) == 1:
+            tbt_slo_ms = self._objectives[0].tbt_slo_ms
+        else:
+            tbt_slo_ms = min(self._objective(request).tbt_slo_ms for request in decoding)
+        return self._last_tokens_s + tbt_slo_ms / 1e3
+
+    def _objective(self, request: Request) -> Objective:
+        return self._objectives[min(int(request.priority), len(self._objectives) - 1)]
