@@ -23,6 +23,7 @@ demo: setup ## the main job, end to end; DOCUMENTS=folder instead of the descrip
 	@$(VENV)/python -m loadtests.demo $(if $(DOCUMENTS),--documents "$(DOCUMENTS)")
 
 bench: setup ## stock vLLM beside ours: chat and pressure once; W=all REPEATS=3 TRACES=folder, and ARGS= for the rest
+	$(if $(filter-out all,$(W)),,@$(VENV)/python -m loadtests.scheduler_cost --out out/bench)
 	@$(VENV)/python -m loadtests.coserve $(if $(W),--workload "$(W)") $(if $(REPEATS),--repeats "$(REPEATS)") \
 		$(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 

@@ -38,7 +38,7 @@ class Ratio(_Part):
         min, max: Its interval.
         interval: Of what kind that is: `bootstrap` (95 %, requests resampled) or `repeats` (the lowest and the highest
             of the ratios repeat by repeat). Bootstrap where it is not said.
-        repeat_median: Median of the ratios repeat by repeat.
+        repeat_median, repeat_min, repeat_max: Median, lowest and highest of the ratios repeat by repeat.
     """
 
     median: float
@@ -46,6 +46,8 @@ class Ratio(_Part):
     max: float | None = None
     interval: Literal["bootstrap", "repeats"] | None = None
     repeat_median: float | None = None
+    repeat_min: float | None = None
+    repeat_max: float | None = None
 
 
 class SlowRequests(_Part):
@@ -56,6 +58,7 @@ class SlowRequests(_Part):
         ttft_ms, all_ttft_ms: Mean TTFT.
         prompt_tokens, all_prompt_tokens: Mean length of their prompts.
         online_before, all_online_before: Mean number of other online requests still unanswered when one was due.
+        iteration_wait_ms, all_iteration_wait_ms: Mean time that the iteration which was running then went on.
     """
 
     requests: int
@@ -65,6 +68,24 @@ class SlowRequests(_Part):
     all_prompt_tokens: float
     online_before: float
     all_online_before: float
+    iteration_wait_ms: float | None = None
+    all_iteration_wait_ms: float | None = None
+
+
+class SlowGaps(_Part):
+    """Gaps between tokens that were longer than the objective, by what happened in the engine meanwhile.
+
+    Attributes:
+        online_prompts: One iteration, with online prompts and no offline work.
+        offline_work: One iteration, with offline work.
+        several_iterations: More than one: the request was not in all of them.
+        outside: No such iteration: the rest passed between the engine and the reader.
+    """
+
+    online_prompts: int
+    offline_work: int
+    several_iterations: int
+    outside: int
 
 
 class Objectives(_Part):
@@ -127,8 +148,7 @@ class RunReport(_Part):
         ttft_slo_attainment: Share of online requests whose first token came in time; failed ones are not.
         tbt_slo_attainment: Share of the gaps between tokens within their objective, of answered requests.
         preemptions: Of requests, online and offline.
-        recomputed_tokens: Computed tokens that preempted requests lost and did not get back from the prefix cache; of a
-            stock engine all that they had computed.
+        recomputed_tokens: Computed tokens that preempted requests lost and did not get back from the prefix cache.
         iterations: Iterations of the engine with at least one token, in `duration_s`; `mixed_iterations` had online and
             offline requests, `offline_iterations` offline ones only.
         over_budget_iterations: Mixed iterations that took longer than their objective allowed.
@@ -138,6 +158,7 @@ class RunReport(_Part):
             iteration times, of iterations not seen before, as shares. The median over the repeats.
         peak_memory_bytes: The most of any repeat, of the engine's processes since they were started.
         slow_requests: What is known of the slowest tenth.
+        slow_gaps: What is known of the gaps above the objective.
     """
 
     repeats: int | None = None
@@ -185,6 +206,7 @@ class RunReport(_Part):
     latency_model_error_p95: float | None = None
     peak_memory_bytes: int | None = None
     slow_requests: SlowRequests | None = None
+    slow_gaps: SlowGaps | None = None
 
 
 class BatchReport(_Part):

@@ -7,15 +7,18 @@ meets both alike.
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +26,7 @@ from conserve.engine.options import Objective
 from conserve.engine.testing.scheduling import EngineSize, FakeEngine, VirtualClock, make_config, make_scheduler
 from conserve.engine.testing.worker import VOCABULARY, FakeWorker
 from conserve.policy.priority import OFFLINE_PRIORITY
+from loadtests.report import Ratio, describe_machine
 
 Kind = Literal["vllm", "conserve"]
 
@@ -31,6 +35,8 @@ OBJECTIVE = Objective(ttft_slo_ms=1_000, tbt_slo_ms=100)
 PROMPT_TOKENS = 64
 WARM_UP_STEPS = 100
 STEPS_A_TURN = 20
+MUST, GOAL = 1.3, 1.0
+"""Limits of the ratio."""
 
 
 @dataclass(frozen=True)
@@ -143,25 +149,59 @@ def measure(case: Case, repeats: int, turns: int, make_lane: Callable[[Kind, Cas
     )
 
 
+class CostReport(BaseModel):
+    """A case in the report file: medians in milliseconds per step, and their ratio by repeats."""
+
+    name: str
+    vllm_ms: float
+    conserve_ms: float
+    ratio: Ratio
+
+
 def main(
     repeats: Annotated[int, typer.Option(min=1, help="Repeats of each case.")] = 5,
     turns: Annotated[int, typer.Option(min=1, help="Turns of each scheduler in one repeat.")] = 4,
+    out: Annotated[Path | None, typer.Option(help="Folder for scheduler.json.")] = None,
 ) -> None:
     """Prints a table: milliseconds per step of both, and their ratio (median, lowest and highest of the repeats)."""
     logging.getLogger("vllm").setLevel(logging.ERROR)
-    table = Table(title="The scheduler's own time per step: schedule and update_from_output")
-    for name in ("running and waiting", "vLLM, ms", "ConServe, ms", "ratio"):
-        table.add_column(name, justify="left" if name.startswith("running") else "right")
-    for case in CASES:
-        cost = measure(case, repeats, turns)
-        ratios = cost.ratios
+    reports = [describe(case, measure(case, repeats, turns)) for case in CASES]
+    console = Console(highlight=False)
+    console.print(render(reports))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        content = {"machine": describe_machine(), "repeats": repeats, "cases": [each.model_dump() for each in reports]}
+        (out / "scheduler.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def describe(case: Case, cost: Cost) -> CostReport:
+    """A case as it is reported."""
+    ratios = cost.ratios
+    ratio = Ratio(median=statistics.median(ratios), min=min(ratios), max=max(ratios), interval="repeats")
+    return CostReport(name=case.name, vllm_ms=cost.vllm_ms, conserve_ms=cost.conserve_ms, ratio=ratio)
+
+
+def render(reports: Sequence[CostReport]) -> Table:
+    """The table that is printed."""
+    table = Table(
+        title="The scheduler's own time per step: schedule and update_from_output",
+        caption=f"Ratio: median, lowest and highest of the repeats; must be <= {MUST:g}, goal <= {GOAL:g}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("running and waiting", "vLLM, ms", "ConServe, ms", "ratio", ""):
+        table.add_column(name, justify="left" if name in ("running and waiting", "") else "right")
+    for report in reports:
+        ratio = report.ratio
+        verdict = "goal met" if ratio.median <= GOAL else "met" if ratio.median <= MUST else "missed"
         table.add_row(
-            case.name,
-            f"{cost.vllm_ms:.2f}",
-            f"{cost.conserve_ms:.2f}",
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})",
+            report.name,
+            f"{report.vllm_ms:.2f}",
+            f"{report.conserve_ms:.2f}",
+            f"{ratio.median:.2f} ({ratio.min:.2f}-{ratio.max:.2f})",
+            verdict,
         )
-    Console().print(table)
+    return table
 
 
 if __name__ == "__main__":

@@ -15,20 +15,21 @@ from conserve.engine.page import Knobs
 from loadtests.coserving import calibration, results, timing
 from loadtests.coserving.calibration import TuningTimes, find_chosen, list_batch_sizes, list_stock_sizes
 from loadtests.coserving.driver import CoServingEngine, RunError, RunPlan, make_run
-from loadtests.coserving.kept import clear_kept, keep_run, keep_workload
+from loadtests.coserving.kept import keep_run, keep_workload
 from loadtests.coserving.plan import (
     BenchOptions,
     RunSettings,
     choose_settings,
     find_objective,
     list_runs,
+    longest_s,
     order_runs,
     plan_times,
     with_objective,
 )
 from loadtests.coserving.progress import BenchProgress
 from loadtests.coserving.prompts import PromptMaker
-from loadtests.coserving.results import CalibrationPoint, OfflineRecord, OnlineRecord, RunResult, WorkloadResults
+from loadtests.coserving.results import CalibrationPoint, RunResult, WorkloadResults
 from loadtests.coserving.workloads import Workload
 from loadtests.latency import percentiles, pool
 from loadtests.trace_source import TraceSource
@@ -99,7 +100,6 @@ class WorkloadBench:
         """
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        clear_kept(self._raw)
         async with AsyncExitStack() as stack:
             for mode in ("stock", "conserve"):
                 settings = self._workload.engine.model_copy(update={"mode": mode})
@@ -173,10 +173,13 @@ class WorkloadBench:
                 window_start_s=fill_s,
                 window_s=window_s,
                 lead_s=timing.LEAD_S / 2,
+                loaded_drain_s=timing.SHORT_LOADED_DRAIN_S,
                 drain_limit_s=timing.SHORT_DRAIN_LIMIT_S,
             )
             described = _describe_knobs(asdict(knobs))
-            async with self._step(f"{name}: {described}", fill_s + window_s + timing.SHORT_DRAIN_S):
+            async with self._step(
+                f"{name}: {described}", fill_s + window_s + timing.SHORT_LOADED_DRAIN_S + timing.SHORT_DRAIN_S
+            ):
                 result = await make_run(self._engines[mode], plan)
             return _check(result)
 
@@ -186,8 +189,8 @@ class WorkloadBench:
         options, workload, rate_per_s = self._options, self._workload, self._results.online_rate_per_s
         duration_s = options.duration_s
         if duration_s is None:
-            longest_s = replace(self._times, runs=results.RUNS).longest_s(workload.pass_limit_s - passed_s)
-            duration_s = timing.choose_duration(workload.duration_s, rate_per_s, longest_s)
+            left_s = longest_s(self._times, options, passed_s)
+            duration_s = timing.choose_duration(workload.duration_s, rate_per_s, left_s)
         notes = self._results.notes
         if rate_per_s * duration_s < timing.WANTED_REQUESTS:
             notes = (
@@ -232,6 +235,7 @@ class WorkloadBench:
         window_s: float,
         repeat: int = 1,
         lead_s: float = timing.LEAD_S,
+        loaded_drain_s: float = timing.LOADED_DRAIN_S,
         drain_limit_s: float = timing.DRAIN_LIMIT_S,
     ) -> RunPlan:
         workload, rate_per_s = self._workload, self._results.online_rate_per_s
@@ -252,6 +256,7 @@ class WorkloadBench:
             online_start_s=window_start_s - lead_s,
             offline=workload.draw_offline(self._prompts, seed) if offline else None,
             offline_in_flight=workload.offline_in_flight if offline else 0,
+            loaded_drain_s=loaded_drain_s if offline else 0.0,
             drain_limit_s=drain_limit_s,
         )
 
@@ -273,11 +278,16 @@ class WorkloadBench:
 
 
 def _check(result: RunResult) -> RunResult:
-    """Refuses a run in which nothing succeeded: the engine is gone."""
-    records: list[OnlineRecord | OfflineRecord] = [*result.online, *result.offline]
-    errors = [record.error for record in records if record.error is not None]
-    if errors and len(errors) == len(records):
-        raise RunError(f"{result.run}: every request failed, the first with: {errors[0]}")
+    """Refuses a run that lost offline requests, whose rate would be lower for it, or all online ones."""
+    for kind, records, most in (
+        ("online", result.online, max(0, len(result.online) - 1)),
+        ("offline", result.offline, 0),
+    ):
+        errors = [record.error for record in records if record.error is not None]
+        if len(errors) > most:
+            raise RunError(
+                f"{result.run}: {len(errors)} of {len(records)} {kind} requests failed, the first with: {errors[0]}"
+            )
     return result
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from conserve.config import EngineSettings
 from conserve.engine.page import Knobs
-from loadtests.coserving.results import CalibrationPoint, RunResult, TokenRates
+from loadtests.coserving.results import CalibrationPoint, RunResult, pool_rates
 from loadtests.latency import percentiles, pool
 
 BATCHED_TOKENS: Final = (128, 256, 512, 2_048)
@@ -115,31 +115,17 @@ def summarize(mode: str, knobs: Knobs, results: Sequence[RunResult]) -> Calibrat
     window_s = sum(result.window_s for result in results)
     ttft = percentiles(pool(group for result in results for group in result.ttft_groups))
     tbt = percentiles(pool(group for result in results for group in result.tbt_groups))
+    # One that was given up has waited longer than all others.
+    is_complete = all(record.error is None for result in results for record in result.measured_online)
     return CalibrationPoint(
         mode=mode,
         knobs={name: value for name, value in asdict(knobs).items() if value and math.isfinite(value)},
         window_s=window_s,
         online_requests=sum(len(result.measured_online) for result in results),
         ttft_p50_ms=ttft.p50 if ttft else None,
-        ttft_p99_ms=ttft.p99 if ttft else None,
+        ttft_p99_ms=ttft.p99 if ttft and is_complete else None,
         tbt_p99_ms=tbt.p99 if tbt else None,
-        offline=_measure_offline(results),
-    )
-
-
-def _measure_offline(results: Sequence[RunResult]) -> TokenRates:
-    """Offline tokens a second as the scheduler counts them, else as they are recorded.
-
-    A record counts a long prompt as a whole when it is computed; in some seconds that is too coarse.
-    """
-    window_s = sum(result.window_s for result in results)
-    counters = [result.counters for result in results]
-    if any(each.offline_prefill_tokens for each in counters):
-        prompt = sum(each.offline_prefill_tokens - each.recomputed_tokens for each in counters)
-        return TokenRates(prompt / window_s, sum(each.offline_decode_tokens for each in counters) / window_s)
-    return TokenRates(
-        sum(result.offline_rates.prompt_per_s * result.window_s for result in results) / window_s,
-        sum(result.offline_rates.output_per_s * result.window_s for result in results) / window_s,
+        offline=pool_rates(results, lambda result: result.offline_rates),
     )
 
 

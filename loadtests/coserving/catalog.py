@@ -8,10 +8,6 @@ from typing import Final
 from conserve.config import EngineSettings
 from loadtests.coserving.workloads import OfflineShape, Size, Workload
 
-QUICK_PASS_S: Final = 1_170.0
-"""Chat and pressure together take no more than 40 minutes, reports included."""
-SLOW_PASS_S: Final = 1_800.0
-
 _CPU_ENGINE: Final = EngineSettings(
     device="cpu", max_model_len=2_048, max_num_seqs=16, max_num_batched_tokens=2_048, kv_cache_gib=1.0
 )
@@ -31,9 +27,9 @@ _CHAT_CPU: Final = Workload(
     online_share=0.3,
     offline=_CPU_SUMMARIES,
     offline_in_flight=32,
+    decoding_share=0.4,
     fill_s=10.0,
     length_scale=0.125,
-    pass_limit_s=QUICK_PASS_S,
 )
 _CHAT_GPU: Final = replace(
     _CHAT_CPU, size="gpu", engine=_GPU_ENGINE, offline=_GPU_SUMMARIES, offline_in_flight=256, length_scale=1.0
@@ -42,24 +38,25 @@ _CHAT_GPU: Final = replace(
 
 def _make_bursty(chat: Workload) -> Workload:
     """Code completion comes in bursts, with longer prompts and short outputs."""
-    return replace(chat, name="bursty", kind="code", online_share=0.2, pass_limit_s=SLOW_PASS_S)
+    return replace(chat, name="bursty", kind="code", online_share=0.2)
 
 
 def _make_tide(chat: Workload) -> Workload:
     """A day in one run: 6 to 60 % of what the engine can serve, 33 % on average."""
-    return replace(chat, name="tide", online_share=0.33, tide_ratio=10.0, pass_limit_s=SLOW_PASS_S)
+    return replace(chat, name="tide", online_share=0.33, tide_ratio=10.0)
 
 
 def _make_pressure(chat: Workload, engine: EngineSettings, offline: OfflineShape) -> Workload:
-    """Offline work takes all sequence slots and nearly all KV blocks, and bursts of conversations come on top."""
+    """Data generation holds all sequence slots and nearly all KV blocks for long; bursts of conversations on top."""
     return replace(
         chat,
         name="pressure",
         engine=engine,
+        online_share=0.2,
         offline=offline,
         offline_in_flight=2 * engine.max_num_seqs,
-        fill_s=16.0,
-        burst_cv=3.0,
+        decoding_share=1.0,
+        burst_cv=2.0,
     )
 
 
@@ -78,13 +75,13 @@ _ALL: Final = (
     _make_tide(_CHAT_GPU),
     _make_pressure(
         _CHAT_CPU,
-        _CPU_ENGINE.model_copy(update={"max_num_seqs": 8, "kv_cache_gib": 0.25}),  # 11,600 tokens
-        OfflineShape(prompt_tokens=(1_100, 1_300), output_tokens=(64, 128)),
+        _CPU_ENGINE.model_copy(update={"max_num_seqs": 8, "kv_cache_gib": 0.15}),  # 7,000 tokens
+        OfflineShape(prompt_tokens=(300, 500), output_tokens=(512, 768)),
     ),
     _make_pressure(
         _CHAT_GPU,
         _GPU_ENGINE.model_copy(update={"max_num_seqs": 16, "extra_args": {"num_gpu_blocks_override": 6_000}}),
-        OfflineShape(prompt_tokens=(4_500, 6_500), output_tokens=(128, 256)),
+        OfflineShape(prompt_tokens=(4_000, 5_000), output_tokens=(1_024, 1_536)),
     ),
     _make_prefix(
         _CHAT_CPU,

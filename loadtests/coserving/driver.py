@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Final, Protocol
 
+from conserve.engine.iteration_log import Iteration
 from conserve.engine.options import Objective
 from conserve.engine.page import Counters, Knobs
 from loadtests.coserving.results import OfflineRecord, OnlineRecord, OutputEvent, RunResult
@@ -38,6 +39,9 @@ class CoServingEngine(Protocol):
     def counters(self) -> Counters:
         """What the scheduler has done since it started."""
 
+    def iterations(self, since_s: float) -> list[Iteration]:
+        """Those that ended after `since_s`, by the clock of the event loop; none if the engine keeps no log."""
+
     async def reset_prefix_cache(self) -> None:
         """Forgets cached prefixes; raises RuntimeError while requests run."""
 
@@ -57,7 +61,8 @@ class RunPlan:
         online_start_s: When the online arrivals begin. Those before `window_start_s` are not measured.
         offline: Endless offline requests; None for a run without.
         offline_in_flight: Offline requests in the engine at any time.
-        drain_limit_s: Online requests not answered so long after the window are given up, and count as errors.
+        loaded_drain_s: Offline work goes on for so long after the window, or until the last online answer.
+        drain_limit_s: Online requests not answered so long after that are given up, and count as errors.
     """
 
     run: str
@@ -73,6 +78,7 @@ class RunPlan:
     online_start_s: float = 0.0
     offline: Iterator[BenchRequest] | None = None
     offline_in_flight: int = 0
+    loaded_drain_s: float = 0.0
     drain_limit_s: float = 60.0
 
 
@@ -100,6 +106,9 @@ async def _prepare(engine: CoServingEngine, knobs: Knobs) -> None:
         except (RuntimeError, TimeoutError) as error:
             if loop.time() >= deadline_s:
                 raise RunError(f"the engine is not idle {RELEASE_LIMIT_S:g} s after the last run: {error}") from error
+        # Whatever an engine raises that is gone, the benchmark cannot go on.
+        except Exception as error:
+            raise RunError(f"the engine failed: {type(error).__name__}: {error}") from error
         await asyncio.sleep(_RETRY_S)
 
 
@@ -121,8 +130,9 @@ class _Run:
             before = self._engine.counters()
             await self._sleep_until(plan.window_end_s)
             after = self._engine.counters()
-            # The last online requests are answered without offline work beside them. That can only flatter runs in
-            # which offline work makes them slow.
+            # Offline work goes on beside the last online requests, which are measured, too. A long answer may be slow
+            # beside it; what is left of that then is not worth the wait.
+            await asyncio.wait([arrivals], timeout=plan.loaded_drain_s)
             await _cancel(lanes)
             await asyncio.wait([arrivals], timeout=plan.drain_limit_s)
         finally:
@@ -140,6 +150,7 @@ class _Run:
             counters_before=before,
             counters_after=after,
             peak_memory_bytes=self._engine.peak_memory_bytes(),
+            iterations=tuple(self._list_iterations()),
             knobs={name: value for name, value in asdict(plan.knobs).items() if value and isfinite(value)},
             objective=plan.objective,
         )
@@ -205,6 +216,11 @@ class _Run:
             return f"{type(failure).__name__}: {failure}"
         received = sum(event.tokens for event in events)
         return None if received == request.output_tokens else f"{received} of {request.output_tokens} tokens came"
+
+    def _list_iterations(self) -> Iterator[Iteration]:
+        for iteration in self._engine.iterations(self._start_s):
+            start_s, end_s = iteration.start_s - self._start_s, iteration.end_s - self._start_s
+            yield iteration._replace(start_s=start_s, end_s=end_s)
 
     def _now_s(self) -> float:
         return self._loop.time() - self._start_s

@@ -10,7 +10,7 @@ from typing import Literal
 from loadtests.coserving.results import CEILING, CONSERVE, ONLINE_ONLY
 from loadtests.report import Ratio, Report, RunReport
 
-Subject = Literal["ttft", "tbt", "offline", "model"]
+Subject = Literal["errors", "ttft", "tbt", "offline", "model"]
 Verdict = Literal["goal met", "met", "missed", "not measured"]
 
 
@@ -91,6 +91,8 @@ def _list_figures(report: Report) -> Iterator[Figure]:
                 must, goal_of_kind = Bound(">= 2.35", 2.35), _ceiling_of(report, kind)
                 yield ratio(f"{label} / online-only", "offline", must, goal_of_kind, f"{kind}_vs_online_only")
     run = report.runs.get(CONSERVE, RunReport())
+    errors = Ratio(median=run.online_errors) if run.online_errors is not None else None
+    yield Figure("Online errors", "errors", Bound("<= 0", 0), None, errors)
     for label, must, goal, error in (
         ("median", Bound("<= 8 %", 8), Bound("<= 4 %", 4), run.latency_model_error),
         ("p95", Bound("<= 25 %", 25), Bound("<= 10 %", 10), run.latency_model_error_p95),

@@ -37,6 +37,11 @@ def clear_kept(folder: Path) -> None:
         path.unlink()
 
 
+def is_kept(folder: Path) -> bool:
+    """Whether `folder` holds a workload."""
+    return (folder / _HEADER).is_file()
+
+
 def read_kept(folder: Path) -> WorkloadResults:
     """Reads a workload with all the runs that were kept, however the benchmark ended.
 

@@ -32,9 +32,13 @@ def _explain_ttft(report: Report) -> list[str]:
                 f"{slow.all_prompt_tokens:,.0f}) and came while {slow.online_before:.1f} other online requests were "
                 f"unanswered (all: {slow.all_online_before:.1f})."
             )
+            if slow.iteration_wait_ms is not None and slow.all_iteration_wait_ms is not None:
+                lines.append(
+                    f"{name}: of that, {slow.iteration_wait_ms:,.0f} ms passed until the iteration ended that was "
+                    f"running when they came (all: {slow.all_iteration_wait_ms:,.0f})."
+                )
     if run.send_lag_ms is not None:
         lines.append(f"The client itself sent them late by {run.send_lag_ms.p99:,.1f} ms (p99), which is in TTFT.")
-    lines.append("How much of TTFT passes before a request's first iteration is not recorded.")
     return lines + _explain_preemptions(run)
 
 
@@ -52,6 +56,13 @@ def _explain_tbt(report: Report) -> list[str]:
             f"{mixed:,} of {run.iterations:,} iterations ({_percent(mixed / run.iterations)}) had online and offline "
             f"requests; {run.over_budget_iterations:,} of these ({_share(run.over_budget_iterations, mixed)}) took "
             "longer than their objective allowed."
+        )
+    if run.slow_gaps is not None:
+        slow = run.slow_gaps
+        lines.append(
+            f"Gaps above the objective: {slow.online_prompts:,} in an iteration with online prompts alone, "
+            f"{slow.offline_work:,} in one with offline work, {slow.several_iterations:,} over several iterations, "
+            f"{slow.outside:,} outside of the engine."
         )
     return lines + _explain_model(report) + _explain_scheduling(report) + _explain_preemptions(run)
 
@@ -138,7 +149,13 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def _explain_errors(report: Report) -> list[str]:
+    counts = [f"{name} {run.online_errors:,}" for name, run in report.runs.items() if run.online_errors is not None]
+    return [f"Online requests that failed or were given up: {', '.join(counts)}."]
+
+
 _EXPLAIN: dict[Subject, Callable[[Report], list[str]]] = {
+    "errors": _explain_errors,
     "ttft": _explain_ttft,
     "tbt": _explain_tbt,
     "offline": _explain_offline,

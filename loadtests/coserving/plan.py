@@ -24,13 +24,18 @@ ABLATIONS: Final = {
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to run; see `loadtests.coserve.main` and `WorkloadResults`."""
+    """What to run; see `loadtests.coserve.main` and `WorkloadResults`.
+
+    Attributes:
+        pass_limit_s: Engines, calibration and one repeat of the six runs take no longer; windows are cut to fit.
+    """
 
     machine: str
     model: str
     repeats: int = 1
     tightness: float = 1.25
     duration_s: float | None = None
+    pass_limit_s: float | None = None
     ablations: tuple[str, ...] = ()
     frontier: bool = False
     seed: int = 1
@@ -67,8 +72,14 @@ def estimate_s(workload: Workload, options: BenchOptions) -> float:
     """Seconds that a workload takes at most, before anything about it is known."""
     times = plan_times(workload, options)
     before_s = 2 * timing.START_S + times.calibration_s(TuningTimes(8.0, 24.0), calibration.FINALISTS)
-    longest_s = replace(times, runs=results.RUNS).longest_s(workload.pass_limit_s - before_s)
-    return before_s + times.runs_s(options.duration_s or max(timing.SHORTEST_S, longest_s))
+    return before_s + times.runs_s(options.duration_s or max(timing.SHORTEST_S, longest_s(times, options, before_s)))
+
+
+def longest_s(times: PassTimes, options: BenchOptions, passed_s: float) -> float:
+    """The longest window there is time for when `passed_s` of the time are gone."""
+    if options.pass_limit_s is None:
+        return timing.LONGEST_S
+    return replace(times, runs=results.RUNS).longest_s(options.pass_limit_s - passed_s)
 
 
 @dataclass(frozen=True)

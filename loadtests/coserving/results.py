@@ -8,11 +8,12 @@ Latencies are those of the online requests that were due within the window, when
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
+from conserve.engine.iteration_log import Iteration
 from conserve.engine.options import Objective
 from conserve.engine.page import Counters
 
@@ -95,7 +96,7 @@ class OfflineRecord:
 
 @dataclass(frozen=True)
 class TokenRates:
-    """Tokens a second. A prompt counts as a whole when its first token comes, an output token when it comes."""
+    """Tokens a second, each counted once."""
 
     prompt_per_s: float
     output_per_s: float
@@ -123,6 +124,7 @@ class RunResult:
         peak_memory_bytes: Of the engine's processes since they were started.
         knobs: Settings changed for this run, by name of `conserve.engine.page.Knobs`; without infinite ones.
         objective: What the scheduler was told to keep; None without objectives, as in stock runs and the ceiling.
+        iterations: Of our engine, with times of the run.
     """
 
     run: str
@@ -139,6 +141,7 @@ class RunResult:
     peak_memory_bytes: int
     knobs: dict[str, float] = field(default_factory=dict)
     objective: Objective | None = None
+    iterations: tuple[Iteration, ...] = ()
 
     @property
     def window_s(self) -> float:
@@ -163,12 +166,19 @@ class RunResult:
 
     @property
     def offline_rates(self) -> TokenRates:
-        """Offline tokens a second over the window."""
-        return self._rates(self.offline)
+        """Offline tokens a second over the window.
+
+        Those of prompts as the scheduler counts them, iteration by iteration, found in the prefix cache or computed for
+        the first time: in a window there are few prompts, and one more or less at its ends would be a large part.
+        """
+        rates, counters = self._rates(self.offline), self.counters
+        prompt = counters.offline_prefill_tokens + counters.offline_cached_tokens - counters.offline_recomputed_tokens
+        # From the end of an iteration to the end of another: a part of one cannot be counted.
+        return TokenRates(max(0.0, prompt) / (counters.counted_until_s or self.window_s), rates.output_per_s)
 
     @property
     def online_rates(self) -> TokenRates:
-        """Online tokens a second over the window."""
+        """Online tokens a second over the window; a prompt counts as a whole when its first token comes."""
         return self._rates(self.online)
 
     @property
@@ -198,6 +208,16 @@ class RunResult:
                 prompt += record.prompt_tokens
             output += sum(event.tokens for event in record.events if self._holds(event.at_s))
         return TokenRates(prompt / self.window_s, output / self.window_s)
+
+
+def pool_rates(repeats: Iterable[RunResult], rates: Callable[[RunResult], TokenRates]) -> TokenRates:
+    """Tokens of all windows over the seconds of all windows."""
+    weighted = [(rates(result), result.window_s) for result in repeats]
+    window_s = sum(seconds for _, seconds in weighted)
+    return TokenRates(
+        prompt_per_s=sum(rate.prompt_per_s * seconds for rate, seconds in weighted) / window_s,
+        output_per_s=sum(rate.output_per_s * seconds for rate, seconds in weighted) / window_s,
+    )
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,9 @@ from loadtests.coserving.results import (
     RunResult,
     TokenRates,
     WorkloadResults,
+    pool_rates,
 )
+from loadtests.coserving.slow_gaps import explain_gaps, find_iteration_wait_ms
 from loadtests.coserving.table import print_workload
 from loadtests.latency import percentile_ratio, percentiles, pool
 from loadtests.report import (
@@ -126,16 +128,6 @@ def describe_run(repeats: Sequence[RunResult], objective: Objective | None) -> R
     return RunReport.model_validate(figures)
 
 
-def pool_rates(repeats: Iterable[RunResult], rates: Callable[[RunResult], TokenRates]) -> TokenRates:
-    """Tokens of all windows over the seconds of all windows."""
-    weighted = [(rates(result), result.window_s) for result in repeats]
-    window_s = sum(seconds for _, seconds in weighted)
-    return TokenRates(
-        prompt_per_s=sum(rate.prompt_per_s * seconds for rate, seconds in weighted) / window_s,
-        output_per_s=sum(rate.output_per_s * seconds for rate, seconds in weighted) / window_s,
-    )
-
-
 def compare_runs(results: WorkloadResults) -> dict[str, Ratio]:
     """The ratios of `conserve` to the other runs, as far as both were made."""
     ratios: dict[str, Ratio] = {}
@@ -145,7 +137,10 @@ def compare_runs(results: WorkloadResults) -> dict[str, Ratio]:
             for percentile in at:
                 ratio = percentile_ratio(groups_of(ours), groups_of(theirs), percentile)
                 if ratio is not None:
-                    ratios[f"{latency}_p{percentile}_vs_{name}"] = ratio.model_copy(update={"interval": "bootstrap"})
+                    by_repeat = _compare_repeats(ours, theirs, groups_of, percentile)
+                    ratios[f"{latency}_p{percentile}_vs_{name}"] = ratio.model_copy(
+                        update={"interval": "bootstrap", **_describe_repeats(by_repeat)}
+                    )
     for name, run, rate in _RATE_RATIOS:
         ratio = _compare_rates(*_pair(results, run), rate, scale=100.0 if "percent" in name else 1.0)
         if ratio is not None:
@@ -174,7 +169,26 @@ def _compare_rates(
     if len(by_repeat) < 2:
         return Ratio(median=value)
     low, high = min(by_repeat), max(by_repeat)
-    return Ratio(median=value, min=low, max=high, interval="repeats", repeat_median=median(by_repeat))
+    return Ratio(median=value, min=low, max=high, interval="repeats", **_describe_repeats(by_repeat))
+
+
+def _compare_repeats(
+    ours: Iterable[RunResult],
+    theirs: Iterable[RunResult],
+    groups_of: Callable[[Iterable[RunResult]], list[list[float]]],
+    at: int,
+) -> list[float]:
+    pairs = [
+        (percentiles(pool(groups_of([mine]))), percentiles(pool(groups_of([other]))))
+        for mine, other in zip(ours, theirs, strict=True)
+    ]
+    return [getattr(mine, f"p{at}") / getattr(other, f"p{at}") for mine, other in pairs if mine and other]
+
+
+def _describe_repeats(ratios: Sequence[float]) -> dict[str, float]:
+    if len(ratios) < 2:
+        return {}
+    return {"repeat_median": median(ratios), "repeat_min": min(ratios), "repeat_max": max(ratios)}
 
 
 def _ttft_groups(repeats: Iterable[RunResult]) -> list[list[float]]:
@@ -220,6 +234,7 @@ def _describe_online(repeats: Sequence[RunResult], objective: Objective | None) 
     figures |= {"slo_attainment": fmean(kept), "ttft_slo_attainment": fmean(in_time)}
     if gaps_ms:
         figures["tbt_slo_attainment"] = fmean(gap <= objective.tbt_slo_ms for gap in gaps_ms)
+        figures["slow_gaps"] = explain_gaps(repeats, objective.tbt_slo_ms)
     return figures
 
 
@@ -228,18 +243,20 @@ def _starts_in_time(record: OnlineRecord, objective: Objective) -> bool:
 
 
 def _describe_slow(repeats: Sequence[RunResult]) -> SlowRequests | None:
-    rows: list[tuple[float, int, int]] = []
+    rows: list[tuple[float, int, int, float]] = []
     for result in repeats:
         due_s = np.array([record.intended_s for record in result.online])
         ended_s = np.array([record.ended_s for record in result.online])
         for record in result.measured_online:
             if record.error is None and record.ttft_ms is not None:
                 unanswered = int(np.sum((due_s < record.intended_s) & (ended_s > record.intended_s)))
-                rows.append((record.ttft_ms, record.prompt_tokens, unanswered))
+                wait_ms = find_iteration_wait_ms(result, record.intended_s)
+                rows.append((record.ttft_ms, record.prompt_tokens, unanswered, wait_ms))
     if not rows:
         return None
+    is_logged = any(result.iterations for result in repeats)
     slow = sorted(rows, reverse=True)[: math.ceil(SLOW_SHARE * len(rows))]
-    (ttft_ms, prompt_tokens, before), (all_ttft_ms, all_prompt_tokens, all_before) = (
+    (ttft_ms, prompt_tokens, before, wait_ms), (all_ttft_ms, all_prompt_tokens, all_before, all_wait_ms) = (
         [fmean(column) for column in zip(*some, strict=True)] for some in (slow, rows)
     )
     return SlowRequests(
@@ -250,6 +267,8 @@ def _describe_slow(repeats: Sequence[RunResult]) -> SlowRequests | None:
         all_prompt_tokens=all_prompt_tokens,
         online_before=before,
         all_online_before=all_before,
+        iteration_wait_ms=wait_ms if is_logged else None,
+        all_iteration_wait_ms=all_wait_ms if is_logged else None,
     )
 
 
@@ -265,7 +284,7 @@ def _describe_counters(repeats: Sequence[RunResult]) -> dict[str, object]:
         "preemptions": _count(counters, "online_preemptions", "offline_preemptions"),
         "online_preemptions": _count(counters, "online_preemptions"),
         "offline_preemptions": _count(counters, "offline_preemptions"),
-        "recomputed_tokens": _count(counters, "recomputed_tokens"),
+        "recomputed_tokens": _count(counters, "offline_recomputed_tokens", "online_recomputed_tokens"),
         "schedule_s": sum(each.schedule_s for each in counters),
     }
     if scheduled := _count(counters, "offline_prefill_tokens", "offline_decode_tokens"):

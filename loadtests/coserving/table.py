@@ -17,7 +17,13 @@ from loadtests.report import Percentiles, Ratio, Report, RunReport
 
 UNKNOWN = "-"
 _STYLES = {"goal met": "bold green", "met": "green", "missed": "bold red", "not measured": "dim"}
-_SUBJECTS: dict[Subject, str] = {"ttft": "TTFT", "tbt": "TBT", "offline": "Offline work", "model": "Latency model"}
+_SUBJECTS: dict[Subject, str] = {
+    "errors": "Errors",
+    "ttft": "TTFT",
+    "tbt": "TBT",
+    "offline": "Offline work",
+    "model": "Latency model",
+}
 
 
 def print_workload(console: Console, report: Report) -> None:
@@ -63,7 +69,7 @@ def render_figures(figures: Iterable[Figure]) -> RenderableType:
     """One row a figure, with its verdict."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("Figure", no_wrap=True)
-    for column in ("must", "goal", "measured", "interval", "repeats' median"):
+    for column in ("must", "goal", "measured", "interval", "repeat by repeat"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     unsure = False
@@ -158,7 +164,10 @@ def _format_ratio(ratio: Ratio | None) -> tuple[str, str, str]:
         if ratio.min is not None and ratio.max is not None
         else ""
     )
-    repeats = _format_number(ratio.repeat_median) if ratio.repeat_median is not None else ""
+    repeats = ""
+    if ratio.repeat_median is not None and ratio.repeat_min is not None and ratio.repeat_max is not None:
+        spread = f"{_format_number(ratio.repeat_min)} to {_format_number(ratio.repeat_max)}"
+        repeats = f"{_format_number(ratio.repeat_median)} ({spread})"
     return _format_number(ratio.median), interval, repeats
 
 

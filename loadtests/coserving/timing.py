@@ -12,18 +12,22 @@ START_S: Final = 50.0
 """Of one engine."""
 CAPACITY_FILL_S: Final = 5.0
 CAPACITY_WINDOW_S: Final = 15.0
-SHORT_FILL_S: Final = 4.0
+SHORT_FILL_S: Final = 7.0
 CEILING_WINDOW_S: Final = 12.0
 FRONTIER_WINDOW_S: Final = 30.0
 LEAD_S: Final = 4.0
 """Online requests come for so long before they are measured; in short runs for half of it."""
+LOADED_DRAIN_S: Final = 10.0
+SHORT_LOADED_DRAIN_S: Final = 3.0
+"""Offline work goes on for so long after a window, beside the last online requests."""
 DRAIN_S: Final = 5.0
-"""What ends and begins a run usually takes; `DRAIN_LIMIT_S` at most."""
+"""What then ends and begins a run usually takes; `DRAIN_LIMIT_S` at most."""
 SHORT_DRAIN_S: Final = 2.0
 DRAIN_LIMIT_S: Final = 60.0
 SHORT_DRAIN_LIMIT_S: Final = 15.0
 WANTED_REQUESTS: Final = 100
 SHORTEST_S: Final = 10.0
+LONGEST_S: Final = 240.0
 OFFLINE_ONLY_SHARE: Final = 0.5
 """Length of `offline-only`, which measures a rate alone, as a share of the others'."""
 
@@ -48,7 +52,7 @@ class PassTimes:
 
     def calibration_s(self, tuning: TuningTimes, finalists: int) -> float:
         """Capacity, tuning and ceiling sizes."""
-        around_s = SHORT_FILL_S + SHORT_DRAIN_S
+        around_s = SHORT_FILL_S + SHORT_LOADED_DRAIN_S + SHORT_DRAIN_S
         return (
             CAPACITY_FILL_S
             + CAPACITY_WINDOW_S
@@ -59,7 +63,8 @@ class PassTimes:
 
     def run_s(self, run: str, duration_s: float) -> float:
         """One run."""
-        return self.window_start_s(run) + window_s(run, duration_s) + DRAIN_S
+        loaded_s = 0.0 if run in (ONLINE_ONLY, OFFLINE_ONLY) else LOADED_DRAIN_S
+        return self.window_start_s(run) + window_s(run, duration_s) + loaded_s + DRAIN_S
 
     def window_start_s(self, run: str) -> float:
         """When a run's window begins: without offline work there is nothing to fill."""
@@ -67,7 +72,7 @@ class PassTimes:
 
     def runs_s(self, duration_s: float) -> float:
         """All repeats of all runs, and the frontier."""
-        frontier_s = self.frontier_points * (self.fill_s + FRONTIER_WINDOW_S + DRAIN_S)
+        frontier_s = self.frontier_points * (self.fill_s + FRONTIER_WINDOW_S + SHORT_LOADED_DRAIN_S + DRAIN_S)
         return self.repeats * sum(self.run_s(run, duration_s) for run in self.runs) + frontier_s
 
     def longest_s(self, left_s: float) -> float:

@@ -19,7 +19,9 @@ from loadtests.traces import TraceRequest, scale_lengths, scale_time
 
 Size = Literal["cpu", "gpu"]
 FIRST_PROMPT_SHARE: Final = 0.25
-"""Length of the prompts that fill the engine at the start, as a share: it is full sooner."""
+"""Length of the prompts that the engine begins with, as a share: it is at its usual work sooner."""
+SATURATING_REQUESTS: Final = 200
+"""Requests of a trace that the capacity is measured with, over and over."""
 _TIDE_STEPS: Final = 1_000
 
 
@@ -58,9 +60,9 @@ class Workload:
         online_share: Mean online load as a share of what the stock engine can serve.
         offline: The backlog.
         offline_in_flight: Offline requests in the engine at any time, running or waiting.
+        decoding_share: Of the sequences that the engine runs, those whose prompt is computed, at any time on average.
         fill_s: Seconds of offline work before anything is measured.
         length_scale: Lengths of the trace are multiplied by this.
-        pass_limit_s: Engines, calibration and one repeat of the six runs take no longer; windows are cut to fit.
         burst_cv: Online arrivals come in bursts of this variation of their gaps, in place of the trace's arrivals.
         tide_ratio: The online rate goes once from low to high and back, this many times as high.
         duration_s: Length of a run's measured window, if it gives enough online requests.
@@ -73,9 +75,9 @@ class Workload:
     online_share: float
     offline: OfflineShape
     offline_in_flight: int
+    decoding_share: float
     fill_s: float
     length_scale: float
-    pass_limit_s: float
     burst_cv: float | None = None
     tide_ratio: float | None = None
     duration_s: float = 120.0
@@ -92,7 +94,7 @@ class Workload:
         if self.burst_cv is not None:
             bursts = arrivals.gamma(rate_per_s, self.burst_cv, seed)
             window = [replace(request, arrival_s=at_s) for request, at_s in zip(window, bursts, strict=False)]
-        window = scale_time(window, rate_per_s)
+        window = _turn(scale_time(window, rate_per_s), np.random.default_rng([seed, 4]))
         if self.tide_ratio is not None:
             window = _bend(window, duration_s, self.tide_ratio)
         generator = np.random.default_rng([seed, 1])
@@ -104,8 +106,8 @@ class Workload:
     def draw_offline(self, prompts: PromptMaker, seed: int) -> Iterator[BenchRequest]:
         """Endless offline requests.
 
-        The first ones, as many as the engine runs at a time, have short prompts and outputs of every length up to their
-        own: as in an engine that has been at work for long, they do not end together.
+        The first ones, as many as usually decode, have short prompts and outputs of every length up to their own: the
+        engine soon is as one that has been at work for long, with some that decode and do not end together.
         """
         generator = np.random.default_rng([seed, 2])
         shape, started = self.offline, 0
@@ -114,7 +116,7 @@ class Workload:
                 prompt_tokens = int(generator.integers(*shape.prompt_tokens, endpoint=True))
                 output_tokens = int(generator.integers(*shape.output_tokens, endpoint=True))
                 prefix = prompts.make_shared(seed, int(group), shape.prefix_tokens) if shape.groups else ()
-                if started < self.engine.max_num_seqs:
+                if started < round(self.decoding_share * self.engine.max_num_seqs):
                     started += 1
                     prompt_tokens = max(1, round(prompt_tokens * FIRST_PROMPT_SHARE))
                     output_tokens = int(generator.integers(1, output_tokens, endpoint=True))
@@ -127,7 +129,7 @@ class Workload:
             TraceError: there is no trace for them.
         """
         generator = np.random.default_rng([seed, 3])
-        window = scale_lengths(source.draw(self.kind, 1_000, seed), self.length_scale)
+        window = scale_lengths(source.draw(self.kind, SATURATING_REQUESTS, seed), self.length_scale)
         while True:
             for request in window:
                 yield self._make_online(request, prompts, generator)
@@ -140,6 +142,17 @@ class Workload:
         prompt_tokens = min(request.prompt_tokens, limit - output_tokens)
         prompt = prompts.make_chained(generator, prompt_tokens, request.prefix_ids, self.length_scale)
         return BenchRequest(prompt, output_tokens, request.arrival_s)
+
+
+def _turn(window: list[TraceRequest], generator: np.random.Generator) -> list[TraceRequest]:
+    """Begins at another time, and comes to what lies before it last.
+
+    The last request would else always be due just when the arrivals end: where they come in bursts, in one.
+    """
+    end_s = window[-1].arrival_s
+    begin_s = float(generator.uniform(0.0, end_s))
+    later = [replace(request, arrival_s=(request.arrival_s - begin_s) % end_s) for request in window]
+    return sorted(later, key=lambda request: request.arrival_s)
 
 
 def _bend(window: list[TraceRequest], duration_s: float, ratio: float) -> list[TraceRequest]:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from conserve.config import EngineSettings
+from conserve.engine.iteration_log import Iteration
 from conserve.engine.page import Counters, Knobs
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ class FakeEngine:
         self.most_in_flight = {True: 0, False: 0}
         self._prefill = asyncio.Lock()
         self._iterations = 0
+        self._offline_prefill_tokens = 0
 
     async def generate(
         self, prompt_token_ids: Sequence[int], max_tokens: int, *, online: bool
@@ -84,6 +86,7 @@ class FakeEngine:
             else:
                 async with self._prefill:
                     await asyncio.sleep(len(prompt_token_ids) * self.prompt_token_s * (1 + 16 / batch))
+                self._offline_prefill_tokens += len(prompt_token_ids)
             for index in range(max_tokens):
                 if index:
                     await asyncio.sleep(self.token_s)
@@ -98,7 +101,10 @@ class FakeEngine:
         self.knobs_seen.append(knobs)
 
     def counters(self) -> Counters:
-        return Counters(iterations=self._iterations)
+        return Counters(iterations=self._iterations, offline_prefill_tokens=self._offline_prefill_tokens)
+
+    def iterations(self, since_s: float) -> list[Iteration]:
+        return []
 
     async def reset_prefix_cache(self) -> None:
         if any(self.in_flight.values()):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
 from conserve.config import EngineSettings
 from conserve.engine.page import Counters, Knobs
 from loadtests.coserving.calibration import (
-    Measure,
     TuningTimes,
     find_ceiling_size,
     find_chosen,
@@ -34,7 +32,8 @@ def make_result(ttft_ms: float | None, offline_per_s: float, window_s: float = 8
     online = OnlineRecord(
         1.0, 1.0, (OutputEvent(1.0 + (ttft_ms or 0) / 1e3, 1),), prompt_tokens=5, output_tokens=1, ended_s=2.0
     )
-    offline = OfflineRecord(0.0, (OutputEvent(3.0, 1),), round(offline_per_s * window_s) - 1, 1, None)
+    prompt_tokens = round(offline_per_s * window_s) - 1
+    offline = OfflineRecord(0.0, (OutputEvent(3.0, 1),), prompt_tokens, 1, None)
     return RunResult(
         run="short",
         repeat=1,
@@ -46,7 +45,7 @@ def make_result(ttft_ms: float | None, offline_per_s: float, window_s: float = 8
         online=(online,) if ttft_ms is not None else (),
         offline=(offline,),
         counters_before=Counters(),
-        counters_after=Counters(),
+        counters_after=Counters(offline_prefill_tokens=prompt_tokens),
         peak_memory_bytes=1,
     )
 
@@ -121,19 +120,6 @@ def test_the_ceiling_takes_the_size_with_most_offline_work_and_has_no_objectives
     assert math.isinf(knobs.ttft_slo_ms)
     assert math.isinf(knobs.tbt_slo_ms)
     assert window_s == 12
-
-
-def test_what_a_scheduler_counts_is_finer_than_records() -> None:
-    async def measure(knobs: Knobs, window_s: float) -> RunResult:
-        counted = 4_000 if knobs.max_num_batched_tokens == 128 else 5_000
-        after = Counters(offline_prefill_tokens=counted, offline_decode_tokens=600, recomputed_tokens=400)
-        return replace(make_result(5.0, 500.0, window_s), counters_after=after)
-
-    measured: Measure = measure
-    points = run_virtually(find_ceiling_size([128, 256], measured, 10.0))
-    assert find_chosen(points).knobs["max_num_batched_tokens"] == 256
-    assert points[0].offline.prompt_per_s == 360
-    assert points[0].offline.output_per_s == 60
 
 
 def test_short_runs_have_some_online_requests() -> None:

@@ -40,6 +40,9 @@ def invoke(*arguments: str) -> Any:
         (["--model", "./nowhere"], "there is no folder"),
         (["--model", "owner/name"], "must be a folder"),
         (["--repeats", "0"], "--repeats"),
+        (["--workload", ""], "names none of chat"),
+        (["--tightness", "inf"], "must be a finite number"),
+        (["--duration-s", "inf"], "must be a finite number"),
     ],
 )
 def test_wrong_options_are_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -63,8 +66,15 @@ def test_what_was_kept_is_reported(tmp_path: Path) -> None:
     results = WorkloadResults("chat", "cpu", "m", "x", {}, "generated", 1, 1, 1.25, 2.0, 0.3, 0.6, 4.0)
     keep_workload(tmp_path / "raw" / "chat", results)
     keep_run(tmp_path / "raw" / "chat", run, 1)
+    broken = tmp_path / "raw" / "bursty" / "workload.json"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    (tmp_path / "raw" / "pressure").mkdir()
     result = invoke("--report-only", "--out", str(tmp_path))
-    assert result.exit_code == 0
+    assert result.exit_code == 1
+    assert "bursty/workload.json: file: Invalid JSON" in result.output.replace("\n", "")
+    broken.unlink()
+    assert invoke("--report-only", "--out", str(tmp_path)).exit_code == 0
     report = json.loads((tmp_path / "chat.json").read_text())
     assert report["runs"]["online-only"]["ttft_ms"]["p50"] == pytest.approx(500)
     assert not (tmp_path / "pressure.json").exists()
@@ -91,7 +101,7 @@ def test_the_plan_is_printed_and_failures_are_one_line(tmp_path: Path) -> None:
     code, printed = conduct(tmp_path, TraceSource(None), RunError("no [luck]"))
     assert code == 1
     assert "fake on a test" in printed
-    assert "At most 19:30 (minutes:seconds): chat 19:30" in printed
+    assert "(minutes:seconds): chat " in printed
     assert "The benchmark failed: no [luck]" in printed
 
 
@@ -105,6 +115,16 @@ def test_a_missing_trace_is_one_line(tmp_path: Path) -> None:
     code, printed = conduct(tmp_path, TraceSource(tmp_path / "missing"), RunError("not reached"))
     assert code == 1
     assert "no such trace or folder" in printed
+
+
+def test_what_an_earlier_benchmark_kept_is_removed_once_this_one_can_start(tmp_path: Path) -> None:
+    old = tmp_path / "raw" / "chat" / "001-online-only-1.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("old")
+    conduct(tmp_path, TraceSource(tmp_path / "missing"), RunError("not reached"))
+    assert old.exists()
+    conduct(tmp_path, TraceSource(None), RunError("no luck"))
+    assert not old.exists()
 
 
 def test_two_benchmarks_do_not_share_a_folder(tmp_path: Path) -> None:

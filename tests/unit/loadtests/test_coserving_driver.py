@@ -99,6 +99,17 @@ def test_online_requests_are_waited_for_after_the_window() -> None:
     assert result.online[-1].ended_s > PLAN.window_end_s
 
 
+def test_offline_work_goes_on_beside_the_last_online_requests() -> None:
+    plan = backlog(loaded_drain_s=4.0)
+    slow = run_virtually(make_run(FakeEngine(token_s=3.0), plan))
+    ends_s = [record.ended_s for record in slow.offline if record.ended_s is not None]
+    assert PLAN.window_end_s < max(record.ended_s for record in slow.online)
+    assert PLAN.window_end_s < max(ends_s) <= PLAN.window_end_s + 4.0
+    quick = run_virtually(make_run(FakeEngine(), plan))
+    last_s = max(record.ended_s for record in quick.online)
+    assert max(record.started_s for record in quick.offline) <= max(last_s, PLAN.window_end_s)
+
+
 def test_what_is_not_answered_in_time_is_an_error() -> None:
     result = run_virtually(make_run(FakeEngine(prompt_token_s=9.0), replace(PLAN, drain_limit_s=10.0)))
     errors = [record.error for record in result.online]
@@ -153,6 +164,17 @@ def test_an_engine_that_is_not_idle_is_given_time() -> None:
     assert run_virtually(make_run(engine, PLAN)).measured_online
     failures = 10_000
     with pytest.raises(RunError, match="not idle 30 s after the last run: in use"):
+        run_virtually(make_run(engine, PLAN))
+
+
+def test_an_engine_that_is_gone_is_said_to_be() -> None:
+    engine = FakeEngine()
+
+    async def reset() -> None:
+        raise ConnectionError("process 7 has died")
+
+    engine.reset_prefix_cache = reset  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="the engine failed: ConnectionError: process 7 has died"):
         run_virtually(make_run(engine, PLAN))
 
 

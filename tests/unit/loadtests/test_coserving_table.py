@@ -134,6 +134,7 @@ def test_verdicts_follow_what_must_be_and_what_would_be_good() -> None:
         "All tok/s / online-only": "met",
         "prompt / online-only": "not measured",
         "output / online-only": "not measured",
+        "Online errors": "missed",
         "Latency model error, median, %": "met",
         "Latency model error, p95, %": "missed",
     }
@@ -217,5 +218,5 @@ def test_losses_are_told_of_what_was_missed_alone() -> None:
 
 
 def test_nothing_missed_needs_no_explanation() -> None:
-    good = OURS.model_copy(update={"latency_model_error_p95": 0.1})
+    good = OURS.model_copy(update={"latency_model_error_p95": 0.1, "online_errors": 0})
     assert "Where the time goes" not in show(REPORT.model_copy(update={"ratios": {}, "runs": {"conserve": good}}))

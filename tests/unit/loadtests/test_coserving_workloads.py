@@ -71,13 +71,22 @@ def test_the_tide_rises_and_falls_ten_to_one() -> None:
     assert counts.mean() == pytest.approx(600, rel=0.02)
 
 
+def test_the_arrivals_end_at_no_arrival() -> None:
+    """They would else end in a burst, where they come in bursts."""
+    for seed in range(5):
+        due_s = [request.due_s for request in draw(WORKLOADS["bursty", "cpu"], rate_per_s=5.0, seed=seed)]
+        assert due_s == sorted(due_s)
+        assert due_s[0] >= 0
+        assert due_s[-1] < 119.999
+
+
 def test_pressure_comes_in_bursts() -> None:
     chat, pressure = (
         np.diff([request.due_s for request in draw(WORKLOADS[name, "cpu"], rate_per_s=50)])
         for name in ("chat", "pressure")
     )
     assert np.std(chat) / np.mean(chat) < 1.4
-    assert np.std(pressure) / np.mean(pressure) > 2
+    assert np.std(pressure) / np.mean(pressure) > 1.7
 
 
 def test_pressure_fills_slots_and_blocks() -> None:
@@ -93,7 +102,7 @@ def test_pressure_fills_slots_and_blocks() -> None:
 def test_the_first_offline_requests_do_not_end_together() -> None:
     workload = WORKLOADS["chat", "cpu"]
     requests = list(itertools.islice(workload.draw_offline(PROMPTS, 1), 64))
-    first, later = requests[:16], requests[16:]
+    first, later = requests[:6], requests[6:]  # of the 16 sequences, those that usually decode
     assert max(len(request.prompt) for request in first) < min(len(request.prompt) for request in later) / 2
     assert min(request.output_tokens for request in first) < 24
     assert max(request.output_tokens for request in first) > 40

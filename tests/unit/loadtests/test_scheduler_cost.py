@@ -1,6 +1,11 @@
 from __future__ import annotations
 
-from loadtests.scheduler_cost import STEPS_A_TURN, Case, Lane, measure
+import io
+
+import pytest
+from rich.console import Console
+
+from loadtests.scheduler_cost import STEPS_A_TURN, Case, Cost, Lane, describe, measure, render
 
 TINY = Case("tiny", online=2, offline=2, waiting_online=0, waiting_offline=5, kv_blocks=600, output_tokens=8)
 
@@ -35,3 +40,12 @@ def test_the_two_take_turns_and_each_begins_as_often() -> None:
     cost = measure(TINY, repeats=1, turns=2, make_lane=Recorded)  # type: ignore[arg-type]
     assert order == ["conserve", "vllm", "vllm", "conserve"]
     assert (cost.vllm_ms, cost.conserve_ms, cost.ratios) == (2.0, 3.0, (1.5,))
+
+
+@pytest.mark.parametrize(("ratios", "verdict"), [((0.9, 1.0, 1.5), "goal met"), ((1.2,), "met"), ((1.31,), "missed")])
+def test_a_ratio_has_a_verdict(ratios: tuple[float, ...], verdict: str) -> None:
+    report = describe(TINY, Cost(2.0, 3.0, ratios))
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(render([report]))
+    row = next(line for line in console.export_text().splitlines() if "tiny" in line)
+    assert row.split("│")[-2].strip() == verdict
