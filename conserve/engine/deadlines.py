@@ -10,7 +10,14 @@ from conserve.engine.options import Objective
 from conserve.engine.step_meter import StepMeter
 from conserve.engine.vllm_compat import Request
 from conserve.policy.latency import IterationShape, LatencyModel
-from conserve.policy.token_budget import ArrivalGuard, PromptDemand, limit_iteration_ms, limit_prompts_ms
+from conserve.policy.token_budget import (
+    EFFICIENT_PROMPTS_SHARE,
+    ArrivalGuard,
+    PromptDemand,
+    limit_efficient_ms,
+    limit_iteration_ms,
+    limit_prompts_ms,
+)
 
 if TYPE_CHECKING:
     from conserve.engine.online_demand import OnlineDemand
@@ -56,12 +63,15 @@ class Deadlines:
         token_due_s = self._token_due_s(decoding)
         if math.isinf(token_due_s) or not self.model.ready:
             return math.inf
-        return limit_prompts_ms(
-            (token_due_s - self._start_s) * 1e3, self.model.predict_ms(shape), self.model.safety_factor()
-        )
+        available_ms = (token_due_s - self._start_s) * 1e3 / self.model.safety_factor()
+        efficient_ms = limit_efficient_ms(self.model, EFFICIENT_PROMPTS_SHARE)
+        return limit_prompts_ms(min(available_ms, efficient_ms), self.model.predict_ms(shape))
 
     def limit_ms(self, demand: OnlineDemand) -> float:
-        """The longest predicted time of an iteration with offline tokens in it; see `limit_iteration_ms`."""
+        """The longest predicted time of an iteration with offline tokens in it; `inf` without objectives.
+
+        See `limit_iteration_ms` and `limit_efficient_ms`.
+        """
         prompts = []
         rest = IterationShape()
         for request, left in demand.prompts:
@@ -70,13 +80,14 @@ class Deadlines:
             if left:
                 rest = rest.add_prefill(left, request.num_tokens - left)
             prompts.append(PromptDemand(deadline_s, self.model.predict_ms(rest) if rest.prefill_tokens else 0.0))
-        return limit_iteration_ms(
+        limit_ms = limit_iteration_ms(
             self._start_s,
             self._token_due_s(demand.decoding),
             prompts,
             self._guard.limit_ms(self._now_s, [objective.ttft_slo_ms for objective in self._objectives], self.model),
             self.model.safety_factor(),
         )
+        return limit_ms if math.isinf(limit_ms) else min(limit_ms, limit_efficient_ms(self.model))
 
     def _token_due_s(self, decoding: Sequence[Request]) -> float:
         """When the next token of these requests is due; `inf` if there are none."""

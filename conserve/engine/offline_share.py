@@ -182,7 +182,7 @@ class _Filling:
         backlog = self._scheduler.waiting.backlog
         holding = self._scheduler.kv_holding_waiting.backlog
         # Arrivals do not fit although all that could have made way, so they take no slots either.
-        is_stuck = self._free_blocks < 0
+        is_stuck = self._free_blocks < 0 or self._demand.is_passed_over
         online = len(self._demand.running) if is_stuck else self._demand.slots
         slots = count_slots(self._scheduler) - online - running
         if slots <= 0:

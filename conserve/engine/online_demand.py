@@ -89,6 +89,7 @@ class OnlineDemand:
         blocks: Free KV blocks they take, at most; the whole sequence of an arrival has to fit.
         shape: What they compute.
         prompts: Those whose prompt is not computed to its end: request, and tokens left after this iteration.
+        is_passed_over: Whether vLLM did not take the first arrival in the last step, although it seemed to fit.
         is_cut: Whether a prompt gets fewer tokens than it could use, so that nothing may come behind it.
     """
 
@@ -99,6 +100,7 @@ class OnlineDemand:
     blocks: int = 0
     shape: IterationShape = field(default_factory=IterationShape)
     prompts: list[tuple[Request, int]] = field(default_factory=list)
+    is_passed_over: bool = False
     is_cut: bool = False
 
     @property

@@ -208,6 +208,7 @@ class CoServing(Scheduler):
                 if not is_decoding(request) and can_free_blocks(self, request):
                     preempt(self, request, now_s)
             demand = self._measure(demand.running, deadlines)
+            demand.is_passed_over = True
         self._next_arrival = next_arrival
         return demand
 

@@ -151,6 +151,13 @@ class LatencyModel:
         if self._observed % _REFIT_PERIOD == 0:
             self._refit()
 
+    def overhead_ms(self) -> float:
+        """What an iteration costs before it computes much: the predicted time of one decode.
+
+        No less than the shortest iteration that was measured, so that a bad fit cannot make it vanish.
+        """
+        return max(self._shortest_ms, self.predict_ms(IterationShape(decode_sequences=1)))
+
     def safety_factor(self) -> float:
         """What to multiply a prediction by to be right 98 times of 100, from the latest 128 iterations: 1 to 1.5."""
         return self._scores.safety_factor

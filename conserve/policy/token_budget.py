@@ -8,6 +8,8 @@ How long an iteration may take that offline tokens ride in has three limits:
 - an online request that arrives just after the iteration has begun waits for all of it (TTFT objective of arrivals
   to come, from the prompts seen lately).
 
+And where these leave more, it need be no longer than efficient.
+
 ConServe (arXiv 2410.01228) section 4.3 fills iterations by the first two; the third takes the place of its preemption
 within a layer where an iteration cannot be stopped. The first one holds for online prompts, too (`limit_prompts_ms`).
 """
@@ -22,7 +24,9 @@ from dataclasses import dataclass
 from conserve.policy.latency import IterationShape, LatencyModel
 
 EFFICIENT_SHARE = 0.95
-"""An offline pass need not be longer than what gives this share of the throughput of a full batch."""
+"""An iteration need not be longer than what gives this share of the throughput of an endless one."""
+EFFICIENT_PROMPTS_SHARE = 0.9
+"""The same for online prompts beside online decodes: they are a small part of the work, and hold people up."""
 ARRIVAL_QUANTILE = 0.95
 ARRIVALS_KEPT = 128
 IDLE_S = 120.0
@@ -73,7 +77,7 @@ def limit_iteration_ms(
     return max(0.0, available_ms / safety_factor)
 
 
-def limit_prompts_ms(token_due_in_ms: float, decodes_ms: float, safety_factor: float) -> float:
+def limit_prompts_ms(available_ms: float, decodes_ms: float) -> float:
     """The longest predicted time of an iteration that computes online prompts beside online decodes.
 
     A long prompt as a whole would hold up everybody who is reading an answer, so it is computed in parts, as in
@@ -81,11 +85,10 @@ def limit_prompts_ms(token_due_in_ms: float, decodes_ms: float, safety_factor: f
     due too soon, prompts still get half of an iteration.
 
     Args:
-        token_due_in_ms: When the earliest next token is due, from the start of the iteration.
+        available_ms: How long the iteration may be for those who decode.
         decodes_ms: Predicted time of the decodes alone.
-        safety_factor: How much longer than predicted iterations may take.
     """
-    return max(token_due_in_ms / safety_factor, decodes_ms / (1 - LEAST_PROMPTS_SHARE))
+    return max(available_ms, decodes_ms / (1 - LEAST_PROMPTS_SHARE))
 
 
 class ArrivalGuard:
@@ -130,31 +133,26 @@ class ArrivalGuard:
         return max(ttft_slo_ms - own_ms * model.safety_factor(), SMALLEST_WAIT_SHARE * ttft_slo_ms)
 
 
+def limit_efficient_ms(model: LatencyModel, share: float = EFFICIENT_SHARE) -> float:
+    """Time of an iteration that gives this share of the best throughput: a longer one makes requests wait for little.
+
+    The rest of it is overhead: the time of the smallest iteration.
+    """
+    return model.overhead_ms() / (1 - share)
+
+
 def size_offline_pass(model: LatencyModel, base: IterationShape, limit_ms: float, max_tokens: int) -> int:
     """Prompt tokens of an iteration without online requests.
-
-    A pass longer than efficient makes arrivals wait for nothing: throughput rises with its size, but ever less.
 
     Args:
         model: Predicts its time.
         base: What else the iteration computes (offline decodes).
-        limit_ms: The longest it may take.
+        limit_ms: The longest it may take; `inf` where nobody is expected to come.
         max_tokens: The largest batch, less the tokens of `base`.
 
     Returns:
-        As many tokens as the limit allows, or fewer where those already give 95 % of a full batch's throughput.
+        As many tokens as the limit allows, or fewer where those are as efficient.
     """
-    if max_tokens <= 0:
-        return 0
     if math.isinf(limit_ms):
-        return max_tokens
-    full_ms = model.predict_ms(base.add_prefill(max_tokens, 0))
-    empty_ms = model.predict_ms(base) if base.decode_sequences else model.predict_ms(base.add_prefill(1, 0))
-    others = base.decode_sequences
-    # Time is close to empty + slope * tokens, so (others + n) / (empty + slope * n) is solved for n.
-    wanted = EFFICIENT_SHARE * (others + max_tokens) / full_ms
-    slope = max(full_ms - empty_ms, 0.0) / max_tokens
-    gain = 1.0 - wanted * slope
-    efficient = math.ceil((wanted * empty_ms - others) / gain) if gain > 0 else max_tokens
-    efficient = min(max(efficient, 1), max_tokens)
-    return model.fit_prefill_tokens(base, 0, limit_ms, efficient)
+        return max(0, max_tokens)
+    return model.fit_prefill_tokens(base, 0, min(limit_ms, limit_efficient_ms(model)), max_tokens)

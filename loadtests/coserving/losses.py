@@ -74,7 +74,12 @@ def _explain_offline(report: Report) -> list[str]:
         for name in (CONSERVE, CEILING, STOCK_TUNED)
         if (each := report.runs.get(name)) is not None and each.offline_tokens_per_s is not None
     ]
-    lines = [f"Offline tokens/s: {', '.join(rates)}."]
+    online = [
+        f"{name} {each.online_tokens_per_s:,.0f}"
+        for name in (CONSERVE, CEILING, STOCK_TUNED)
+        if (each := report.runs.get(name)) is not None and each.online_tokens_per_s is not None
+    ]
+    lines = [f"Offline tokens/s: {', '.join(rates)}. Online ones in the same windows: {', '.join(online)}."]
     for name in (CONSERVE, CEILING):
         each = report.runs.get(name)
         if each is not None:

@@ -8,7 +8,7 @@ intervals are the lowest and the highest ratio repeat by repeat. Both sides of a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
@@ -81,6 +81,8 @@ def make_report(results: WorkloadResults) -> Report:
         *(_describe_point("ceiling", point) for point in results.ceiling_sizes),
         *(_describe_point("frontier", point) for point in results.frontier),
     ]
+    runs = {run: describe_run(repeats, objective) for run, repeats in made.items()}
+    notes = [*results.notes, *_question_ceiling(runs)]
     return Report(
         machine=results.machine,
         model=results.model,
@@ -99,10 +101,22 @@ def make_report(results: WorkloadResults) -> Report:
             requests_per_s=results.online_rate_per_s,
         ),
         calibration=calibration or None,
-        notes=list(results.notes) or None,
-        runs={run: describe_run(repeats, objective) for run, repeats in made.items()},
+        notes=notes or None,
+        runs=runs,
         ratios=compare_runs(results),
     )
+
+
+def _question_ceiling(runs: Mapping[str, RunReport]) -> list[str]:
+    ceiling = runs.get(CEILING, RunReport()).offline_tokens_per_s
+    rates = {name: runs.get(name, RunReport()).offline_tokens_per_s for name in (STOCK_COSERVE, STOCK_TUNED)}
+    above = [f"{name} {rate:,.0f}" for name, rate in rates.items() if rate and ceiling and rate > ceiling]
+    if not above:
+        return []
+    return [
+        f"ceiling does less offline work than stock ({ceiling:,.0f} tokens/s; {', '.join(above)}): "
+        "percent of it is not percent of what can be done."
+    ]
 
 
 def describe_run(repeats: Sequence[RunResult], objective: Objective | None) -> RunReport:

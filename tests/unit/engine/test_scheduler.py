@@ -83,6 +83,11 @@ def fill_slots(engine: FakeEngine, lengths: list[int], max_tokens: int = 60) -> 
         engine.step()
 
 
+def run_until_answered(engine: FakeEngine, request_id: str) -> None:
+    while not engine.answers[request_id]:
+        engine.step()
+
+
 # Slots and KV blocks.
 
 
@@ -159,6 +164,32 @@ def test_blocks_are_kept_free_for_a_burst_as_large_as_the_last_one(start: Start)
     assert reserve >= 3 * 4
     assert free_blocks(engine) >= reserve
     assert len(running(engine)) > 10, "no more than that is kept free"
+
+
+def test_the_reserve_keeps_nobody_out_where_no_offline_request_runs(start: Start) -> None:
+    engine = start(EngineSize(kv_blocks=33, max_num_batched_tokens=512))
+    engine.add("online", prompt(180), 60)
+    engine.step()
+    assert engine.scheduler._reserve.blocks(engine.clock.monotonic()) == 8
+    engine.add_offline("offline", prompt(280, 1), 3)
+    assert free_blocks(engine) < 18 + 8
+    assert scheduled(engine) == {"online": 1, "offline": 280}
+
+
+def test_work_that_others_keep_in_the_cache_is_not_lost(start: Start) -> None:
+    """The one with the longer context gives way, since nearly all of it stays in the cache."""
+    engine = start(EngineSize(max_num_seqs=3))
+    shared = prompt(160, 7)
+    engine.add_offline("keeper", [*shared, 1], 60)
+    run_until_answered(engine, "keeper")
+    engine.add_offline("shares", [*shared, 2, 3], 60)
+    run_until_answered(engine, "shares")
+    engine.add_offline("own", prompt(60, 8), 60)
+    run_until_answered(engine, "own")
+    engine.add("online", prompt(10), 4)
+    assert "online" in scheduled(engine)
+    assert "shares" not in running(engine) or "keeper" not in running(engine)
+    assert "own" in running(engine)
 
 
 def test_preempted_requests_go_on_first_those_with_most_work_done_before_others(start: Start) -> None:
@@ -422,8 +453,9 @@ def test_what_a_connector_has_loaded_for_an_offline_request_does_not_pass_online
     assert engine.finished == ["online", "offline"]
 
 
-def test_an_online_request_whose_kv_is_loaded_takes_a_slot(start: Start) -> None:
-    engine = start(EngineSize(max_num_seqs=2), kv_transfer=use_fake_connector())
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_an_online_request_whose_kv_is_loaded_takes_a_slot(start: Start, async_scheduling: bool) -> None:
+    engine = start(EngineSize(max_num_seqs=2), kv_transfer=use_fake_connector(), async_scheduling=async_scheduling)
     engine.add("online", [REMOTE_TOKEN, *prompt(60)], 5)
     engine.step()
     fill_slots(engine, [20, 30])
@@ -431,7 +463,35 @@ def test_an_online_request_whose_kv_is_loaded_takes_a_slot(start: Start) -> None
     while not engine.answers["online"]:
         engine.step()
         steps += 1
-    assert steps <= 3
+    assert steps <= 4
+
+
+def test_a_slot_is_taken_from_a_request_whose_batch_is_in_flight(start: Start) -> None:
+    """With a connector and asynchronous scheduling its blocks come free later only; the slot does at once."""
+    engine = start(EngineSize(max_num_seqs=2), kv_transfer=use_fake_connector(), async_scheduling=True)
+    fill_slots(engine, [20, 30])
+    engine.add("online", prompt(10), 4)
+    steps = 0
+    while not engine.answers["online"]:
+        engine.step()
+        steps += 1
+    assert steps <= 4
+    engine.run()
+    assert engine.answers["offline-20"] == sample_tokens(prompt(20, 500), 60)
+    assert engine.answers["offline-30"] == sample_tokens(prompt(30, 501), 60)
+
+
+@pytest.mark.parametrize("online", [prompt(50), [REMOTE_TOKEN, *range(1, 50)]], ids=["computed", "loaded"])
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_loaded_offline_requests_do_not_lock_an_arrival_out(start: Start, slots: int, online: list[int]) -> None:
+    engine = start(EngineSize(kv_blocks=7, max_num_seqs=slots, max_model_len=64), kv_transfer=use_fake_connector())
+    for number in range(2):
+        engine.add_offline(f"offline-{number}", [REMOTE_TOKEN, number, *range(2, 20)], 4)
+    for _ in range(3):
+        engine.step()
+    engine.add("online", online, 4)
+    engine.run(max_steps=300)
+    assert set(engine.finished) == {"online", "offline-0", "offline-1"}
 
 
 def test_requests_that_a_connector_holds_and_one_that_runs_do_not_wait_for_each_other(start: Start) -> None:

@@ -226,3 +226,13 @@ def test_a_workload_without_runs_is_reported_as_such(tmp_path: Path) -> None:
     report = write_workload_report(make_results(objective=None), tmp_path, Console(file=io.StringIO()))
     assert (report.runs, report.ratios, report.objectives, report.repeats) == ({}, {}, None, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["chat.json"]
+
+
+def test_a_ceiling_below_stock_is_noted() -> None:
+    counted = Counters(offline_prefill_tokens=300)
+    ceiling = make_run("ceiling", offline=(offline(12.0, 13.0),), counters_after=counted)
+    tuned = make_run("stock-tuned", offline=(offline(12.0, 13.0),), counters_after=replace(counted, iterations=1))
+    assert make_report(make_results(ALONE, OURS, ceiling, tuned)).notes is None
+    better = replace(tuned, counters_after=Counters(offline_prefill_tokens=400))
+    (note,) = make_report(make_results(ALONE, OURS, ceiling, better)).notes or ()
+    assert "31 tokens/s; stock-tuned 41" in note

@@ -13,6 +13,7 @@ from conserve.policy.token_budget import (
     SMALLEST_WAIT_SHARE,
     ArrivalGuard,
     PromptDemand,
+    limit_efficient_ms,
     limit_iteration_ms,
     limit_prompts_ms,
     size_offline_pass,
@@ -90,14 +91,11 @@ def test_the_limit_keeps_every_objective(
         assert all(longest + rest * safety <= deadline + 1e-6 for deadline, rest in deadlines)
 
 
-def test_prompts_leave_those_who_decode_their_next_token() -> None:
-    assert limit_prompts_ms(200.0, 20.0, 1.0) == pytest.approx(200)
-    assert limit_prompts_ms(200.0, 20.0, 1.25) == pytest.approx(160)
-
-
-@pytest.mark.parametrize("token_due_in_ms", [50.0, 0.0, -300.0])
-def test_prompts_get_half_of_an_iteration_whatever_is_due(token_due_in_ms: float) -> None:
-    assert limit_prompts_ms(token_due_in_ms, 30.0, 1.0) == pytest.approx(60)
+@pytest.mark.parametrize(
+    ("available_ms", "limit_ms"), [(200.0, 200.0), (61.0, 61.0), (50.0, 60.0), (0.0, 60.0), (-300.0, 60.0)]
+)
+def test_prompts_leave_decodes_their_time_but_get_half_of_an_iteration(available_ms: float, limit_ms: float) -> None:
+    assert limit_prompts_ms(available_ms, decodes_ms=30.0) == pytest.approx(limit_ms)
 
 
 def test_the_guard_waits_for_a_first_arrival(model: LatencyModel) -> None:
@@ -157,9 +155,13 @@ def test_a_pass_is_no_longer_than_efficient(model: LatencyModel, decodes: int) -
         base = base.add_decode(100)
     tokens = size_offline_pass(model, base, 1e6, 2_048)
     assert tokens < 2_048
+    efficient_ms = (FIXED_MS + DECODE_MS) / (1 - EFFICIENT_SHARE)
+    assert limit_efficient_ms(model) == pytest.approx(efficient_ms, rel=0.01)
+    assert time_ms(base.add_prefill(tokens, 0)) == pytest.approx(efficient_ms, rel=0.01)
 
-    def rate(prompt_tokens: int) -> float:
-        return (decodes + prompt_tokens) / model.predict_ms(base.add_prefill(prompt_tokens, 0))
 
-    assert rate(tokens) >= EFFICIENT_SHARE * rate(2_048) * 0.999
-    assert rate(tokens - 16) < EFFICIENT_SHARE * rate(2_048)
+def test_overhead_is_that_of_the_smallest_iteration_measured_however_bad_the_fit() -> None:
+    model = LatencyModel()
+    for step in range(200):
+        model.observe(IterationShape().add_prefill(100 + step % 50, 0).add_decode(10), 30.0 + step % 7)
+    assert model.overhead_ms() >= 30.0
