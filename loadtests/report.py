@@ -154,6 +154,7 @@ class RunReport(_Part):
         over_budget_iterations: Mixed iterations that took longer than their objective allowed.
         offline_scheduled_tokens: Offline tokens given to iterations, recomputed ones included.
         schedule_s: Seconds spent in the scheduler.
+        overhead_ms: Predicted time of the smallest iteration, at the end.
         latency_model_error, latency_model_error_p95: Median and 95th percentile of the relative error of predicted
             iteration times, of iterations not seen before, as shares. The median over the repeats.
         peak_memory_bytes: The most of any repeat, of the engine's processes since they were started.
@@ -202,6 +203,7 @@ class RunReport(_Part):
     over_budget_iterations: int | None = None
     offline_scheduled_tokens: int | None = None
     schedule_s: float | None = None
+    overhead_ms: float | None = None
     latency_model_error: float | None = None
     latency_model_error_p95: float | None = None
     peak_memory_bytes: int | None = None

@@ -62,6 +62,7 @@ class Counters:
         model_ready: 1 once the latency model may be used.
         model_error_median, model_error_p95: Relative error of its predictions of iterations not yet seen, now.
         model_samples: Recent predictions that the error is of.
+        overhead_ms: Predicted time of the smallest iteration, now.
         over_budget_iterations: Mixed iterations that took longer than their objective allowed.
         schedule_s: Seconds spent in the scheduler's `schedule`.
         counted_until_s: When the last of the counted iterations ended, by `time.monotonic`; 0 before the first.
@@ -84,6 +85,7 @@ class Counters:
     model_error_median: float = 0.0
     model_error_p95: float = 0.0
     model_samples: float = 0.0
+    overhead_ms: float = 0.0
     over_budget_iterations: float = 0.0
     schedule_s: float = 0.0
     counted_until_s: float = 0.0

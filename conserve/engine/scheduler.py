@@ -294,6 +294,7 @@ class CoServing(Scheduler):
             counters.model_error_median, counters.model_error_p95 = error.median, error.p95
             counters.model_samples = error.samples
             counters.model_ready = float(self._model.ready)
+            counters.overhead_ms = self._model.overhead_ms()
         counters.backlog_requests = len(self.waiting.backlog)
         if self._page is not None:
             self._page.write_counters(counters)

@@ -159,7 +159,7 @@ class LatencyModel:
         return max(self._shortest_ms, self.predict_ms(IterationShape(decode_sequences=1)))
 
     def safety_factor(self) -> float:
-        """What to multiply a prediction by to be right 98 times of 100, from the latest 128 iterations: 1 to 1.5."""
+        """What to multiply a prediction by to be right 99 times of 100, from the latest 128 iterations: 1 to 1.5."""
         return self._scores.safety_factor
 
     def fit_prefill_tokens(self, base: IterationShape, context: int, limit_ms: float, max_tokens: int) -> int:

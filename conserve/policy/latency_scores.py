@@ -11,7 +11,7 @@ import numpy as np
 
 MAX_SAFETY_FACTOR = 1.5
 _SCORES = 256
-_SAFETY_PERCENTILE = 98
+_SAFETY_PERCENTILE = 99
 _SAFETY_SCORES = 128
 """Fewer than for the error: what was wrong half a minute ago must not shorten iterations now."""
 _LEAST_SCORES = 32

@@ -80,14 +80,14 @@ def _explain_offline(report: Report) -> list[str]:
         if (each := report.runs.get(name)) is not None and each.online_tokens_per_s is not None
     ]
     lines = [f"Offline tokens/s: {', '.join(rates)}. Online ones in the same windows: {', '.join(online)}."]
-    for name in (CONSERVE, CEILING):
+    for name in (CONSERVE, CEILING, STOCK_TUNED):
         each = report.runs.get(name)
         if each is not None:
-            lines += _explain_iterations(name, each)
+            lines += _explain_iterations(name, each, run.overhead_ms)
     return lines + _explain_preemptions(run) + _explain_scheduling(report)
 
 
-def _explain_iterations(name: str, run: RunReport) -> list[str]:
+def _explain_iterations(name: str, run: RunReport, overhead_ms: float | None) -> list[str]:
     mixed, offline, duration_s = run.mixed_iterations, run.offline_iterations, run.duration_s
     scheduled = run.offline_scheduled_tokens
     if not run.iterations or mixed is None or offline is None or scheduled is None or not duration_s:
@@ -100,6 +100,11 @@ def _explain_iterations(name: str, run: RunReport) -> list[str]:
     if mixed + offline:
         line += f"; {scheduled / (mixed + offline):,.1f} offline tokens in each of the former two on average"
     lines = [line + "."]
+    if overhead_ms:
+        lines.append(
+            f"{name}: the smallest iteration takes {overhead_ms:,.0f} ms; as overhead of each that is "
+            f"{_percent(overhead_ms / 1e3 * run.iterations / duration_s)} of the time."
+        )
     if run.recomputed_tokens is not None:
         lines.append(
             f"{name}: {run.recomputed_tokens:,} computed tokens were lost to preemptions, "

@@ -194,7 +194,10 @@ class RunResult:
     @property
     def counters(self) -> Counters:
         """What the counters grew by within the window; those that say how something is *now* are as at its end."""
-        now = {"backlog_requests", "kv_reserve_blocks", "model_ready", "model_error_median", "model_error_p95"}
+        now = {
+            *("backlog_requests", "kv_reserve_blocks", "model_ready", "model_error_median", "model_error_p95"),
+            "overhead_ms",
+        }
         before, after = asdict(self.counters_before), asdict(self.counters_after)
         return Counters(**{name: value - (0.0 if name in now else before[name]) for name, value in after.items()})
 

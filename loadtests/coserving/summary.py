@@ -308,6 +308,7 @@ def _describe_counters(repeats: Sequence[RunResult]) -> dict[str, object]:
     if all(each.model_ready for each in counters):
         figures["latency_model_error"] = median(each.model_error_median for each in counters)
         figures["latency_model_error_p95"] = median(each.model_error_p95 for each in counters)
+        figures["overhead_ms"] = median(each.overhead_ms for each in counters)
     return figures
 
 
