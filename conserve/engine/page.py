@@ -23,11 +23,11 @@ class Knobs:
     """What can be changed while the engine runs. 0 leaves a setting as the engine was started with.
 
     Attributes:
-        ttft_slo_ms, tbt_slo_ms: Objectives of the default class; `math.inf` for none.
+        ttft_slo_ms, tbt_slo_ms: Objectives of the first class; `math.inf` for none.
         max_num_batched_tokens: Tokens of an iteration, no more than the engine was started with.
         max_num_seqs, long_prefill_token_threshold: As in vLLM, no more than at the start (stock engines only).
         offline_pass_tokens: Tokens of an iteration without online requests, at most.
-        token_budget_off: 1 fills mixed iterations to the brim (ablation).
+        token_budget_off: 1 fills iterations to the brim, as without any objectives (ablation).
         prefix_order_off: 1 takes offline requests in the order of arrival (ablation).
         save_profile: Each new value makes the scheduler store its latency profile, in its next step.
     """

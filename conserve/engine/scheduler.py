@@ -25,7 +25,7 @@ from conserve.engine.iteration_log import IterationWriter
 from conserve.engine.lanes import LaneQueue, is_offline, split_lanes
 from conserve.engine.offline_share import OfflineShare, Room, share_out
 from conserve.engine.online_demand import OnlineDemand, count_growth, count_slots, is_decoding, measure_demand
-from conserve.engine.options import SchedulerOptions
+from conserve.engine.options import Objective, SchedulerOptions
 from conserve.engine.page import Counters, EnginePage, Knobs
 from conserve.engine.profile_store import ProfileSaver, load_profile, profile_key
 from conserve.engine.step_meter import StepMeter
@@ -72,8 +72,7 @@ class CoServing(Scheduler):
         self._tally = WorkTally(self.requests, self._counters)
         self.waiting = LaneQueue(self._tally.lost_tokens)
         self.kv_holding_waiting = LaneQueue()
-        self._objectives = options.objectives
-        self._first_objective = options.objectives[0]
+        self._objectives = self._started_with = options.objectives
         self._page = EnginePage(options.page) if options.page else None
         self._log = IterationWriter(options.iteration_log) if options.iteration_log else None
         self._knobs = Knobs()
@@ -185,8 +184,6 @@ class CoServing(Scheduler):
     def _share(self, offline: list[Request], demand: OnlineDemand, limit_ms: float, room: Room) -> OfflineShare:
         pass_tokens = int(self._knobs.offline_pass_tokens) or self._full_batch
         full_batch = self._full_batch if demand.is_present else min(self._full_batch, pass_tokens)
-        if self._knobs.token_budget_off:
-            limit_ms = float("inf")
         return share_out(self, offline, demand, self._model, limit_ms, full_batch, room)
 
     def _make_way(
@@ -276,16 +273,16 @@ class CoServing(Scheduler):
             return
         self._knobs = knobs
         self._saver.follow(knobs.save_profile, self._model)
-        first = self._first_objective
-        default = first.model_copy(
-            update={
-                "ttft_slo_ms": knobs.ttft_slo_ms or first.ttft_slo_ms,
-                "tbt_slo_ms": knobs.tbt_slo_ms or first.tbt_slo_ms,
-            }
-        )
-        self._objectives = (default, *self._objectives[1:])
+        self._objectives = self._choose_objectives(knobs)
         self._full_batch = min(int(knobs.max_num_batched_tokens) or self._largest_batch, self._largest_batch)
         self.waiting.backlog.ordered = not knobs.prefix_order_off
+
+    def _choose_objectives(self, knobs: Knobs) -> tuple[Objective, ...]:
+        if knobs.token_budget_off:
+            return (Objective(ttft_slo_ms=math.inf, tbt_slo_ms=math.inf),) * len(self._started_with)
+        first, *others = self._started_with
+        ttft_slo_ms, tbt_slo_ms = knobs.ttft_slo_ms or first.ttft_slo_ms, knobs.tbt_slo_ms or first.tbt_slo_ms
+        return (Objective(ttft_slo_ms=ttft_slo_ms, tbt_slo_ms=tbt_slo_ms), *others)
 
     def _report(self) -> None:
         counters = self._counters
