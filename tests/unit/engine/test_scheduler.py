@@ -25,6 +25,7 @@ from conserve.engine.testing.scheduling import (
 from conserve.engine.testing.worker import WrongBatch, sample_tokens
 from conserve.engine.vllm_compat import RequestStatus
 from conserve.policy.latency import IterationShape
+from conserve.policy.token_budget import EFFICIENT_PROMPTS_SHARE, EFFICIENT_SHARE
 
 INFINITE = float("inf")
 Start = Callable[..., FakeEngine]
@@ -230,6 +231,39 @@ def test_what_the_objective_leaves_goes_to_decodes_first(start: Start) -> None:
     batch = scheduled(engine)
     assert list(batch) == ["online", "offline-20", "offline-30", "prompt"]
     assert sum(batch.values()) == int((100 - 35) / 1.5)
+
+
+LARGE = EngineSize(max_num_batched_tokens=1_024, max_model_len=1_024, kv_blocks=200)
+LOOSE = Objective(ttft_slo_ms=1e6, tbt_slo_ms=1e6)
+SMALLEST_MS = 35 + 1.5 * 3
+"""Of the iterations that the model has learnt from."""
+
+
+def test_under_loose_objectives_iterations_are_no_longer_than_efficient(start: Start) -> None:
+    engine = start(LARGE, LOOSE)
+    engine.add("online", prompt(10), 30)
+    engine.step()
+    engine.add_offline("offline", prompt(900, 1), 5)
+    tokens = sum(scheduled(engine).values())
+    assert 35 + 1.5 * tokens == pytest.approx(SMALLEST_MS / (1 - EFFICIENT_SHARE), abs=5)
+
+
+def test_nor_those_with_online_prompts_beside_readers(start: Start) -> None:
+    engine = start(LARGE, LOOSE)
+    engine.add("online", prompt(10), 30)
+    engine.step()
+    engine.add("long", prompt(900, 1), 5)
+    tokens = sum(scheduled(engine).values())
+    assert 35 + 1.5 * tokens == pytest.approx(SMALLEST_MS / (1 - EFFICIENT_PROMPTS_SHARE), abs=5)
+
+
+def test_without_objectives_they_are_full(start: Start) -> None:
+    engine = start(LARGE)
+    engine.add("online", prompt(10), 30)
+    engine.step()
+    engine.add_offline("offline", prompt(1_000, 1), 5)
+    engine.add_offline("other", prompt(100, 2), 5)
+    assert sum(scheduled(engine).values()) == 1_024
 
 
 @pytest.mark.parametrize("offline", [True, False])
