@@ -6,10 +6,11 @@ import asyncio
 import math
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from conserve.config import EngineSettings
 from conserve.engine.direct import DirectEngine, DirectEngineConfig
@@ -30,7 +31,7 @@ _TOKEN_IDS = range(100, 1000)
 
 
 class ProfileError(RuntimeError):
-    """The engine has stored no profile. The message says why."""
+    """Nothing was measured or stored. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,14 @@ def design_round(max_num_seqs: int, max_num_batched_tokens: int, max_context: in
     return bursts
 
 
-async def drive(engine: DirectEngine, bursts: Sequence[Burst], limit_s: float, report: Callable[[float], None]) -> None:
+class Driven(Protocol):
+    """What `drive` needs of an engine."""
+
+    def generate(self, prompt_token_ids: Sequence[int], max_tokens: int, *, online: bool) -> AsyncGenerator[int, None]:
+        """As of `DirectEngine`."""
+
+
+async def drive(engine: Driven, bursts: Sequence[Burst], limit_s: float, report: Callable[[float], None]) -> None:
     """Runs bursts one after the other, until the last one or until the time is up.
 
     Args:
@@ -79,6 +87,9 @@ async def drive(engine: DirectEngine, bursts: Sequence[Burst], limit_s: float, r
         bursts: What to run.
         limit_s: Requests still running then are cancelled.
         report: Told the share that is done after each burst.
+
+    Raises:
+        ProfileError: a request failed.
     """
     generator = random.Random(0)  # noqa: S311 - token ids
     loop = asyncio.get_running_loop()
@@ -90,6 +101,8 @@ async def drive(engine: DirectEngine, bursts: Sequence[Burst], limit_s: float, r
                 report(max(done / len(bursts), (loop.time() - begun_s) / limit_s))
     except TimeoutError:
         report(1.0)
+    except ExceptionGroup as failures:
+        raise _name_failure(failures) from failures
 
 
 async def fetch_profile(engine: DirectEngine, folder: Path) -> Path:
@@ -100,8 +113,12 @@ async def fetch_profile(engine: DirectEngine, folder: Path) -> Path:
     """
     engine.set_knobs(Knobs(save_profile=1.0))
     # The scheduler looks at its knobs in a step, and makes one only with a request.
-    async with asyncio.timeout(STORE_TIMEOUT_S):
-        await _run_request(engine, [_TOKEN_IDS[0]], 2)
+    try:
+        async with asyncio.timeout(STORE_TIMEOUT_S):
+            await _run_request(engine, [_TOKEN_IDS[0]], 2)
+    # Whatever an engine fails with: it is for the user to read, in one line.
+    except Exception as error:
+        raise _name_failure(error) from error
     for _ in range(math.ceil(STORE_TIMEOUT_S / _POLL_S)):
         if path := _find_profile(folder):
             return path
@@ -148,19 +165,14 @@ async def _measure(config: DirectEngineConfig, folder: Path, report: Callable[[f
         report(0.0)
         await drive(engine, _design(config.engine), LIMIT_S, report)
         return await fetch_profile(engine, folder)
-    except (ProfileError, OSError):
-        raise
-    # Whatever an engine fails with: it is for the user to read, in one line.
-    except Exception as error:
-        raise ProfileError(f"the engine failed: {_describe(error)}") from error
     finally:
         await engine.close()
 
 
-def _describe(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
+def _name_failure(error: Exception) -> ProfileError:
+    while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"
+    return ProfileError(f"the engine failed: {type(error).__name__}: {error}")
 
 
 def _design(settings: EngineSettings) -> list[Burst]:
@@ -187,7 +199,7 @@ def _find_profile(folder: Path) -> Path | None:
     return next(folder.glob("*.json"), None)
 
 
-async def _run_burst(engine: DirectEngine, burst: Burst, generator: random.Random) -> None:
+async def _run_burst(engine: Driven, burst: Burst, generator: random.Random) -> None:
     decoding = [asyncio.Event() for _ in range(burst.streams)]
     async with asyncio.TaskGroup() as group:
         for event in decoding:
@@ -200,7 +212,7 @@ async def _run_burst(engine: DirectEngine, burst: Burst, generator: random.Rando
 
 
 async def _run_request(
-    engine: DirectEngine, prompt: Sequence[int], max_tokens: int, first_token: asyncio.Event | None = None
+    engine: Driven, prompt: Sequence[int], max_tokens: int, first_token: asyncio.Event | None = None
 ) -> None:
     async with aclosing(engine.generate(prompt, max_tokens, online=True)) as outputs:
         async for _ in outputs:

@@ -48,7 +48,7 @@ from conserve.engine.vllm_compat import (
 from conserve.engine.work_tally import WorkTally
 from conserve.policy.kv_reserve import KvReserve
 from conserve.policy.latency import LatencyModel
-from conserve.policy.preemption import Victim, choose_victims
+from conserve.policy.preemption import PLENTY_SHARE, Victim, choose_victims, count_lost_tokens
 from conserve.policy.token_budget import ArrivalGuard
 
 _arrival_time = attrgetter("arrival_time")
@@ -229,17 +229,18 @@ class CoServing(Scheduler):
         if slots_short <= 0 and blocks_short <= 0:
             return False
         by_id = {request.request_id: request for request in candidates}
-        victims = [self._as_victim(request) for request in by_id.values()]
+        pool = self.kv_cache_manager.block_pool
+        stays_cached = blocks_short <= 0 and pool.get_num_free_blocks() >= PLENTY_SHARE * pool.num_gpu_blocks
+        victims = [self._as_victim(request, stays_cached) for request in by_id.values()]
         chosen = choose_victims(victims, max(0, slots_short), max(0, blocks_short))
         for request_id in chosen:
             preempt(self, by_id[request_id], now_s)
         return bool(chosen)
 
-    def _as_victim(self, request: Request) -> Victim:
+    def _as_victim(self, request: Request, stays_cached: bool) -> Victim:
         freed = count_freed_blocks(self, request)
-        # Blocks that others use, too, stay in the prefix cache.
-        kept = count_held_blocks(self, request) - freed // count_groups(self)
-        lost_tokens = max(0, request.num_computed_tokens - kept * self.block_size)
+        shared = count_held_blocks(self, request) - freed // count_groups(self)
+        lost_tokens = count_lost_tokens(request.num_computed_tokens, shared, self.block_size, stays_cached=stays_cached)
         # The blocks of a batch in flight may become free later only, the slot at once.
         return Victim(request.request_id, freed if can_free_blocks(self, request) else 0, lost_tokens)
 

@@ -77,6 +77,9 @@ class IterationShape:
         return replace(self, decode_sequences=self.decode_sequences + 1, decode_context=self.decode_context + context)
 
 
+_SMALLEST = IterationShape(decode_sequences=1)
+
+
 class LatencyModel:
     """Predicts the time of iterations and learns from each that was measured.
 
@@ -101,6 +104,7 @@ class LatencyModel:
                 sums.limit(_PROFILE_WEIGHT)
             self._ready = True
             self._solve()
+            self._shortest_ms = self.predict_ms(_SMALLEST)
 
     @property
     def ready(self) -> bool:
@@ -156,7 +160,7 @@ class LatencyModel:
 
         No less than the shortest iteration that was measured, so that a bad fit cannot make it vanish.
         """
-        return max(self._shortest_ms, self.predict_ms(IterationShape(decode_sequences=1)))
+        return max(self._shortest_ms, self.predict_ms(_SMALLEST))
 
     def safety_factor(self) -> float:
         """What to multiply a prediction by to be right 99 times of 100, from the latest 128 iterations: 1 to 1.5."""

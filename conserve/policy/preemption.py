@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+PLENTY_SHARE = 0.25
+"""With this share of the KV blocks free, what a request gives up stays in the prefix cache until it goes on: the free
+blocks are used up oldest first."""
+
 
 @dataclass(frozen=True)
 class Victim:
@@ -19,6 +23,20 @@ class Victim:
     request_id: str
     blocks_freed: int
     lost_tokens: int
+
+
+def count_lost_tokens(computed_tokens: int, shared_blocks: int, block_size: int, *, stays_cached: bool) -> int:
+    """Tokens that a request has to compute again when it is preempted.
+
+    Args:
+        computed_tokens: Those it has computed.
+        shared_blocks: Its KV blocks that others use, too, so that they stay in the prefix cache.
+        block_size: Tokens of a KV block.
+        stays_cached: Whether all of its full blocks stay there: with plenty of free blocks (`PLENTY_SHARE`), and if it
+            does not give way for blocks.
+    """
+    kept_blocks = computed_tokens // block_size if stays_cached else shared_blocks
+    return max(0, computed_tokens - kept_blocks * block_size)
 
 
 def choose_victims(candidates: Sequence[Victim], slots_short: int, blocks_short: int) -> list[str]:

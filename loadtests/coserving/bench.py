@@ -119,6 +119,8 @@ class WorkloadBench:
 
     async def _calibrate(self) -> None:
         workload = self._workload
+        async with self._step("let the conserve engine learn what iterations take", timing.LEARN_S):
+            await self._teach()
         async with self._step("online capacity", timing.CAPACITY_FILL_S + timing.CAPACITY_WINDOW_S):
             capacity_per_s = await self._measure_capacity()
         rate_per_s = workload.online_share * capacity_per_s
@@ -140,6 +142,18 @@ class WorkloadBench:
             self._progress.say(f"{name}: {_describe_knobs(find_chosen(points).knobs)}")
         self._results = replace(self._results, tuning=tuple(tuning), ceiling_sizes=tuple(sizes))
         keep_workload(self._raw, self._results)
+
+    async def _teach(self) -> None:
+        """What `conserve profile` does, on the engine that runs already and for a shorter time."""
+        from conserve.engine.profiler import ProfileError, design_round, drive  # vLLM takes 20 s to import
+
+        engine = self._workload.engine
+        longest = (engine.max_model_len or engine.max_num_batched_tokens) // 2
+        bursts = design_round(engine.max_num_seqs, engine.max_num_batched_tokens, longest, self._options.seed)
+        try:
+            await drive(self._engines["conserve"], bursts, timing.LEARN_S, lambda share: None)
+        except ProfileError as error:
+            raise RunError(str(error)) from error
 
     async def _measure_capacity(self) -> float:
         """Online requests a second with always as many of them as the engine runs at a time, and nothing else."""

@@ -10,6 +10,7 @@ from loadtests.coserving.results import OFFLINE_ONLY, ONLINE_ONLY
 
 START_S: Final = 50.0
 """Of one engine."""
+LEARN_S: Final = 40.0
 CAPACITY_FILL_S: Final = 5.0
 CAPACITY_WINDOW_S: Final = 15.0
 SHORT_FILL_S: Final = 7.0
@@ -51,10 +52,11 @@ class PassTimes:
     repeats: int
 
     def calibration_s(self, tuning: TuningTimes, finalists: int) -> float:
-        """Capacity, tuning and ceiling sizes."""
+        """Learning, capacity, tuning and ceiling sizes."""
         around_s = SHORT_FILL_S + SHORT_LOADED_DRAIN_S + SHORT_DRAIN_S
         return (
-            CAPACITY_FILL_S
+            LEARN_S
+            + CAPACITY_FILL_S
             + CAPACITY_WINDOW_S
             + self.stock_settings * (tuning.first_s + around_s)
             + min(finalists, self.stock_settings) * (tuning.second_s + around_s)

@@ -17,17 +17,24 @@ from tests.integration.engine.engines import make_settings, start_engine
 CALLS = LONG[:24]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sync", "async"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sync", "async", "sync, among several"])
 async def engine(
     request: pytest.FixtureRequest, stock: Outputs, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[DirectEngine]:
-    """Ours with a connector, with both kinds of scheduling."""
-    connector = {
+    """Ours with a connector, with both kinds of scheduling, and with vLLM's connector of several."""
+    connector: dict[str, Any] = {
         "kv_connector": "FolderConnector",
         "kv_connector_module_path": "tests.integration.engine.folder_connector",
         "kv_role": "kv_both",
         "kv_connector_extra_config": {"folder": str(tmp_path_factory.mktemp("kv"))},
     }
+    if request.param == "sync, among several":
+        several = {"connectors": [connector]}
+        connector = {
+            "kv_connector": "MultiConnector",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": several,
+        }
     extra: dict[str, Any] = {"distributed_executor_backend": AsyncCpuExecutor} if request.param == "async" else {}
     async with start_engine(tiny_llama, make_settings("conserve", kv_transfer_config=connector, **extra)) as engine:
         yield engine

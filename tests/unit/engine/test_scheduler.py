@@ -93,7 +93,7 @@ def run_until_answered(engine: FakeEngine, request_id: str) -> None:
 
 
 def test_a_waiting_online_request_takes_a_slot_at_once_from_the_offline_one_that_loses_least(start: Start) -> None:
-    engine = start(EngineSize(max_num_seqs=3))
+    engine = start(EngineSize(max_num_seqs=3, kv_blocks=16, max_model_len=160))
     fill_slots(engine, [90, 20, 50])
     engine.add("online", prompt(10), 4)
     batch = scheduled(engine)
@@ -102,6 +102,19 @@ def test_a_waiting_online_request_takes_a_slot_at_once_from_the_offline_one_that
     assert set(running(engine)) == {"online", "offline-90", "offline-50"}
     engine.run()
     assert engine.answers["offline-20"] == sample_tokens(prompt(20, 501), 60)
+
+
+def test_with_plenty_of_kv_blocks_it_is_the_one_that_has_least_outside_of_full_blocks(start: Start) -> None:
+    engine = start(EngineSize(max_num_seqs=3))
+    fill_slots(engine, [92, 20, 50])
+    computed = {request.request_id: request.num_computed_tokens for request in engine.scheduler.running}
+    engine.add("online", prompt(10), 4)
+    engine.step()
+    (given_way,) = computed.keys() - set(running(engine))
+    assert given_way != "offline-20"
+    assert computed[given_way] % 16 == min(tokens % 16 for tokens in computed.values())
+    engine.run()
+    assert engine.scheduler._counters.offline_recomputed_tokens <= 16
 
 
 def test_slots_are_those_that_vllm_gives_out(start: Start) -> None:
@@ -179,7 +192,7 @@ def test_the_reserve_keeps_nobody_out_where_no_offline_request_runs(start: Start
 
 def test_work_that_others_keep_in_the_cache_is_not_lost(start: Start) -> None:
     """The one with the longer context gives way, since nearly all of it stays in the cache."""
-    engine = start(EngineSize(max_num_seqs=3))
+    engine = start(EngineSize(max_num_seqs=3, kv_blocks=24, max_model_len=256))
     shared = prompt(160, 7)
     engine.add_offline("keeper", [*shared, 1], 60)
     run_until_answered(engine, "keeper")

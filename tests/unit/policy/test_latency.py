@@ -250,6 +250,14 @@ def test_a_profile_makes_a_model_ready_with_the_same_predictions() -> None:
     assert profile.coefficients_ms == pytest.approx(again.coefficients_ms, rel=0.2, abs=0.2)
 
 
+def test_overhead_comes_with_a_profile_and_outlasts_long_iterations() -> None:
+    model = LatencyModel(train(LatencyModel(), 500, noise=0.02).to_profile())
+    smallest_ms = PLANTED["iteration"] + PLANTED["decode_sequences"]
+    assert model.overhead_ms() == pytest.approx(smallest_ms, rel=0.1)
+    train(model, 200, noise=0.02, make=lambda generator: IterationShape().add_prefill(generator.randint(300, 500), 0))
+    assert model.overhead_ms() == pytest.approx(smallest_ms, rel=0.25)
+
+
 def test_live_iterations_correct_a_profile() -> None:
     profile = train(LatencyModel(), 5000).to_profile()
     model = train(LatencyModel(profile), 30, slowdown=1.3, noise=0.02)

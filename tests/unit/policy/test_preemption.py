@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conserve.policy.preemption import Victim, choose_victims
+from conserve.policy.preemption import Victim, choose_victims, count_lost_tokens
 
 
 def victim(request_id: str, blocks_freed: int = 10, lost_tokens: int = 100) -> Victim:
@@ -117,3 +118,10 @@ def test_loss_is_near_the_least_possible(candidates: list[Victim], slots_short: 
     for slots, blocks, bound in ((slots_short, 0, 1), (0, blocks_short, 2), (slots_short, blocks_short, 3)):
         loss = sum_loss(candidates, choose_victims(candidates, slots, blocks))
         assert loss <= bound * find_least_loss(candidates, slots, blocks)
+
+
+@pytest.mark.parametrize(
+    ("shared_blocks", "stays_cached", "lost_tokens"), [(0, False, 70), (3, False, 22), (0, True, 6), (9, False, 0)]
+)
+def test_what_stays_in_the_prefix_cache_is_not_lost(shared_blocks: int, stays_cached: bool, lost_tokens: int) -> None:
+    assert count_lost_tokens(70, shared_blocks, 16, stays_cached=stays_cached) == lost_tokens
