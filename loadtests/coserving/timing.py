@@ -8,7 +8,7 @@ from typing import Final
 from loadtests.coserving.calibration import TuningTimes
 from loadtests.coserving.results import OFFLINE_ONLY, ONLINE_ONLY
 
-START_S: Final = 50.0
+START_S: Final = 40.0
 """Of one engine."""
 LEARN_S: Final = 40.0
 CAPACITY_FILL_S: Final = 5.0
