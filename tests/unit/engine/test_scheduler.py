@@ -261,12 +261,18 @@ def test_under_loose_objectives_iterations_are_no_longer_than_efficient(start: S
     assert 35 + 1.5 * tokens == pytest.approx(SMALLEST_MS / (1 - EFFICIENT_SHARE), abs=5)
 
 
-def test_nor_those_with_online_prompts_beside_readers(start: Start) -> None:
+@pytest.mark.parametrize("offline", [True, False])
+def test_nor_those_with_online_prompts_beside_readers(start: Start, offline: bool) -> None:
+    """Offline work has the longer limit, but its tokens would go to the prompt that is cut short."""
     engine = start(LARGE, LOOSE)
+    if offline:
+        fill_slots(engine, [20, 30])
     engine.add("online", prompt(10), 30)
     engine.step()
     engine.add("long", prompt(900, 1), 5)
-    tokens = sum(scheduled(engine).values())
+    batch = scheduled(engine)
+    assert batch.keys() == {"online", "long"}
+    tokens = sum(batch.values())
     assert 35 + 1.5 * tokens == pytest.approx(SMALLEST_MS / (1 - EFFICIENT_PROMPTS_SHARE), abs=5)
 
 
