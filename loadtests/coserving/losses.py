@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from loadtests.coserving.figures import Figure, Subject
-from loadtests.coserving.results import CEILING, CONSERVE, ONLINE_ONLY, STOCK_COSERVE, STOCK_TUNED
+from loadtests.coserving.results import CEILING, CONSERVE, ONLINE_ONLY, RELAXED, STOCK_COSERVE, STOCK_TUNED
 from loadtests.report import Report, RunReport
 
 
@@ -71,16 +71,16 @@ def _explain_offline(report: Report) -> list[str]:
     run = report.runs[CONSERVE]
     rates = [
         f"{name} {each.offline_tokens_per_s:,.0f}"
-        for name in (CONSERVE, CEILING, STOCK_TUNED)
+        for name in (CONSERVE, RELAXED, CEILING, STOCK_TUNED)
         if (each := report.runs.get(name)) is not None and each.offline_tokens_per_s is not None
     ]
     online = [
         f"{name} {each.online_tokens_per_s:,.0f}"
-        for name in (CONSERVE, CEILING, STOCK_TUNED)
+        for name in (CONSERVE, RELAXED, CEILING, STOCK_TUNED)
         if (each := report.runs.get(name)) is not None and each.online_tokens_per_s is not None
     ]
     lines = [f"Offline tokens/s: {', '.join(rates)}. Online ones in the same windows: {', '.join(online)}."]
-    for name in (CONSERVE, CEILING, STOCK_TUNED):
+    for name in (CONSERVE, RELAXED, CEILING, STOCK_TUNED):
         each = report.runs.get(name)
         if each is not None:
             lines += _explain_iterations(name, each, run.overhead_ms)

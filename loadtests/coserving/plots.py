@@ -25,6 +25,7 @@ from loadtests.coserving.results import (
     CONSERVE,
     OFFLINE_ONLY,
     ONLINE_ONLY,
+    RELAXED,
     RUNS,
     STOCK_COSERVE,
     STOCK_TUNED,
@@ -66,6 +67,7 @@ _STYLES = {
     STOCK_TUNED: Style("#E69F00", "-."),
     CEILING: Style("#56B4E9", "--"),
     CONSERVE: Style("#0072B2", "-", 2.2),
+    RELAXED: Style("#0072B2", "-.", 1.4),
 }
 _ABLATION_STYLES = tuple(Style(color, ":") for color in ("#AA4499", "#999933", "#882255", "#44AA99", "#661100"))
 

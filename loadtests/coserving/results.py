@@ -25,6 +25,8 @@ CEILING: Final = "ceiling"
 CONSERVE: Final = "conserve"
 RUNS: Final = (ONLINE_ONLY, OFFLINE_ONLY, STOCK_COSERVE, STOCK_TUNED, CEILING, CONSERVE)
 """The six runs. An ablation is named `conserve-without-<mechanism>`."""
+RELAXED: Final = "conserve-relaxed"
+"""`conserve` with objectives that a tuned stock engine misses by far (`plan.relax_objective`), where asked for."""
 ABLATION_PREFIX: Final = "conserve-without-"
 
 
@@ -112,7 +114,7 @@ class RunResult:
     """One run.
 
     Attributes:
-        run: One of `RUNS`, or an ablation.
+        run: One of `RUNS`, `RELAXED`, or an ablation.
         repeat: From 1.
         workload: Name of the workload.
         seed: Of arrivals, lengths and prompts; the same for all runs of a repeat.

@@ -23,6 +23,7 @@ from loadtests.coserving.results import (
     CONSERVE,
     OFFLINE_ONLY,
     ONLINE_ONLY,
+    RELAXED,
     STOCK_COSERVE,
     STOCK_TUNED,
     CalibrationPoint,
@@ -143,10 +144,16 @@ def describe_run(repeats: Sequence[RunResult], objective: Objective | None) -> R
 
 
 def compare_runs(results: WorkloadResults) -> dict[str, Ratio]:
-    """The ratios of `conserve` to the other runs, as far as both were made."""
+    """The ratios of `conserve` to the other runs, as far as both were made; `relaxed_...` are of `conserve-relaxed`."""
+    ratios = _compare_run(results, CONSERVE)
+    relaxed = _compare_run(results, RELAXED)
+    return ratios | {f"relaxed_{name}": ratio for name, ratio in relaxed.items()}
+
+
+def _compare_run(results: WorkloadResults, run_of_ours: str) -> dict[str, Ratio]:
     ratios: dict[str, Ratio] = {}
     for run, name, at in _LATENCY_RATIOS:
-        ours, theirs = _pair(results, run)
+        ours, theirs = _pair(results, run_of_ours, run)
         for latency, groups_of in (("ttft", _ttft_groups), ("tbt", _tbt_groups)):
             for percentile in at:
                 ratio = percentile_ratio(groups_of(ours), groups_of(theirs), percentile)
@@ -156,15 +163,15 @@ def compare_runs(results: WorkloadResults) -> dict[str, Ratio]:
                         update={"interval": "bootstrap", **_describe_repeats(by_repeat)}
                     )
     for name, run, rate in _RATE_RATIOS:
-        ratio = _compare_rates(*_pair(results, run), rate, scale=100.0 if "percent" in name else 1.0)
+        ratio = _compare_rates(*_pair(results, run_of_ours, run), rate, scale=100.0 if "percent" in name else 1.0)
         if ratio is not None:
             ratios[name] = ratio
     return ratios
 
 
-def _pair(results: WorkloadResults, run: str) -> tuple[list[RunResult], list[RunResult]]:
-    """`conserve` and another run, in the repeats that both of them have."""
-    ours, theirs = ({result.repeat: result for result in results.of(name)} for name in (CONSERVE, run))
+def _pair(results: WorkloadResults, run_of_ours: str, run: str) -> tuple[list[RunResult], list[RunResult]]:
+    """A run of ours and another one, in the repeats that both of them have."""
+    ours, theirs = ({result.repeat: result for result in results.of(name)} for name in (run_of_ours, run))
     common = sorted(ours.keys() & theirs.keys())
     return [ours[repeat] for repeat in common], [theirs[repeat] for repeat in common]
 

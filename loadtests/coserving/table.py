@@ -12,7 +12,7 @@ from rich.text import Text
 
 from loadtests.coserving.figures import Figure, Subject, list_figures
 from loadtests.coserving.losses import explain_losses
-from loadtests.coserving.results import ABLATION_PREFIX, STOCK_TUNED
+from loadtests.coserving.results import ABLATION_PREFIX, RELAXED, STOCK_TUNED
 from loadtests.report import Percentiles, Ratio, Report, RunReport
 
 UNKNOWN = "-"
@@ -113,6 +113,13 @@ def _describe_runs(report: Report) -> list[str]:
         if goals.tightness is not None:
             line += f", {goals.tightness:g}x the P99 of online-only"
         lines.append(f"{line}. SLO kept: share of requests with the first token and every gap within them.")
+    relaxed = report.runs.get(RELAXED)
+    if relaxed is not None and relaxed.knobs:
+        lines.append(
+            f"{RELAXED} is told to keep TTFT {relaxed.knobs['ttft_slo_ms']:,.0f} ms and TBT "
+            f"{relaxed.knobs['tbt_slo_ms']:,.0f} ms, a third of the P99 of {STOCK_TUNED} or the objectives, if those "
+            "are longer."
+        )
     if report.online_load is not None:
         load = report.online_load
         lines.append(

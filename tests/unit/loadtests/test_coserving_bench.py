@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from conserve.config import EngineSettings
+from conserve.engine.options import Objective
 from loadtests.coserve import QUICK_PASS_S
 from loadtests.coserving import results as names
 from loadtests.coserving.bench import WorkloadBench
@@ -19,10 +20,18 @@ from loadtests.coserving.calibration import FINALISTS, TuningTimes, list_batch_s
 from loadtests.coserving.catalog import WORKLOADS
 from loadtests.coserving.driver import CoServingEngine, RunError
 from loadtests.coserving.kept import KeptResultError, keep_run, keep_workload, read_kept
-from loadtests.coserving.plan import BenchOptions, estimate_s, longest_s, order_runs, plan_times
+from loadtests.coserving.plan import (
+    BenchOptions,
+    estimate_s,
+    find_objective,
+    longest_s,
+    order_runs,
+    plan_times,
+    relax_objective,
+)
 from loadtests.coserving.progress import BenchProgress
 from loadtests.coserving.prompts import PromptMaker
-from loadtests.coserving.results import RUNS, WorkloadResults
+from loadtests.coserving.results import RUNS, OnlineRecord, WorkloadResults
 from loadtests.coserving.timing import LONGEST_S, START_S, choose_duration, window_s
 from loadtests.trace_source import TraceSource
 from tests.unit.loadtests.fake_engine import FakeEngine, run_virtually
@@ -113,6 +122,35 @@ def test_objectives_come_from_the_first_online_only_run(made: Made) -> None:
     ours = [knobs for knobs in bench.engines["conserve"].knobs_seen if knobs.ttft_slo_ms == objective.ttft_slo_ms]
     assert {knobs.tbt_slo_ms for knobs in ours} == {objective.tbt_slo_ms}
     assert sum(knobs.token_budget_off for knobs in ours) == 2
+
+
+def test_relaxed_objectives_are_a_third_of_what_tuned_stock_takes_or_the_usual_ones(tmp_path: Path) -> None:
+    results = Bench(tmp_path, replace(OPTIONS, relaxed=True, ablations=())).run()
+    usual, tuned = results.objective, results.of(names.STOCK_TUNED)[0]
+    relaxed = [result.objective for result in results.of(names.RELAXED)]
+    assert usual is not None
+    assert len(relaxed) == 2
+    third = find_objective(tuned, 1 / 3)
+    assert set(relaxed) == {
+        Objective(
+            ttft_slo_ms=max(usual.ttft_slo_ms, third.ttft_slo_ms), tbt_slo_ms=max(usual.tbt_slo_ms, third.tbt_slo_ms)
+        )
+    }
+    slow = replace(tuned, online=tuple(_delay(record) for record in tuned.online))
+    before = replace(results, runs=(results.runs[0], slow))
+    objective = relax_objective(before)
+    assert objective == find_objective(slow, 1 / 3)
+    assert objective.ttft_slo_ms > usual.ttft_slo_ms
+    with pytest.raises(ValueError, match="online-only and stock-tuned come before conserve-relaxed"):
+        relax_objective(replace(results, runs=results.runs[:1]))
+
+
+def _delay(record: OnlineRecord) -> OnlineRecord:
+    """The same answer, each output ten times as late."""
+    events = tuple(
+        event._replace(at_s=record.intended_s + 10 * (event.at_s - record.intended_s)) for event in record.events
+    )
+    return replace(record, events=events)
 
 
 def test_stock_and_ceiling_use_what_was_found(made: Made) -> None:

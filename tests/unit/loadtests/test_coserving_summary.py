@@ -171,6 +171,15 @@ def test_latencies_are_compared_pooled_and_rates_over_all_seconds() -> None:
     assert (rate.repeat_median, rate.interval) == (pytest.approx((44 + 107.5) / 21 / 2), "repeats")
 
 
+def test_the_relaxed_run_has_ratios_of_its_own() -> None:
+    counted = Counters(offline_prefill_tokens=200)
+    tuned = make_run("stock-tuned", online=ALONE.online, offline=(offline(12.0, 13.0),), counters_after=counted)
+    ratios = compare_runs(make_results(ALONE, replace(OURS, run="conserve-relaxed"), tuned))
+    assert ratios["relaxed_offline_vs_stock_tuned"].median == pytest.approx(44 / 21)
+    assert ratios["relaxed_ttft_p99_vs_stock_tuned"].median > 1
+    assert not any(name.startswith(("ttft", "tbt", "offline")) for name in ratios)
+
+
 def test_one_repeat_gives_rates_no_interval_and_absent_runs_no_ratio() -> None:
     counted = Counters(offline_prefill_tokens=540)
     ceiling = make_run("ceiling", offline=(offline(12.0, 13.0, prompt=265),), counters_after=counted)

@@ -152,6 +152,21 @@ def test_each_workload_has_the_figures_that_are_stated_for_it() -> None:
     assert "All tok/s / online-only" not in verdicts(REPORT.model_copy(update={"online_load": busier}))
 
 
+def test_the_relaxed_run_is_held_to_the_tuned_stock_engine() -> None:
+    relaxed = OURS.model_copy(update={"knobs": {"ttft_slo_ms": 1_200.0, "tbt_slo_ms": 300.0}})
+    report = REPORT.model_copy(
+        update={
+            "runs": {**REPORT.runs, "conserve-relaxed": relaxed},
+            "ratios": {**RATIOS, "relaxed_offline_vs_stock_tuned": Ratio(median=0.9, min=0.8, max=1.0)},
+        }
+    )
+    assert verdicts(report)["Relaxed: offline tok/s / stock-tuned"] == "missed"
+    assert not any(label.startswith("Relaxed") for label in verdicts(REPORT))
+    printed = show(report)
+    assert max(len(line) for line in printed.splitlines()) <= 120
+    assert "conserve-relaxed is told to keep TTFT 1,200 ms and TBT 300 ms, a third of the P99 of stock-tuned" in printed
+
+
 @pytest.mark.parametrize(
     ("bound", "inside", "outside"),
     [(Bound("<= 2.5", 2.5), 2.5, 2.51), (Bound("< 1", 1), 0.99, 1.0), (Bound(">= 75 %", 75), 75.0, 74.9)],
