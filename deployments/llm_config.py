@@ -44,7 +44,7 @@ def build_llm_config(settings: Settings) -> LLMConfig:
     device = choose_device(settings)
     workers = engine.tensor_parallel_size
     engine_kwargs: dict[str, Any] = {
-        **scheduler_arguments(engine.mode, settings.slo),
+        **scheduler_arguments(engine, settings.slo, device),
         "tensor_parallel_size": workers,
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import psutil
@@ -15,6 +15,7 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 
 from conserve.config import Settings
+from conserve.engine.arguments import choose_runner
 from conserve.engine.contract import InvalidRequest
 from conserve.engine.engine import CoServeEngine
 from conserve.engine.vllm_compat import PRIORITY_HEADER
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 STOP_TIMEOUT_S = 10.0
 
+Answer = Callable[[Any, RawRequestInfo | None], Awaitable[AsyncGenerator[Any, None]]]
+
 
 class ConServeReplica(LLMServer):
     """An `LLMServer` whose engine also harvests.
@@ -46,28 +49,36 @@ class ConServeReplica(LLMServer):
         configure_service_logs()
         self._settings = settings
         bind_cpu_threads(settings)
+        choose_runner(settings.engine)
         await super().__init__(llm_config, engine_cls=ServingEngine)
         engine: ServingEngine = find_engine(self)
-        self._co_engine = CoServeEngine(engine, list(settings.slo.by_priority()), engine.page)
+        classes = {name: kind.ttft_slo_ms for name, kind in settings.slo.by_priority().items()}
+        self._co_engine = CoServeEngine(engine, classes, engine.page, engine.board)
         self._harvesting = asyncio.create_task(keep_connected(settings, self._harvest))
 
     async def chat(self, request: Any, raw_request_info: RawRequestInfo | None = None) -> AsyncGenerator[Any, None]:
         """Answers an online chat request."""
-        try:
-            self._co_engine.claim_online(request)
-        except InvalidRequest as error:
-            return _answer(refusal(error))
-        return self._co_engine.online(await super().chat(request, drop_priority(raw_request_info)))
+        return await self._answer_online(super().chat, request, raw_request_info)
 
     async def completions(
         self, request: Any, raw_request_info: RawRequestInfo | None = None
     ) -> AsyncGenerator[Any, None]:
         """Answers an online completion request."""
+        return await self._answer_online(super().completions, request, raw_request_info)
+
+    async def _answer_online(
+        self, answer: Answer, request: Any, raw_request_info: RawRequestInfo | None
+    ) -> AsyncGenerator[Any, None]:
         try:
-            self._co_engine.claim_online(request)
+            announcement = self._co_engine.claim_online(request)
         except InvalidRequest as error:
             return _answer(refusal(error))
-        return self._co_engine.online(await super().completions(request, drop_priority(raw_request_info)))
+        try:
+            responses = await answer(request, drop_priority(raw_request_info))
+        except BaseException:
+            self._co_engine.withdraw(announcement)
+            raise
+        return self._co_engine.online(responses, announcement)
 
     async def answers(self) -> bool:
         """True: asked by the front to learn whether a replica is there."""

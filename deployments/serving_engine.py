@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from conserve.engine.arguments import settle_places
+from conserve.engine.arguments import Places, settle_places
+from conserve.engine.arrival_board import ArrivalBoard
 from conserve.engine.executor import SleepingMultiprocExecutor
 from conserve.engine.options import KEY
 from conserve.engine.page import EnginePage
+from conserve.engine.stoppable import WATCH_ARRIVALS, WATCH_TIMEOUT_S, has_safepoints
 from conserve.models import profiles_dir
 from deployments.ray_compat import VLLMEngine
 
@@ -17,9 +19,22 @@ class ServingEngine(VLLMEngine):
 
     Attributes:
         page: What is shared with the scheduler of this engine, if it is ours.
+        board: Where online requests are announced to it.
     """
 
     page: EnginePage | None = None
+    board: ArrivalBoard | None = None
+
+    async def start(self) -> None:
+        """Starts the engine, and shows its workers where online requests are announced."""
+        try:
+            await super().start()
+            if self.board is not None:
+                await self.collective_rpc(WATCH_ARRIVALS, timeout=WATCH_TIMEOUT_S, args=(str(self.board.path),))
+        finally:
+            # Who has mapped it goes on using it, so nothing is left behind however this process ends.
+            if self.board is not None:
+                self.board.remove()
 
     def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:
         parallel = vllm_engine_config.parallel_config
@@ -28,10 +43,12 @@ class ServingEngine(VLLMEngine):
         if KEY not in vllm_engine_config.additional_config:  # engine.mode: stock
             return super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
         self.page = EnginePage.create()
+        self.board = ArrivalBoard.create() if has_safepoints(vllm_engine_config) else None
         # Here and not before: the configuration may have been made on another machine.
-        settle_places(vllm_engine_config, self.page.path, profiles_dir())
+        places = Places(self.page.path, self.board.path if self.board else None, profiles_dir())
+        settle_places(vllm_engine_config, places)
         try:
             return super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
         finally:
-            # The scheduler is there and has mapped it, so nothing is left behind however this process ends.
+            # The scheduler is there and has mapped it.
             self.page.remove()

@@ -33,7 +33,7 @@ from loadtests.coserving.model_shapes import RANDOM_WEIGHTS, SHAPES, write_shape
 from loadtests.coserving.plan import ABLATIONS, BenchOptions, estimate_s
 from loadtests.coserving.progress import BenchProgress
 from loadtests.coserving.prompts import PromptError, PromptMaker, read_vocabulary
-from loadtests.coserving.workloads import SATURATING_REQUESTS, Size, Workload
+from loadtests.coserving.workloads import Size, Workload
 from loadtests.display import format_clock
 from loadtests.report import describe_machine
 from loadtests.trace_source import TraceSource
@@ -73,7 +73,7 @@ def conduct(bench: Bench, console: Console) -> int:
     with Interruption() as interruption:
         try:
             for workload in bench.workloads:
-                bench.source.draw(workload.kind, SATURATING_REQUESTS, bench.options.seed)
+                workload.check_source(bench.source, bench.options.seed)
             for workload in bench.workloads:
                 # It would pass for this benchmark's.
                 clear_kept(bench.out / _RAW / workload.name)

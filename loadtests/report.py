@@ -88,6 +88,26 @@ class SlowGaps(_Part):
     outside: int
 
 
+class StopReport(_Part):
+    """Passes of offline work that were stopped between two layers, as the log of iterations has them.
+
+    Attributes:
+        stops: How many.
+        continued: Passes that went on at the layer where another one had stopped.
+        layer: Mean layer before which they stopped.
+        layer_ms: Median time of a layer in them.
+        signal_ms: From the announcement of the request that a pass was stopped for to the stop.
+        beyond_two_layers_ms: The same, less the time of two layers of that pass.
+    """
+
+    stops: int
+    continued: int
+    layer: float
+    layer_ms: float | None = None
+    signal_ms: Percentiles | None = None
+    beyond_two_layers_ms: Percentiles | None = None
+
+
 class Objectives(_Part):
     """Latency objectives of the online requests; `tightness` times the P99 of `online-only` where they were so made."""
 
@@ -158,8 +178,11 @@ class RunReport(_Part):
         latency_model_error, latency_model_error_p95: Median and 95th percentile of the relative error of predicted
             iteration times, of iterations not seen before, as shares. The median over the repeats.
         peak_memory_bytes: The most of any repeat, of the engine's processes since they were started.
+        wasted_tokens: Tokens computed in vain by stopped passes; a part of the layers counts for its share.
+        missing_arrivals: Announced online requests that were waited for and did not come in time.
         slow_requests: What is known of the slowest tenth.
         slow_gaps: What is known of the gaps above the objective.
+        stops: What is known of stopped passes.
     """
 
     repeats: int | None = None
@@ -207,8 +230,11 @@ class RunReport(_Part):
     latency_model_error: float | None = None
     latency_model_error_p95: float | None = None
     peak_memory_bytes: int | None = None
+    wasted_tokens: float | None = None
+    missing_arrivals: int | None = None
     slow_requests: SlowRequests | None = None
     slow_gaps: SlowGaps | None = None
+    stops: StopReport | None = None
 
 
 class BatchReport(_Part):

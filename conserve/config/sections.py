@@ -43,6 +43,14 @@ class EngineSettings(_Section):
         "conserve",
         description="`conserve` schedules by the objectives of `slo`; `stock` is vLLM's own scheduler with priorities.",
     )
+    preempt: Literal["slo", "always", "never"] = Field(
+        "slo",
+        description="When a running pass of batch work is stopped between two layers for an online request: if waiting "
+        "for its end would break the objective, whenever one arrives, or never.",
+    )
+    safepoint_interval_layers: int = Field(
+        1, ge=1, le=1_000, description="Layers from one place where a pass can be stopped to the next."
+    )
     device: Literal["auto", "cpu", "gpu"] = Field(
         "auto", description="`auto` takes GPUs when the Ray cluster has any, otherwise CPUs."
     )

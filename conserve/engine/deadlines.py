@@ -10,6 +10,7 @@ from conserve.engine.options import Objective
 from conserve.engine.step_meter import StepMeter
 from conserve.engine.vllm_compat import Request
 from conserve.policy.latency import IterationShape, LatencyModel
+from conserve.policy.pass_stop import STOPPABLE_EFFICIENT_SHARE, limit_stoppable_ms
 from conserve.policy.token_budget import (
     EFFICIENT_PROMPTS_SHARE,
     ArrivalGuard,
@@ -88,6 +89,15 @@ class Deadlines:
             self.model.safety_factor(),
         )
         return limit_ms if math.isinf(limit_ms) else min(limit_ms, limit_efficient_ms(self.model))
+
+    def limit_pass_ms(self, layers: int) -> float:
+        """The longest predicted time of an offline iteration that an arrival can stop between two of its layers."""
+        ttft_slos_ms = [objective.ttft_slo_ms for objective in self._objectives]
+        arrival_ms = self._guard.limit_ms(self._now_s, ttft_slos_ms, self.model)
+        if math.isinf(arrival_ms):
+            return math.inf
+        stoppable_ms = limit_stoppable_ms(arrival_ms, layers) / self.model.safety_factor()
+        return min(stoppable_ms, limit_efficient_ms(self.model, STOPPABLE_EFFICIENT_SHARE))
 
     def _token_due_s(self, decoding: Sequence[Request]) -> float:
         """When the next token of these requests is due; `inf` if there are none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -14,11 +15,21 @@ from typing import Any
 import psutil
 
 from conserve.config import EngineSettings
-from conserve.engine.arguments import add_extra_arguments, settle_places
+from conserve.engine.arguments import (
+    Places,
+    add_extra_arguments,
+    choose_runner,
+    make_options,
+    settle_places,
+    worker_arguments,
+)
+from conserve.engine.arrival_board import ArrivalBoard
 from conserve.engine.executor import SleepingMultiprocExecutor
 from conserve.engine.iteration_log import Iteration, read_iterations
-from conserve.engine.options import Objective, SchedulerOptions
+from conserve.engine.options import Objective
 from conserve.engine.page import Counters, EnginePage, Knobs
+from conserve.engine.pass_control import ANNOUNCEMENT
+from conserve.engine.stoppable import WATCH_ARRIVALS, WATCH_TIMEOUT_S, has_safepoints
 from conserve.engine.vllm_compat import (
     AsyncEngineArgs,
     AsyncLLM,
@@ -60,10 +71,19 @@ class DirectEngineConfig:
 class DirectEngine:
     """A vLLM engine in processes of its own. Use `start`."""
 
-    def __init__(self, llm: AsyncLLM, page: EnginePage, processes: Sequence[psutil.Process]) -> None:
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        page: EnginePage,
+        board: ArrivalBoard,
+        processes: Sequence[psutil.Process],
+        ttft_slo_ms: float,
+    ) -> None:
         self._llm = llm
         self._page = page
+        self._board = board
         self._processes = processes
+        self._started_with_ms = self._ttft_slo_ms = ttft_slo_ms
         self._ids = itertools.count()
 
     @classmethod
@@ -74,19 +94,20 @@ class DirectEngine:
             ValueError: a setting is wrong.
             RuntimeError: the engine did not start.
         """
-        page = EnginePage.create()
+        page, board = EnginePage.create(), ArrivalBoard.create()
         try:
             before = {child.pid for child in psutil.Process().children(recursive=True)}
             async with asyncio.timeout(START_TIMEOUT_S):
-                llm = await asyncio.to_thread(_start_llm, config, page)
+                llm, has_stops = await asyncio.to_thread(_start_llm, config, page, board)
+                if has_stops:
+                    await llm.collective_rpc(WATCH_ARRIVALS, WATCH_TIMEOUT_S, (str(board.path),))
         except BaseException as error:
-            page.remove()
-            _iteration_log(page).unlink(missing_ok=True)
+            _remove_files(page, board)
             if isinstance(error, TimeoutError):
                 raise RuntimeError(f"the engine did not start within {START_TIMEOUT_S:g} s") from error
             raise
         processes = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
-        return cls(llm, page, processes)
+        return cls(llm, page, board, processes, config.objective.ttft_slo_ms)
 
     async def generate(
         self, prompt_token_ids: Sequence[int], max_tokens: int, *, online: bool
@@ -104,18 +125,24 @@ class DirectEngine:
         self, prompt_token_ids: Sequence[int], max_tokens: int, *, online: bool
     ) -> AsyncGenerator[list[int], None]:
         """Like `generate`, with the new tokens themselves."""
+        now_s = time.monotonic()
+        announcement = self._board.announce(now_s, now_s + self._ttft_slo_ms / 1e3) if online else 0
         outputs = self._llm.generate(
             {"prompt_token_ids": list(prompt_token_ids)},
-            make_sampling_params(max_tokens),
+            make_sampling_params(max_tokens, announcement),
             request_id=f"direct-{next(self._ids)}",
             priority=ONLINE_PRIORITY if online else OFFLINE_PRIORITY,
         )
-        async with aclosing(outputs):
-            async for output in outputs:
-                yield list(output.outputs[0].token_ids)
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield list(output.outputs[0].token_ids)
+        finally:
+            self._board.retire(announcement)
 
     def set_knobs(self, knobs: Knobs) -> None:
         """Changes settings of the scheduler from its next step on."""
+        self._ttft_slo_ms = knobs.ttft_slo_ms or self._started_with_ms
         self._page.write_knobs(knobs)
 
     def counters(self) -> Counters:
@@ -145,13 +172,18 @@ class DirectEngine:
         try:
             await stop_llm(self._llm, STOP_TIMEOUT_S)
         finally:
-            self._page.remove()
-            _iteration_log(self._page).unlink(missing_ok=True)
+            _remove_files(self._page, self._board)
 
 
-def make_sampling_params(max_tokens: int) -> SamplingParams:
-    """Greedy, exactly `max_tokens` tokens, and outputs that carry new tokens only."""
+def make_sampling_params(max_tokens: int, announcement: int = 0) -> SamplingParams:
+    """Greedy, exactly `max_tokens` tokens, and outputs that carry new tokens only.
+
+    Args:
+        max_tokens: As it says.
+        announcement: Number of the request's announcement; 0 for none.
+    """
     return SamplingParams(
+        extra_args={ANNOUNCEMENT: announcement} if announcement else None,
         temperature=0.0,
         max_tokens=max_tokens,
         ignore_eos=True,
@@ -163,7 +195,7 @@ def make_sampling_params(max_tokens: int) -> SamplingParams:
 def build_engine_args(config: DirectEngineConfig) -> dict[str, Any]:
     """VLLM's engine arguments."""
     engine = config.engine
-    options = SchedulerOptions(objectives=(config.objective,))
+    options = make_options(engine, (config.objective,))
     args: dict[str, Any] = {
         "model": config.model,
         "scheduling_policy": "priority",
@@ -182,17 +214,28 @@ def build_engine_args(config: DirectEngineConfig) -> dict[str, Any]:
         args["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
     else:
         args["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    if engine.mode == "conserve":
+        args |= worker_arguments(engine, "cpu" if is_cpu_platform() else "gpu")
     return add_extra_arguments(args, engine.extra_args)
 
 
-def _start_llm(config: DirectEngineConfig, page: EnginePage) -> AsyncLLM:
+def _start_llm(config: DirectEngineConfig, page: EnginePage, board: ArrivalBoard) -> tuple[AsyncLLM, bool]:
+    """The engine, and whether its workers can stop passes."""
+    choose_runner(config.engine)
     # The CPU build reads it at start.
     if config.engine.cpu_threads_bind != "auto":
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.engine.cpu_threads_bind
     vllm_config: VllmConfig = AsyncEngineArgs(**build_engine_args(config)).create_engine_config()
     log = _iteration_log(page) if config.log_iterations else None
-    settle_places(vllm_config, page.path, config.profile_dir, log)
-    return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
+    has_stops = has_safepoints(vllm_config)
+    settle_places(vllm_config, Places(page.path, board.path if has_stops else None, config.profile_dir, log))
+    return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True), has_stops
+
+
+def _remove_files(page: EnginePage, board: ArrivalBoard) -> None:
+    page.remove()
+    board.remove()
+    _iteration_log(page).unlink(missing_ok=True)
 
 
 def _iteration_log(page: EnginePage) -> Path:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from conserve.config import DEFAULT_CLASS
+from conserve.engine.arrival_board import ArrivalBoard
 from conserve.engine.contract import EngineFault, EngineStats, InvalidRequest, OfflineResult
 from conserve.engine.cpu_clock import ChildCpuClock
 from conserve.engine.page import Counters, EnginePage
+from conserve.engine.pass_control import ANNOUNCEMENT
 from conserve.engine.stats import GAUGES
 from conserve.engine.vllm_compat import ChatCompletionRequest, CompletionRequest
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
@@ -74,16 +77,24 @@ class CoServeEngine:
 
     Args:
         serving: the OpenAI layer of the engine.
-        classes: names of the classes of online requests; the position of one is the priority of its requests.
+        classes: classes of online requests by name, with the time to the first token in ms that each is promised; the
+            position of a class is the priority of its requests.
         page: what the engine's scheduler reports on, if it is ours.
+        board: where online requests are announced, if passes of offline work can be stopped for them.
     """
 
     def __init__(
-        self, serving: OpenAIServing, classes: Sequence[str] = (DEFAULT_CLASS,), page: EnginePage | None = None
+        self,
+        serving: OpenAIServing,
+        classes: Mapping[str, float] | None = None,
+        page: EnginePage | None = None,
+        board: ArrivalBoard | None = None,
     ) -> None:
         self._serving = serving
-        self._priorities = {name: ONLINE_PRIORITY + index for index, name in enumerate(classes)}
+        self._ttft_slos_ms = dict(classes) if classes is not None else {DEFAULT_CLASS: math.inf}
+        self._priorities = {name: ONLINE_PRIORITY + index for index, name in enumerate(self._ttft_slos_ms)}
         self._page = page
+        self._board = board
         self._online = _BusyClock()
         self._offline = _BusyClock()
         self._online_first_tokens = 0
@@ -91,10 +102,14 @@ class CoServeEngine:
         self._offline_output_tokens = 0
         self._cpu_clock = ChildCpuClock()
 
-    def claim_online(self, request: Any) -> None:
+    def claim_online(self, request: Any) -> int:
         """Gives an online request the priority of the class that it names, whatever `priority` the client has sent.
 
-        vLLM 0.32 runs the steps of a beam search with priority 0: in the class that goes first.
+        And announces it to the engine, which may be in the middle of a pass of offline work. vLLM 0.32 runs the steps
+        of a beam search with priority 0: in the class that goes first.
+
+        Returns:
+            The number of the announcement, for `online` or `withdraw`; 0 for none.
 
         Raises:
             InvalidRequest: there is no such class.
@@ -106,9 +121,26 @@ class CoServeEngine:
             allowed = ", ".join(f"'{known}'" for known in self._priorities)
             raise InvalidRequest(f"There is no such request class; allowed are: {allowed}.", CLASS_FIELD)
         request.priority = self._priorities[name]
+        if self._board is None:
+            return 0
+        now_s = time.monotonic()
+        announcement = self._board.announce(now_s, now_s + self._ttft_slos_ms[name] / 1e3)
+        others = {key: value for key, value in (request.vllm_xargs or {}).items() if key != ANNOUNCEMENT}
+        request.vllm_xargs = others | ({ANNOUNCEMENT: announcement} if announcement else {})
+        return announcement
 
-    async def online(self, responses: AsyncGenerator[Item, None]) -> AsyncGenerator[Item, None]:
-        """Passes the response stream of an online request on, and counts the request while it is in the engine."""
+    def withdraw(self, announcement: int) -> None:
+        """Takes the announcement of a request back that will not come."""
+        if self._board is not None:
+            self._board.retire(announcement)
+
+    async def online(self, responses: AsyncGenerator[Item, None], announcement: int = 0) -> AsyncGenerator[Item, None]:
+        """Passes the response stream of an online request on, and counts the request while it is in the engine.
+
+        Args:
+            responses: The stream.
+            announcement: As `claim_online` has given it.
+        """
         answered = False
         with self._online.hold():
             try:
@@ -118,8 +150,10 @@ class CoServeEngine:
                         if not answered:
                             answered = True
                             self._online_first_tokens += 1
+                            self.withdraw(announcement)
                         yield response
             finally:
+                self.withdraw(announcement)
                 if answered:
                     self._online_first_tokens -= 1
 

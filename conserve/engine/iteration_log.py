@@ -15,6 +15,10 @@ class Iteration(NamedTuple):
         online_prefill_tokens, online_decodes, offline_tokens: What it computed.
         predicted_ms: Time it was predicted to take.
         limit_ms: Time it was allowed to take with offline tokens in it; 0 for no limit, as with one kind of request.
+        first_layer: It computed the layers from this one on: 0, unless it continued a stopped one.
+        stop_layer: It was stopped before this layer; -1 if it came to its end.
+        announced_s, stopped_s: When the request that it was stopped for was announced, and when it stopped; 0 if there
+            is none.
     """
 
     start_s: float
@@ -24,6 +28,10 @@ class Iteration(NamedTuple):
     offline_tokens: float
     predicted_ms: float
     limit_ms: float
+    first_layer: float = 0.0
+    stop_layer: float = -1.0
+    announced_s: float = 0.0
+    stopped_s: float = 0.0
 
     @property
     def in_time(self) -> bool:

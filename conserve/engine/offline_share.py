@@ -62,6 +62,7 @@ def share_out(
     limit_ms: float,
     full_batch: int,
     room: Room,
+    kept_back: Sequence[Request] = (),
 ) -> OfflineShare:
     """Fills an iteration with offline tokens.
 
@@ -73,8 +74,11 @@ def share_out(
         limit_ms: The longest predicted time of the iteration.
         full_batch: Tokens of the iteration, at most.
         room: KV blocks for offline requests.
+        kept_back: Further running offline requests, which do not run now.
     """
-    return _Filling(scheduler, offline, demand, model, limit_ms, full_batch, room).fill(offline)
+    share = _Filling(scheduler, offline, demand, model, limit_ms, full_batch, room).fill(offline, len(kept_back))
+    share.held += kept_back
+    return share
 
 
 def _add_decodes(shape: IterationShape, sequences: int, context: int) -> IterationShape:
@@ -115,7 +119,7 @@ class _Filling:
         worst = (len(offline) + self._room_tokens // scheduler.block_size + 1) * count_groups(scheduler)
         self._counts_blocks = 2 * worst > room.free_blocks - room.reserve_blocks
 
-    def fill(self, offline: Sequence[Request]) -> OfflineShare:
+    def fill(self, offline: Sequence[Request], kept_back: int) -> OfflineShare:
         prompts = [request for request in offline if request.is_prefill_chunk]
         self._add_decodes([request for request in offline if not request.is_prefill_chunk] if prompts else offline)
         if not self._demand.is_present:
@@ -127,7 +131,7 @@ class _Filling:
             self._room_tokens = min(self._room_tokens, pass_tokens)
             self._limit_ms = math.inf
         self._add_prefills(prompts)
-        self._add_new(len(offline))
+        self._add_new(len(offline) + kept_back)
         if self._share.blocks_short:
             self._share.wanting = list(offline)
         return self._share

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from conserve.policy.pass_stop import PreemptRule
+
 KEY = "conserve"
 """Our part of vLLM's `additional_config`."""
 
@@ -28,6 +30,9 @@ class SchedulerOptions(BaseModel):
         page: File of the `EnginePage`; without it nothing is reported.
         profile_dir: Folder of stored latency profiles; without it the model starts from nothing.
         iteration_log: File that every iteration is added to (see `iteration_log`); without it none is kept.
+        arrivals: File of the `ArrivalBoard`; without it no pass is stopped for an arrival.
+        preempt: When a pass of offline work is stopped between two layers.
+        safepoint_interval_layers: Layers from one safepoint to the next.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +41,9 @@ class SchedulerOptions(BaseModel):
     page: Path | None = None
     profile_dir: Path | None = None
     iteration_log: Path | None = None
+    arrivals: Path | None = None
+    preempt: PreemptRule = "slo"
+    safepoint_interval_layers: int = Field(default=1, ge=1)
 
     def to_additional_config(self) -> dict[str, Any]:
         """The value of vLLM's `additional_config`. Infinity is written as a string, since JSON has none."""

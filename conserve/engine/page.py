@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
+
+from conserve.engine.shared_memory import create_file
 
 _FLOAT_BYTES = 8
 AS_STARTED = 0.0
@@ -29,6 +30,9 @@ class Knobs:
         offline_pass_tokens: Tokens of an iteration without online requests, at most.
         token_budget_off: 1 fills iterations to the brim, as without any objectives (ablation).
         prefix_order_off: 1 takes offline requests in the order of arrival (ablation).
+        safepoints_off: 1 lets every pass come to its end (ablation).
+        resume_off: 1 throws away what was computed of a stopped pass (ablation).
+        full_passes: 1 fills iterations without online requests up to `offline_pass_tokens`, whatever the objectives.
         save_profile: Each new value makes the scheduler store its latency profile, in its next step.
     """
 
@@ -40,6 +44,9 @@ class Knobs:
     offline_pass_tokens: float = AS_STARTED
     token_budget_off: float = 0.0
     prefix_order_off: float = 0.0
+    safepoints_off: float = 0.0
+    resume_off: float = 0.0
+    full_passes: float = 0.0
     save_profile: float = 0.0
 
 
@@ -64,6 +71,10 @@ class Counters:
         model_samples: Recent predictions that the error is of.
         overhead_ms: Predicted time of the smallest iteration, now.
         over_budget_iterations: Mixed iterations that took longer than their objective allowed.
+        stops: Passes that were stopped between two layers; `resumed_passes` of them were continued.
+        wasted_tokens: Tokens computed in vain by stopped passes; a part of the layers counts for its share.
+        kept_bytes: Memory of the largest pass that was kept.
+        missing_arrivals: Announced online requests that did not come in time and were waited for.
         schedule_s: Seconds spent in the scheduler's `schedule`.
         counted_until_s: When the last of the counted iterations ended, by `time.monotonic`; 0 before the first.
     """
@@ -87,6 +98,11 @@ class Counters:
     model_samples: float = 0.0
     overhead_ms: float = 0.0
     over_budget_iterations: float = 0.0
+    stops: float = 0.0
+    resumed_passes: float = 0.0
+    wasted_tokens: float = 0.0
+    kept_bytes: float = 0.0
+    missing_arrivals: float = 0.0
     schedule_s: float = 0.0
     counted_until_s: float = 0.0
 
@@ -112,11 +128,7 @@ class EnginePage:
     @classmethod
     def create(cls) -> EnginePage:
         """Makes a page; whoever made it removes it with `remove`."""
-        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - the name is not guessable
-        handle, name = tempfile.mkstemp(prefix="conserve-engine-", dir=folder)
-        with os.fdopen(handle, "wb") as file:
-            file.truncate(_BYTES)
-        return cls(Path(name))
+        return cls(create_file("conserve-engine-", _BYTES))
 
     def remove(self) -> None:
         """Removes the file. Who has mapped it can go on using it."""

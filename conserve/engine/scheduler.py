@@ -9,7 +9,8 @@ next are decisions of `conserve.policy`.
 - Offline tokens fill the iteration up to the time that the objectives allow: first offline decodes, then prompts that
   are being computed, then new ones. vLLM serves running requests before waiting ones, so while an online request waits
   only such offline prompts run whose whole rest fits.
-- Iterations without online requests are full, or as long as an arrival can bear.
+- Iterations without online requests are full, or as long as an arrival can bear. Where they can be stopped between two
+  layers that is long; a stopped one is continued as soon as there is no online request (`pass_control`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any
 
+import structlog
+
 from conserve.engine.deadlines import Deadlines
 from conserve.engine.iteration_log import IterationWriter
 from conserve.engine.lanes import LaneQueue, is_offline, split_lanes
@@ -27,8 +30,11 @@ from conserve.engine.offline_share import OfflineShare, Room, share_out
 from conserve.engine.online_demand import OnlineDemand, count_growth, count_slots, is_decoding, measure_demand
 from conserve.engine.options import Objective, SchedulerOptions
 from conserve.engine.page import Counters, EnginePage, Knobs
+from conserve.engine.pass_control import PassControl
 from conserve.engine.profile_store import ProfileSaver, load_profile, profile_key
 from conserve.engine.step_meter import StepMeter
+from conserve.engine.step_plan import read_stop
+from conserve.engine.stoppable import explain_unresumable, explain_unstoppable
 from conserve.engine.vllm_compat import (
     AsyncScheduler,
     ModelRunnerOutput,
@@ -51,6 +57,7 @@ from conserve.policy.latency import LatencyModel
 from conserve.policy.preemption import PLENTY_SHARE, Victim, choose_victims, count_lost_tokens
 from conserve.policy.token_budget import ArrivalGuard
 
+_log = structlog.get_logger(__name__)
 _arrival_time = attrgetter("arrival_time")
 
 ERROR_PERIOD_STEPS = 64
@@ -66,7 +73,9 @@ class CoServing(Scheduler):
     max_num_active_reqs: int
     max_num_scheduled_tokens: int
 
-    def __init__(self, *args: Any, options: SchedulerOptions, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, options: SchedulerOptions, control_class: type[PassControl] = PassControl, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._counters = Counters()
         self._tally = WorkTally(self.requests, self._counters)
@@ -84,8 +93,22 @@ class CoServing(Scheduler):
         self._reserve = KvReserve(self.kv_cache_manager.block_pool.num_gpu_blocks)
         self._largest_batch = self._full_batch = self.max_num_scheduled_tokens
         self._watermark_blocks = self.kv_cache_manager.watermark_blocks
+        self._control = self._make_control(options, control_class)
+        self._layers = self.vllm_config.model_config.get_num_layers(self.vllm_config.parallel_config)
+        self._resuming: list[tuple[Request, int]] = []
         self._preempted_in_step = False
         self._next_arrival: Request | None = None
+
+    def _make_control(self, options: SchedulerOptions, control_class: type[PassControl]) -> PassControl | None:
+        if options.preempt == "never":
+            return None
+        if (reason := explain_unstoppable(self.vllm_config)) is not None:
+            _log.warning("offline passes are not stopped for online requests", reason=reason)
+            return None
+        unresumable = explain_unresumable(self.vllm_config)
+        if unresumable is not None:
+            _log.warning("what was computed of a stopped pass is computed again", reason=unresumable)
+        return control_class(self, options, unresumable is None, self._counters)
 
     # What vLLM calls.
 
@@ -107,8 +130,7 @@ class CoServing(Scheduler):
             set_blocks_kept_free(self, self._watermark_blocks)
         self._counters.held_requests += len(held)
         if output.total_num_scheduled_tokens > 0:
-            work = self._tally.count(output)
-            self._meter.begin(work, now_s, limit_ms if work.is_mixed and math.isfinite(limit_ms) else 0.0)
+            self._begin(output, now_s, limit_ms)
         self._counters.schedule_s += time.monotonic() - now_s
         return output
 
@@ -116,10 +138,15 @@ class CoServing(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, Any]:
         """Takes in what an iteration has computed."""
+        note = read_stop(model_runner_output)
+        if self._control is not None and scheduler_output.total_num_scheduled_tokens > 0:
+            work = self._control.take_in(note, time.monotonic())
+            if note is not None:
+                self._tally.uncount(work)
         outputs: dict[int, Any] = super().update_from_output(scheduler_output, model_runner_output)
         now_s = time.monotonic()
         if scheduler_output.total_num_scheduled_tokens > 0:
-            iteration = self._meter.end(now_s)
+            iteration = self._meter.end(now_s, note)
             self._counters.over_budget_iterations += not iteration.in_time
             if self._log is not None:
                 self._log.write(iteration)
@@ -133,6 +160,8 @@ class CoServing(Scheduler):
             now_s = time.monotonic()
             self._guard.observe(now_s, request.num_prompt_tokens, request.priority)
             self._reserve.observe(now_s, -(-request.num_prompt_tokens // self.block_size) + 1)
+            if self._control is not None:
+                self._control.settle(request)
         super().add_request(request)
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
@@ -151,6 +180,7 @@ class CoServing(Scheduler):
     def _prepare(self, now_s: float) -> tuple[float, list[Request]]:
         """Sets vLLM's scheduler up for a step. Returns the longest the iteration may take, and who is held back."""
         self._preempted_in_step = False
+        self._resuming = []
         online, offline = split_lanes(self.running)
         self.max_num_scheduled_tokens = self._full_batch
         has_offline = bool(offline or self.waiting.backlog or self.kv_holding_waiting.backlog)
@@ -163,11 +193,20 @@ class CoServing(Scheduler):
             self.max_num_scheduled_tokens = demand.tokens if demand.is_cut else self._full_batch
             return float("inf"), []
         offline.sort(key=_arrival_time)
+        if self._control is not None:
+            self._control.drop_aged(now_s)
+            if not demand.is_present:
+                if self._is_awaited(now_s):
+                    self.running = []
+                    return math.inf, offline
+                self._resuming = self._control.find_resumable()
+                if self._resuming:
+                    return math.inf, self._resume(offline)
         reserve_blocks = self._reserve.blocks(now_s)
         self._counters.kv_reserve_blocks = reserve_blocks
         demand = self._make_way(demand, offline, now_s, deadlines)
         offline = [request for request in offline if is_running(request)]
-        limit_ms = deadlines.limit_ms(demand)
+        limit_ms = self._limit_ms(demand, deadlines)
         free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
         share = self._share(offline, demand, limit_ms, Room(free_blocks, reserve_blocks))
         if share.blocks_short and self._give_way(share, now_s):
@@ -184,7 +223,10 @@ class CoServing(Scheduler):
     def _share(self, offline: list[Request], demand: OnlineDemand, limit_ms: float, room: Room) -> OfflineShare:
         pass_tokens = int(self._knobs.offline_pass_tokens) or self._full_batch
         full_batch = self._full_batch if demand.is_present else min(self._full_batch, pass_tokens)
-        return share_out(self, offline, demand, self._model, limit_ms, full_batch, room)
+        # What is to continue a stopped pass must not move on in the meantime.
+        held = [request for request in offline if self._control.holds(request)] if self._control is not None else []
+        going = [request for request in offline if request not in held] if held else offline
+        return share_out(self, going, demand, self._model, limit_ms, full_batch, room, held)
 
     def _make_way(
         self, demand: OnlineDemand, offline: list[Request], now_s: float, deadlines: Deadlines
@@ -250,6 +292,8 @@ class CoServing(Scheduler):
         vLLM 0.32 takes blocks for computed as soon as it has allocated them. Those of a request that it preempts later
         in the same step stay in the prefix cache, and the next request with this prefix is served garbage.
         """
+        if self._resuming:
+            return False  # They have theirs.
         pool = self.kv_cache_manager.block_pool
         # So many are enough whoever runs: in most steps that is all there is to do.
         most = (len(self.running) + self.max_num_scheduled_tokens // self.block_size) * count_groups(self)
@@ -264,6 +308,45 @@ class CoServing(Scheduler):
             preempted = True
         return preempted
 
+    # Passes that can be stopped.
+
+    @property
+    def _can_stop(self) -> bool:
+        return self._control is not None and self._control.may_stop and not self._knobs.safepoints_off
+
+    def _is_awaited(self, now_s: float) -> bool:
+        return self._control is not None and self._can_stop and self._control.is_awaited(now_s)
+
+    def _limit_ms(self, demand: OnlineDemand, deadlines: Deadlines) -> float:
+        if demand.is_present:
+            return deadlines.limit_ms(demand)
+        if self._knobs.full_passes:
+            return math.inf
+        return deadlines.limit_pass_ms(self._layers) if self._can_stop else deadlines.limit_ms(demand)
+
+    def _resume(self, offline: list[Request]) -> list[Request]:
+        """Sets vLLM's scheduler up to continue the stopped pass. Returns who is held back."""
+        self.running = [request for request, _ in self._resuming]
+        self.max_num_scheduled_tokens = sum(tokens for _, tokens in self._resuming)
+        return [request for request in offline if request not in self.running]
+
+    def _begin(self, output: SchedulerOutput, now_s: float, limit_ms: float) -> None:
+        """An iteration was scheduled."""
+        work = self._tally.count(output)
+        limit_ms = limit_ms if work.is_mixed and math.isfinite(limit_ms) else 0.0
+        if self._control is None:
+            self._meter.begin(work, now_s, limit_ms)
+            return
+        first_layer = self._control.continue_stopped(output, self._resuming)
+        ends_s = self._meter.begin(work, now_s, limit_ms, first_layer, 1.0 - first_layer / self._layers)
+        self._control.plan(
+            output,
+            work,
+            predicted_end_s=ends_s,
+            first_token_ms=self._guard.first_token_ms(self._model),
+            may_stop=self._can_stop,
+        )
+
     # The page.
 
     def _read_knobs(self) -> None:
@@ -277,6 +360,8 @@ class CoServing(Scheduler):
         self._objectives = self._choose_objectives(knobs)
         self._full_batch = min(int(knobs.max_num_batched_tokens) or self._largest_batch, self._largest_batch)
         self.waiting.backlog.ordered = not knobs.prefix_order_off
+        if self._control is not None:
+            self._control.may_resume = not knobs.resume_off
 
     def _choose_objectives(self, knobs: Knobs) -> tuple[Objective, ...]:
         if knobs.token_budget_off:
@@ -306,12 +391,18 @@ class AsyncCoServeScheduler(CoServing, AsyncScheduler):
     """With asynchronous scheduling: the next iteration is scheduled while one runs."""
 
 
-def create_scheduler(vllm_config: VllmConfig, options: SchedulerOptions | None = None, **kwargs: Any) -> CoServing:
+def create_scheduler(
+    vllm_config: VllmConfig,
+    options: SchedulerOptions | None = None,
+    control_class: type[PassControl] = PassControl,
+    **kwargs: Any,
+) -> CoServing:
     """What vLLM calls as its `scheduler_cls`. Takes the same arguments as vLLM's `Scheduler`.
 
     Args:
         vllm_config: Of the engine.
         options: By default those in its `additional_config`.
+        control_class: Stops passes and has them continued.
         kwargs: As for vLLM's `Scheduler`.
 
     Raises:
@@ -335,6 +426,6 @@ def create_scheduler(vllm_config: VllmConfig, options: SchedulerOptions | None =
             "enable_chunked_prefill: must be true, offline prompts are computed in parts (or set engine.mode: stock)"
         )
     options = options or SchedulerOptions.from_additional_config(vllm_config.additional_config)
-    if vllm_config.scheduler_config.async_scheduling:
-        return AsyncCoServeScheduler(vllm_config=vllm_config, options=options, **kwargs)
-    return CoServeScheduler(vllm_config=vllm_config, options=options, **kwargs)
+    is_async = vllm_config.scheduler_config.async_scheduling
+    scheduler: type[CoServing] = AsyncCoServeScheduler if is_async else CoServeScheduler
+    return scheduler(vllm_config=vllm_config, options=options, control_class=control_class, **kwargs)

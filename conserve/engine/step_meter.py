@@ -6,6 +6,7 @@ from collections import deque
 from typing import NamedTuple
 
 from conserve.engine.iteration_log import Iteration
+from conserve.engine.step_plan import StopNote
 from conserve.engine.work_tally import Work
 from conserve.policy.latency import LatencyModel
 
@@ -15,6 +16,7 @@ class _InFlight(NamedTuple):
     scheduled_s: float
     predicted_ms: float
     limit_ms: float
+    first_layer: int
 
 
 class StepMeter:
@@ -29,17 +31,41 @@ class StepMeter:
         self._in_flight: deque[_InFlight] = deque()
         self._ended_s = float("-inf")
 
-    def begin(self, work: Work, scheduled_s: float, limit_ms: float) -> None:
-        """An iteration was scheduled; `limit_ms` is the longest measured time that its objectives allow, 0 for any."""
-        self._in_flight.append(_InFlight(work, scheduled_s, self._model.predict_ms(work.shape), limit_ms))
+    def begin(
+        self, work: Work, scheduled_s: float, limit_ms: float, first_layer: int = 0, layers_share: float = 1.0
+    ) -> float:
+        """An iteration was scheduled.
 
-    def end(self, now_s: float) -> Iteration:
-        """The outputs of the oldest iteration in flight were processed."""
+        Args:
+            work: What it computes.
+            scheduled_s: Now.
+            limit_ms: The longest measured time that its objectives allow; 0 for any.
+            first_layer: It computes the layers from this one on.
+            layers_share: Share of all layers that these are.
+
+        Returns:
+            When it will probably have ended, within the safety factor.
+        """
+        predicted_ms = self._model.predict_ms(work.shape) * layers_share
+        begins_s = self.free_at_s(scheduled_s)
+        self._in_flight.append(_InFlight(work, scheduled_s, predicted_ms, limit_ms, first_layer))
+        return begins_s + predicted_ms * self._model.safety_factor() / 1e3
+
+    def end(self, now_s: float, note: StopNote | None = None) -> Iteration:
+        """The outputs of the oldest iteration in flight were processed; with a note if it was stopped."""
         step = self._in_flight.popleft()
         start_s = max(step.scheduled_s, self._ended_s)
         self._ended_s = now_s
-        self._model.observe(step.work.shape, (now_s - start_s) * 1e3)
-        return Iteration(start_s, now_s, *step.work[1:], step.predicted_ms, step.limit_ms)
+        # A part of the layers says little about all of them.
+        if note is None and not step.first_layer:
+            self._model.observe(step.work.shape, (now_s - start_s) * 1e3)
+        return Iteration(
+            *(start_s, now_s, *step.work[1:4], step.predicted_ms, step.limit_ms),
+            first_layer=step.first_layer,
+            stop_layer=-1 if note is None else note.layer,
+            announced_s=0.0 if note is None else note.announced_s,
+            stopped_s=0.0 if note is None else note.stopped_s,
+        )
 
     def free_at_s(self, now_s: float) -> float:
         """When an iteration scheduled now can begin: after those in flight, as far as their time is known."""

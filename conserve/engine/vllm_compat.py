@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Set
 from typing import NamedTuple
 
 from vllm import __version__ as vllm_version
@@ -42,9 +43,10 @@ RELIED_ON = {
         *("num_waiting_for_streaming_input", "num_lookahead_tokens", "num_spec_tokens", "num_sampled_tokens_per_step"),
         *("requires_kv_delivery", "kv_cache_manager", "schedule", "update_from_output", "add_request", "shutdown"),
         *("_preempt_request", "_is_blocked_waiting_status", "_handle_blocked_waiting_request"),
-        "_request_blocks_can_be_freed",
+        *("_request_blocks_can_be_freed", "_inflight_prefills", "prev_step_scheduled_req_ids"),
     ),
     "kv_cache_manager": (
+        "evict_blocks",
         "watermark_blocks",
         "empty_kv_cache_blocks",
         "get_computed_blocks",
@@ -53,10 +55,11 @@ RELIED_ON = {
     ),
     "block_pool": ("num_gpu_blocks", "get_num_free_blocks"),
     "coordinator": ("single_type_managers", "get_num_blocks_to_allocate"),
+    "block_manager": ("req_to_blocks", "num_cached_block", "block_size"),
     "request": (
         *("request_id", "priority", "arrival_time", "status", "block_hashes", "is_prefill_chunk", "spec_token_ids"),
         *("num_tokens", "num_prompt_tokens", "num_computed_tokens", "num_output_placeholders", "max_tokens"),
-        "num_tokens_with_spec",
+        *("num_tokens_with_spec", "num_preemptions", "sampling_params"),
     ),
 }
 """Attributes of vLLM's objects that our schedulers use, by object."""
@@ -89,20 +92,26 @@ __all__ = [
     "VllmConfig",
     "can_free_blocks",
     "check_version",
+    "count_blocks_before",
     "count_freed_blocks",
     "count_groups",
     "count_held_blocks",
     "current_platform",
     "find_by_name",
+    "forget_scheduled",
     "is_blocked",
     "is_cpu_platform",
     "is_running",
     "limit_busy_waiting",
+    "list_block_ids",
+    "list_blocks_from",
     "look_up_admission",
     "preempt",
+    "rewind",
     "set_blocks_kept_free",
     "stop_llm",
     "unblock",
+    "uncache_blocks",
     "vllm_version",
 ]
 
@@ -230,10 +239,69 @@ def can_free_blocks(scheduler: Scheduler, request: Request) -> bool:
     return bool(scheduler._request_blocks_can_be_freed(request))
 
 
-def preempt(scheduler: Scheduler, request: Request, timestamp_s: float) -> None:
-    """Takes slot and KV blocks from a running request, which is in the waiting queue afterwards."""
+def preempt(scheduler: Scheduler, request: Request, timestamp_s: float, *, drops_output: bool = False) -> None:
+    """Takes slot and KV blocks from a running request, which is in the waiting queue afterwards.
+
+    Args:
+        scheduler: vLLM's.
+        request: The request.
+        timestamp_s: Now, for vLLM's events.
+        drops_output: Whether what is in flight of it is worth nothing.
+    """
     scheduler.running.remove(request)
-    scheduler._preempt_request(request, timestamp_s, drop_stale_output=scheduler.requires_kv_delivery)
+    scheduler._preempt_request(request, timestamp_s, drop_stale_output=drops_output or scheduler.requires_kv_delivery)
+
+
+def list_block_ids(scheduler: Scheduler, request: Request) -> list[list[int]]:
+    """KV blocks of a request, by group."""
+    managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    return [[block.block_id for block in manager.req_to_blocks.get(request.request_id, ())] for manager in managers]
+
+
+def list_blocks_from(scheduler: Scheduler, request: Request, start: int) -> list[int]:
+    """KV blocks of a request that tokens from `start` on are written to, of all groups."""
+    return [
+        block.block_id
+        for manager in scheduler.kv_cache_manager.coordinator.single_type_managers
+        for block in manager.req_to_blocks.get(request.request_id, ())[start // manager.block_size :]
+        if not block.is_null
+    ]
+
+
+def rewind(scheduler: Scheduler, request: Request, start: int) -> None:
+    """Makes a running request one of which only `start` tokens are computed, or in flight. It keeps its KV blocks."""
+    for manager in scheduler.kv_cache_manager.coordinator.single_type_managers:
+        if request.request_id in manager.num_cached_block:
+            cached = min(manager.num_cached_block[request.request_id], start // manager.block_size)
+            manager.num_cached_block[request.request_id] = cached
+    request.num_computed_tokens = start
+    request.num_output_placeholders = 0
+    request.spec_token_ids = []
+    request.is_prefill_chunk = start < request.num_tokens - 1
+    if request.is_prefill_chunk:
+        scheduler._inflight_prefills.add(request)
+
+
+def uncache_blocks(scheduler: Scheduler, block_ids: set[int]) -> None:
+    """Takes KV blocks out of the prefix cache; whoever has them keeps them.
+
+    vLLM 0.32 puts a block there when it is allocated, as if it were computed.
+    """
+    scheduler.kv_cache_manager.evict_blocks(block_ids)
+
+
+def count_blocks_before(scheduler: Scheduler, request: Request, start: int, block_ids: Set[int]) -> int:
+    """How many of the given KV blocks hold tokens of a request before `start`."""
+    return sum(
+        block.block_id in block_ids
+        for manager in scheduler.kv_cache_manager.coordinator.single_type_managers
+        for block in manager.req_to_blocks.get(request.request_id, ())[: start // manager.block_size]
+    )
+
+
+def forget_scheduled(scheduler: Scheduler) -> None:
+    """Makes the next batch bring all tokens of its requests to the workers, not only what is new."""
+    scheduler.prev_step_scheduled_req_ids.clear()
 
 
 def set_blocks_kept_free(scheduler: Scheduler, blocks: int) -> None:

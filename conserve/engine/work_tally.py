@@ -19,6 +19,7 @@ class Work(NamedTuple):
     online_prefill_tokens: int
     online_decodes: int
     offline_tokens: int
+    offline_prefill_tokens: int = 0
 
     @property
     def is_mixed(self) -> bool:
@@ -88,7 +89,13 @@ class WorkTally:
             prefill_tokens - offline_prefill,
             decodes - offline_decode,
             offline_prefill + offline_decode,
+            offline_prefill,
         )
+
+    def uncount(self, work: Work) -> None:
+        """Takes an iteration back that was counted and stopped: its tokens will be scheduled again."""
+        self._counters.offline_prefill_tokens -= work.offline_prefill_tokens
+        self._counters.offline_decode_tokens -= work.offline_tokens - work.offline_prefill_tokens
 
     def _count_lost(self, output: SchedulerOutput) -> None:
         for request_id in [*self.lost_tokens]:

@@ -96,6 +96,7 @@ class ArrivalGuard:
 
     def __init__(self) -> None:
         self._prompt_tokens: deque[int] = deque(maxlen=ARRIVALS_KEPT)
+        self._times_s: deque[float] = deque(maxlen=ARRIVALS_KEPT)
         self._classes: deque[int] = deque(maxlen=ARRIVALS_KEPT)
         self._latest_s = -math.inf
         self._typical: int | None = None
@@ -104,6 +105,7 @@ class ArrivalGuard:
         """Takes note of an online arrival, whose class has this place among all classes."""
         self._prompt_tokens.append(prompt_tokens)
         self._classes.append(request_class)
+        self._times_s.append(now_s)
         self._latest_s = now_s
         self._typical = None
 
@@ -114,6 +116,15 @@ class ArrivalGuard:
             ordered = sorted(self._prompt_tokens)
             self._typical = ordered[math.ceil(ARRIVAL_QUANTILE * len(ordered)) - 1] if ordered else 0
         return self._typical
+
+    def arrivals_per_s(self, now_s: float) -> float:
+        """Rate of the arrivals seen lately; 0 before the second one."""
+        passed_s = now_s - self._times_s[0] if self._times_s else 0.0
+        return (len(self._times_s) - 1) / passed_s if passed_s > 0 else 0.0
+
+    def first_token_ms(self, model: LatencyModel) -> float:
+        """How long a typical request takes to its first token, once the engine is free for it."""
+        return model.predict_ms(IterationShape().add_prefill(max(1, self.typical_tokens), 0)) * model.safety_factor()
 
     def limit_ms(self, now_s: float, ttft_slos_ms: Sequence[float], model: LatencyModel) -> float:
         """The longest an iteration may take; `inf` before the first online arrival, and two minutes after the last.
@@ -129,8 +140,7 @@ class ArrivalGuard:
         ttft_slo_ms = min(ttft_slos_ms[min(index, last)] for index in set(self._classes))
         if math.isinf(ttft_slo_ms):
             return math.inf
-        own_ms = model.predict_ms(IterationShape().add_prefill(self.typical_tokens, 0))
-        return max(ttft_slo_ms - own_ms * model.safety_factor(), SMALLEST_WAIT_SHARE * ttft_slo_ms)
+        return max(ttft_slo_ms - self.first_token_ms(model), SMALLEST_WAIT_SHARE * ttft_slo_ms)
 
 
 def limit_efficient_ms(model: LatencyModel, share: float = EFFICIENT_SHARE) -> float:
@@ -142,17 +152,14 @@ def limit_efficient_ms(model: LatencyModel, share: float = EFFICIENT_SHARE) -> f
 
 
 def size_offline_pass(model: LatencyModel, base: IterationShape, limit_ms: float, max_tokens: int) -> int:
-    """Prompt tokens of an iteration without online requests.
+    """Prompt tokens of an iteration without online requests: as many as the limit allows.
 
     Args:
         model: Predicts its time.
         base: What else the iteration computes (offline decodes).
         limit_ms: The longest it may take; `inf` where nobody is expected to come.
         max_tokens: The largest batch, less the tokens of `base`.
-
-    Returns:
-        As many tokens as the limit allows, or fewer where those are as efficient.
     """
     if math.isinf(limit_ms):
         return max(0, max_tokens)
-    return model.fit_prefill_tokens(base, 0, min(limit_ms, limit_efficient_ms(model)), max_tokens)
+    return model.fit_prefill_tokens(base, 0, limit_ms, max_tokens)

@@ -81,7 +81,7 @@ class WorkloadBench:
             machine=options.machine,
             model=options.model,
             engine=workload.engine.model_dump(mode="json", exclude_defaults=True),
-            source=source.name(workload.kind),
+            source=workload.name_source(source),
             seed=options.seed,
             repeats=options.repeats,
             tightness=options.tightness,
@@ -109,7 +109,7 @@ class WorkloadBench:
                 self._engines[mode] = engine
             await self._calibrate()
             self._choose_duration(loop.time() - began_s)
-            runs = list_runs(self._options)
+            runs = list_runs(self._workload, self._options)
             for repeat in range(1, self._options.repeats + 1):
                 for run in order_runs(runs, repeat):
                     await self._make(run, repeat)
@@ -218,7 +218,7 @@ class WorkloadBench:
         keep_workload(self._raw, self._results)
 
     async def _make(self, run: str, repeat: int) -> None:
-        made, number = len(self._results.runs), len(list_runs(self._options)) * self._options.repeats
+        made, number = len(self._results.runs), len(self._times.runs) * self._options.repeats
         settings = choose_settings(run, self._results)
         plan = self._plan(
             run,
@@ -253,7 +253,7 @@ class WorkloadBench:
         drain_limit_s: float = timing.DRAIN_LIMIT_S,
     ) -> RunPlan:
         workload, rate_per_s = self._workload, self._results.online_rate_per_s
-        online = run != results.OFFLINE_ONLY
+        online = run not in results.OFFLINE_RUNS
         offline = run != results.ONLINE_ONLY
         requests = workload.draw_online(self._source, self._prompts, rate_per_s, lead_s + window_s, seed)
         return RunPlan(
@@ -279,13 +279,18 @@ class WorkloadBench:
         for tokens in list_batch_sizes(self._workload.engine):
             for mode, knobs in (
                 ("stock", Knobs(max_num_batched_tokens=tokens)),
-                ("conserve", with_objective(Knobs(offline_pass_tokens=tokens), self._results)),
+                ("conserve", self._fixed_passes(tokens)),
+                ("conserve", replace(self._fixed_passes(tokens), safepoints_off=1)),
             ):
                 measure = self._measure_short(mode, f"frontier, {mode}", self._workload.fill_s)
                 result = await measure(knobs, timing.FRONTIER_WINDOW_S)
                 points.append(calibration.summarize(mode, knobs, [result]))
                 self._results = replace(self._results, frontier=tuple(points))
                 keep_workload(self._raw, self._results)
+
+    def _fixed_passes(self, tokens: int) -> Knobs:
+        """Iterations without online requests have so many tokens, whatever the objectives."""
+        return with_objective(Knobs(offline_pass_tokens=tokens, full_passes=1), self._results)
 
     def _step(self, name: str, expected_s: float) -> AbstractAsyncContextManager[None]:
         return self._progress.step(f"{self._workload.name}: {name}", expected_s)

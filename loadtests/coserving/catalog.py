@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Final
 
 from conserve.config import EngineSettings
-from loadtests.coserving.workloads import OfflineShape, Size, Workload
+from loadtests.coserving import results
+from loadtests.coserving.workloads import OfflineShape, OnlineShape, Size, Workload
 
 _CPU_ENGINE: Final = EngineSettings(
     device="cpu", max_model_len=2_048, max_num_seqs=16, max_num_batched_tokens=2_048, kv_cache_gib=1.0
@@ -65,6 +66,23 @@ def _make_prefix(chat: Workload, engine: EngineSettings, offline: OfflineShape) 
     return replace(chat, name="prefix", engine=engine, offline=offline, offline_in_flight=8 * engine.max_num_seqs)
 
 
+def _make_interrupt(chat: Workload, offline: OfflineShape, online: OnlineShape) -> Workload:
+    """A steady stream of long prompts; short requests come at random moments of a pass, and are soon gone."""
+    return replace(
+        chat,
+        name="interrupt",
+        kind=None,
+        online_share=0.04,
+        offline=offline,
+        online=online,
+        length_scale=1.0,
+        further_runs=(
+            *(results.NO_SAFEPOINTS, results.NO_RESUME, results.FULL_PASSES, results.FULL_PASSES_NO_SAFEPOINTS),
+            *(results.ALONE, results.ALONE_NO_SAFEPOINTS),
+        ),
+    )
+
+
 # SmolLM2 takes 22.5 KiB of KV cache a token, Llama 3.1 8B 128 KiB, in blocks of 16 tokens on a GPU.
 _ALL: Final = (
     _CHAT_CPU,
@@ -83,6 +101,8 @@ _ALL: Final = (
         _GPU_ENGINE.model_copy(update={"max_num_seqs": 16, "extra_args": {"num_gpu_blocks_override": 6_000}}),
         OfflineShape(prompt_tokens=(4_000, 5_000), output_tokens=(1_024, 1_536)),
     ),
+    _make_interrupt(_CHAT_CPU, OfflineShape((1_300, 1_700), (4, 8)), OnlineShape((24, 40), (4, 12))),
+    _make_interrupt(_CHAT_GPU, OfflineShape((4_000, 8_000), (8, 16)), OnlineShape((100, 400), (8, 32))),
     _make_prefix(
         _CHAT_CPU,
         _CPU_ENGINE.model_copy(update={"kv_cache_gib": 0.3}),  # 14,000 tokens

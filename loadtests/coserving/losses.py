@@ -164,10 +164,27 @@ def _explain_errors(report: Report) -> list[str]:
     return [f"Online requests that failed or were given up: {', '.join(counts)}."]
 
 
+def _explain_stops(report: Report) -> list[str]:
+    return [
+        f"{name}: {run.stops.stops:,} passes stopped, before layer {run.stops.layer:.1f} on average, "
+        f"{run.stops.continued:,} continued; {run.wasted_tokens or 0:,.0f} tokens computed in vain"
+        + (
+            f"; from the signal to the stop {run.stops.signal_ms.p50:,.0f} ms (p50), {run.stops.signal_ms.p99:,.0f} ms "
+            "(p99)"
+            if run.stops.signal_ms is not None
+            else ""
+        )
+        + (f", a layer takes {run.stops.layer_ms:,.1f} ms." if run.stops.layer_ms is not None else ".")
+        for name, run in report.runs.items()
+        if run.stops is not None
+    ]
+
+
 _EXPLAIN: dict[Subject, Callable[[Report], list[str]]] = {
     "errors": _explain_errors,
     "ttft": _explain_ttft,
     "tbt": _explain_tbt,
     "offline": _explain_offline,
     "model": _explain_model,
+    "stops": _explain_stops,
 }

@@ -19,6 +19,17 @@ from loadtests.latency import percentiles, pool
 ABLATIONS: Final = {
     "token-budget": Knobs(token_budget_off=1),
     "prefix-order": Knobs(prefix_order_off=1),
+    "safepoints": Knobs(safepoints_off=1),
+    "resume": Knobs(resume_off=1),
+}
+_NAMED: Final = {f"{ABLATION_PREFIX}{name}" for name in ABLATIONS}
+_FULL: Final = {
+    results.FULL_PASSES: Knobs(full_passes=1),
+    results.FULL_PASSES_NO_SAFEPOINTS: Knobs(full_passes=1, safepoints_off=1),
+}
+_ALONE: Final = {
+    results.ALONE: Knobs(full_passes=1),
+    results.ALONE_NO_SAFEPOINTS: Knobs(full_passes=1, safepoints_off=1),
 }
 RELAXED_SHARE: Final = 1 / 3
 """Objectives of `conserve-relaxed`, as a share of the P99 of `stock-tuned`."""
@@ -44,10 +55,11 @@ class BenchOptions:
     seed: int = 1
 
 
-def list_runs(options: BenchOptions) -> tuple[str, ...]:
+def list_runs(workload: Workload, options: BenchOptions) -> tuple[str, ...]:
     """The runs of one repeat, in the order of the first one."""
     relaxed = (results.RELAXED,) if options.relaxed else ()
-    return (*results.RUNS, *relaxed, *(f"{ABLATION_PREFIX}{name}" for name in options.ablations))
+    ablations = [f"{ABLATION_PREFIX}{name}" for name in options.ablations]
+    return tuple(dict.fromkeys((*results.RUNS, *relaxed, *ablations, *workload.further_runs)))
 
 
 def order_runs(runs: Sequence[str], repeat: int) -> list[str]:
@@ -66,8 +78,8 @@ def plan_times(workload: Workload, options: BenchOptions) -> PassTimes:
         fill_s=workload.fill_s,
         stock_settings=len(list_stock_sizes(workload.engine)),
         ceiling_sizes=sizes,
-        frontier_points=2 * sizes if options.frontier else 0,
-        runs=list_runs(options),
+        frontier_points=3 * sizes if options.frontier else 0,
+        runs=list_runs(workload, options),
         repeats=options.repeats,
     )
 
@@ -108,10 +120,12 @@ def choose_settings(run: str, so_far: WorkloadResults) -> RunSettings:
     if run == results.CEILING:
         size = find_chosen(so_far.ceiling_sizes).knobs["max_num_batched_tokens"]
         return RunSettings("conserve", calibration.make_ceiling_knobs(int(size)))
+    if run in _ALONE:
+        return RunSettings("conserve", _ALONE[run])
     if run == results.RELAXED:
         objective = relax_objective(so_far)
         return RunSettings("conserve", _tell(Knobs(), objective), objective)
-    base = Knobs() if run == results.CONSERVE else ABLATIONS[run.removeprefix(ABLATION_PREFIX)]
+    base = _FULL[run] if run in _FULL else ABLATIONS[run.removeprefix(ABLATION_PREFIX)] if run in _NAMED else Knobs()
     return RunSettings("conserve", with_objective(base, so_far), so_far.objective)
 
 

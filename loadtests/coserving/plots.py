@@ -20,7 +20,6 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from loadtests.coserving.results import (
-    ABLATION_PREFIX,
     CEILING,
     CONSERVE,
     OFFLINE_ONLY,
@@ -263,8 +262,7 @@ def _title(results: WorkloadResults) -> str:
 
 
 def _legend_entry(name: str, style: Style) -> Line2D:
-    shown = name.replace(ABLATION_PREFIX, "without ")
-    return Line2D([], [], color=style.color, linestyle=style.line, linewidth=style.width, label=shown)
+    return Line2D([], [], color=style.color, linestyle=style.line, linewidth=style.width, label=name)
 
 
 def _mark_objective(draw_line: Callable[..., Line2D], limit_ms: float, label: str | None = None) -> None:

@@ -24,10 +24,20 @@ STOCK_TUNED: Final = "stock-tuned"
 CEILING: Final = "ceiling"
 CONSERVE: Final = "conserve"
 RUNS: Final = (ONLINE_ONLY, OFFLINE_ONLY, STOCK_COSERVE, STOCK_TUNED, CEILING, CONSERVE)
-"""The six runs. An ablation is named `conserve-without-<mechanism>`."""
+"""The six runs. An ablation is named `no-<mechanism>`."""
 RELAXED: Final = "conserve-relaxed"
 """`conserve` with objectives that a tuned stock engine misses by far (`plan.relax_objective`), where asked for."""
-ABLATION_PREFIX: Final = "conserve-without-"
+ABLATION_PREFIX: Final = "no-"
+NO_SAFEPOINTS: Final = "no-safepoints"
+NO_RESUME: Final = "no-resume"
+FULL_PASSES: Final = "full-passes"
+FULL_PASSES_NO_SAFEPOINTS: Final = "full-passes-no-safepoints"
+"""Ours, with iterations without online requests as large as the batch, whatever the objectives."""
+ALONE: Final = "alone"
+ALONE_NO_SAFEPOINTS: Final = "alone-no-safepoints"
+"""Ours, offline work alone, in full iterations."""
+OFFLINE_RUNS: Final = (OFFLINE_ONLY, ALONE, ALONE_NO_SAFEPOINTS)
+"""Runs without online requests."""
 
 
 class OutputEvent(NamedTuple):
@@ -114,7 +124,7 @@ class RunResult:
     """One run.
 
     Attributes:
-        run: One of `RUNS`, `RELAXED`, or an ablation.
+        run: One of `RUNS`, an ablation, or another one of those named above.
         repeat: From 1.
         workload: Name of the workload.
         seed: Of arrivals, lengths and prompts; the same for all runs of a repeat.

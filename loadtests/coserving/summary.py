@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
+from typing import Final
 
 import numpy as np
 from rich.console import Console
@@ -19,8 +20,14 @@ from conserve.engine.options import Objective
 from conserve.engine.page import Counters
 from loadtests.coserving.plots import sort_runs, write_plots
 from loadtests.coserving.results import (
+    ALONE,
+    ALONE_NO_SAFEPOINTS,
     CEILING,
     CONSERVE,
+    FULL_PASSES,
+    FULL_PASSES_NO_SAFEPOINTS,
+    NO_RESUME,
+    NO_SAFEPOINTS,
     OFFLINE_ONLY,
     ONLINE_ONLY,
     RELAXED,
@@ -34,6 +41,7 @@ from loadtests.coserving.results import (
     pool_rates,
 )
 from loadtests.coserving.slow_gaps import explain_gaps, find_iteration_wait_ms
+from loadtests.coserving.stops import describe_stops
 from loadtests.coserving.table import print_workload
 from loadtests.latency import percentile_ratio, percentiles, pool
 from loadtests.report import (
@@ -49,15 +57,29 @@ from loadtests.report import (
 
 SLOW_SHARE = 0.1
 
-_LATENCY_RATIOS = (
+LatencyRatio = tuple[str, str, tuple[int, ...]]
+"""To which run, its name in the ratio's, and of which percentiles."""
+RateRatio = tuple[str, str, Callable[[RunResult], float]]
+"""Name, to which run, and of what."""
+
+
+def _offline_rate(result: RunResult) -> float:
+    return result.offline_rates.total_per_s
+
+
+_LATENCY_RATIOS: Final[tuple[LatencyRatio, ...]] = (
     (ONLINE_ONLY, "online_only", (50, 99)),
     (STOCK_COSERVE, "stock_coserve", (99,)),
     (STOCK_TUNED, "stock_tuned", (99,)),
+    (NO_SAFEPOINTS, "no_safepoints", (50, 99)),
+    (NO_RESUME, "no_resume", (99,)),
 )
-_RATE_RATIOS: tuple[tuple[str, str, Callable[[RunResult], float]], ...] = (
-    ("offline_vs_stock_tuned", STOCK_TUNED, lambda result: result.offline_rates.total_per_s),
-    ("offline_vs_offline_only", OFFLINE_ONLY, lambda result: result.offline_rates.total_per_s),
-    ("offline_percent_of_optimum", CEILING, lambda result: result.offline_rates.total_per_s),
+_RATE_RATIOS: Final[tuple[RateRatio, ...]] = (
+    ("offline_vs_stock_tuned", STOCK_TUNED, _offline_rate),
+    ("offline_vs_offline_only", OFFLINE_ONLY, _offline_rate),
+    ("offline_percent_of_optimum", CEILING, _offline_rate),
+    ("offline_vs_no_safepoints", NO_SAFEPOINTS, _offline_rate),
+    ("offline_vs_no_resume", NO_RESUME, _offline_rate),
     ("total_vs_online_only", ONLINE_ONLY, lambda result: _total(result).total_per_s),
     ("prompt_vs_online_only", ONLINE_ONLY, lambda result: _total(result).prompt_per_s),
     ("output_vs_online_only", ONLINE_ONLY, lambda result: _total(result).output_per_s),
@@ -144,15 +166,26 @@ def describe_run(repeats: Sequence[RunResult], objective: Objective | None) -> R
 
 
 def compare_runs(results: WorkloadResults) -> dict[str, Ratio]:
-    """The ratios of `conserve` to the other runs, as far as both were made; `relaxed_...` are of `conserve-relaxed`."""
-    ratios = _compare_run(results, CONSERVE)
-    relaxed = _compare_run(results, RELAXED)
-    return ratios | {f"relaxed_{name}": ratio for name, ratio in relaxed.items()}
+    """The ratios of `conserve` to the other runs, as far as both were made; those of other runs say so in front."""
+    ratios = _compare_run(results, CONSERVE, _LATENCY_RATIOS, _RATE_RATIOS)
+    for prefix, run, latency_ratios, rate_ratios in (
+        ("relaxed", RELAXED, _LATENCY_RATIOS, _RATE_RATIOS),
+        ("full_passes", FULL_PASSES, ((FULL_PASSES_NO_SAFEPOINTS, "no_safepoints", (50, 99)),), ()),
+        ("alone", ALONE, (), (("offline_vs_no_safepoints", ALONE_NO_SAFEPOINTS, _offline_rate),)),
+    ):
+        of_run = _compare_run(results, run, latency_ratios, rate_ratios)
+        ratios |= {f"{prefix}_{name}": ratio for name, ratio in of_run.items()}
+    return ratios
 
 
-def _compare_run(results: WorkloadResults, run_of_ours: str) -> dict[str, Ratio]:
+def _compare_run(
+    results: WorkloadResults,
+    run_of_ours: str,
+    latency_ratios: Sequence[LatencyRatio],
+    rate_ratios: Sequence[RateRatio],
+) -> dict[str, Ratio]:
     ratios: dict[str, Ratio] = {}
-    for run, name, at in _LATENCY_RATIOS:
+    for run, name, at in latency_ratios:
         ours, theirs = _pair(results, run_of_ours, run)
         for latency, groups_of in (("ttft", _ttft_groups), ("tbt", _tbt_groups)):
             for percentile in at:
@@ -162,7 +195,7 @@ def _compare_run(results: WorkloadResults, run_of_ours: str) -> dict[str, Ratio]
                     ratios[f"{latency}_p{percentile}_vs_{name}"] = ratio.model_copy(
                         update={"interval": "bootstrap", **_describe_repeats(by_repeat)}
                     )
-    for name, run, rate in _RATE_RATIOS:
+    for name, run, rate in rate_ratios:
         ratio = _compare_rates(*_pair(results, run_of_ours, run), rate, scale=100.0 if "percent" in name else 1.0)
         if ratio is not None:
             ratios[name] = ratio
@@ -308,6 +341,10 @@ def _describe_counters(repeats: Sequence[RunResult]) -> dict[str, object]:
         "recomputed_tokens": _count(counters, "offline_recomputed_tokens", "online_recomputed_tokens"),
         "schedule_s": sum(each.schedule_s for each in counters),
     }
+    if any(each.stops for each in counters):
+        figures["wasted_tokens"] = sum(each.wasted_tokens for each in counters)
+        figures["missing_arrivals"] = _count(counters, "missing_arrivals")
+        figures["stops"] = describe_stops(repeats)
     if scheduled := _count(counters, "offline_prefill_tokens", "offline_decode_tokens"):
         figures["offline_scheduled_tokens"] = scheduled
     if all(result.objective is not None for result in repeats):

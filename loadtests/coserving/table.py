@@ -12,7 +12,7 @@ from rich.text import Text
 
 from loadtests.coserving.figures import Figure, Subject, list_figures
 from loadtests.coserving.losses import explain_losses
-from loadtests.coserving.results import ABLATION_PREFIX, RELAXED, STOCK_TUNED
+from loadtests.coserving.results import RELAXED, STOCK_TUNED
 from loadtests.report import Percentiles, Ratio, Report, RunReport
 
 UNKNOWN = "-"
@@ -23,6 +23,7 @@ _SUBJECTS: dict[Subject, str] = {
     "tbt": "TBT",
     "offline": "Offline work",
     "model": "Latency model",
+    "stops": "Stopped passes",
 }
 
 
@@ -53,7 +54,7 @@ def render_runs(report: Report) -> RenderableType:
         table.add_column(column, justify="right", no_wrap=True)
     for name, run in report.runs.items():
         table.add_row(
-            name.replace(ABLATION_PREFIX, "  without "),
+            name,
             *(_format_ms(values, at) for values in (run.ttft_ms, run.tbt_ms) for at in ("p50", "p90", "p99")),
             _format(None if run.slo_attainment is None else 100 * run.slo_attainment, "{:.0f} %"),
             _format(run.online_errors, "{:,}"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from loadtests.coserving.calibration import TuningTimes
-from loadtests.coserving.results import OFFLINE_ONLY, ONLINE_ONLY
+from loadtests.coserving.results import OFFLINE_ONLY, OFFLINE_RUNS, ONLINE_ONLY
 
 START_S: Final = 40.0
 """Of one engine."""
@@ -65,7 +65,7 @@ class PassTimes:
 
     def run_s(self, run: str, duration_s: float) -> float:
         """One run."""
-        loaded_s = 0.0 if run in (ONLINE_ONLY, OFFLINE_ONLY) else LOADED_DRAIN_S
+        loaded_s = 0.0 if run in (ONLINE_ONLY, *OFFLINE_RUNS) else LOADED_DRAIN_S
         return self.window_start_s(run) + window_s(run, duration_s) + loaded_s + DRAIN_S
 
     def window_start_s(self, run: str) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from conserve.config import EngineSettings
 from loadtests import arrivals
 from loadtests.coserving.prompts import PromptMaker
-from loadtests.trace_source import Kind, TraceSource
+from loadtests.trace_source import GENERATED, Kind, TraceSource
 from loadtests.traces import TraceRequest, scale_lengths, scale_time
 
 Size = Literal["cpu", "gpu"]
@@ -51,12 +51,23 @@ class OfflineShape:
 
 
 @dataclass(frozen=True)
+class OnlineShape:
+    """Online requests of a workload without a trace: they come at random, as a Poisson process.
+
+    Lengths in tokens are drawn evenly from (shortest, longest).
+    """
+
+    prompt_tokens: tuple[int, int]
+    output_tokens: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Workload:
     """One workload in one size.
 
     Attributes:
         engine: What both engines are started with.
-        kind: Trace of the online requests.
+        kind: Trace of the online requests; None for one without a trace.
         online_share: Mean online load as a share of what the stock engine can serve.
         offline: The backlog.
         offline_in_flight: Offline requests in the engine at any time, running or waiting.
@@ -66,12 +77,14 @@ class Workload:
         burst_cv: Online arrivals come in bursts of this variation of their gaps, in place of the trace's arrivals.
         tide_ratio: The online rate goes once from low to high and back, this many times as high.
         duration_s: Length of a run's measured window, if it gives enough online requests.
+        online: The online requests, in place of a trace's.
+        further_runs: What it is measured with besides the six runs.
     """
 
     name: str
     size: Size
     engine: EngineSettings
-    kind: Kind
+    kind: Kind | None
     online_share: float
     offline: OfflineShape
     offline_in_flight: int
@@ -81,6 +94,40 @@ class Workload:
     burst_cv: float | None = None
     tide_ratio: float | None = None
     duration_s: float = 120.0
+    online: OnlineShape | None = None
+    further_runs: tuple[str, ...] = ()
+
+    def name_source(self, source: TraceSource) -> str:
+        """Where the online requests come from.
+
+        Raises:
+            TraceError: there is no trace for them.
+        """
+        return GENERATED if self.kind is None else source.name(self.kind)
+
+    def check_source(self, source: TraceSource, seed: int) -> None:
+        """Looks whether the trace is there and long enough.
+
+        Raises:
+            TraceError: it is not.
+        """
+        self._draw(source, SATURATING_REQUESTS, seed)
+
+    def _draw(self, source: TraceSource, requests: int, seed: int) -> list[TraceRequest]:
+        if self.kind is not None:
+            return source.draw(self.kind, requests, seed)
+        if self.online is None:
+            raise ValueError(f"workload {self.name}: has neither a trace nor a shape of online requests")
+        generator = np.random.default_rng([seed, 5])
+        arrivals_s = np.cumsum(generator.exponential(1.0, requests))
+        lengths = [
+            generator.integers(*limits, requests, endpoint=True)
+            for limits in (self.online.prompt_tokens, self.online.output_tokens)
+        ]
+        return [
+            TraceRequest(float(arrival_s - arrivals_s[0]), int(prompt), int(output))
+            for arrival_s, prompt, output in zip(arrivals_s, *lengths, strict=True)
+        ]
 
     def draw_online(
         self, source: TraceSource, prompts: PromptMaker, rate_per_s: float, duration_s: float, seed: int
@@ -90,7 +137,7 @@ class Workload:
         Raises:
             TraceError: there is no trace for them.
         """
-        window = source.draw(self.kind, max(2, round(rate_per_s * duration_s)), seed)
+        window = self._draw(source, max(2, round(rate_per_s * duration_s)), seed)
         if self.burst_cv is not None:
             bursts = arrivals.gamma(rate_per_s, self.burst_cv, seed)
             window = [replace(request, arrival_s=at_s) for request, at_s in zip(window, bursts, strict=False)]
@@ -129,7 +176,7 @@ class Workload:
             TraceError: there is no trace for them.
         """
         generator = np.random.default_rng([seed, 3])
-        window = scale_lengths(source.draw(self.kind, SATURATING_REQUESTS, seed), self.length_scale)
+        window = scale_lengths(self._draw(source, SATURATING_REQUESTS, seed), self.length_scale)
         while True:
             for request in window:
                 yield self._make_online(request, prompts, generator)

@@ -21,8 +21,10 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from conserve.engine.options import Objective, SchedulerOptions
 from conserve.engine.scheduler import create_scheduler
+from conserve.engine.step_plan import read_stop
 from conserve.engine.stock import create_stock_scheduler
-from conserve.engine.testing.worker import VOCABULARY, FakeWorker
+from conserve.engine.stoppable import WORKERS
+from conserve.engine.testing.worker import LAYERS, VOCABULARY, FakeWorker
 from conserve.engine.vllm_compat import (
     AsyncScheduler,
     ModelRunnerOutput,
@@ -33,6 +35,7 @@ from conserve.engine.vllm_compat import (
     SchedulerOutput,
     VllmConfig,
 )
+from conserve.policy.pass_stop import PreemptRule
 from conserve.policy.priority import OFFLINE_PRIORITY
 
 NO_LIMIT = Objective(ttft_slo_ms=float("inf"), tbt_slo_ms=float("inf"))
@@ -41,7 +44,7 @@ _MODEL = {
     "model_type": "llama",
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 1,
+    "num_hidden_layers": LAYERS,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "vocab_size": VOCABULARY,
@@ -69,12 +72,20 @@ def make_config(
     page: Path | None = None,
     profile_dir: Path | None = None,
     iteration_log: Path | None = None,
+    arrivals: Path | None = None,
+    preempt: PreemptRule = "slo",
+    has_safepoints: bool = False,
     async_scheduling: bool = False,
     kv_transfer: KVTransferConfig | None = None,
 ) -> VllmConfig:
     """The configuration of an engine, for a model of which there is nothing but a description."""
     options = SchedulerOptions(
-        objectives=tuple(objectives), page=page, profile_dir=profile_dir, iteration_log=iteration_log
+        objectives=tuple(objectives),
+        page=page,
+        profile_dir=profile_dir,
+        iteration_log=iteration_log,
+        arrivals=arrivals,
+        preempt=preempt,
     )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(_MODEL))
@@ -98,6 +109,8 @@ def make_config(
         )
     config.scheduler_config.async_scheduling = async_scheduling  # The CPU platform has switched it off.
     config.cache_config.num_gpu_blocks = size.kv_blocks
+    if has_safepoints:
+        config.parallel_config.worker_cls = WORKERS["cpu"]
     return config
 
 
@@ -269,7 +282,9 @@ class FakeEngine:
         """Lets the oldest batch in flight come to its end."""
         step = self._in_flight.popleft()
         if step.batch.total_num_scheduled_tokens:
-            ends_s = max(self._ended_s, step.scheduled_s) + self._cost_ms(step.batch) / 1e3
+            note = read_stop(step.output)
+            share = 1.0 if note is None else note.layer / note.layers
+            ends_s = max(self._ended_s, step.scheduled_s) + share * self._cost_ms(step.batch) / 1e3
             self.clock.now_s = max(self.clock.now_s, ends_s)
             self._ended_s = self.clock.now_s
         for outputs in self.scheduler.update_from_output(step.batch, step.output).values():

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from vllm.v1.outputs import KVConnectorOutput
 
+from conserve.engine.step_plan import StepPlan, StopNote, attach_stop, read_plan
 from conserve.engine.testing.connector import Load
 from conserve.engine.vllm_compat import ModelRunnerOutput, SchedulerOutput
 
 VOCABULARY = 1_000
+LAYERS = 8
+
+ChooseStop = Callable[[StepPlan], int | None]
+"""The layer before which a batch that may be stopped is stopped; None lets it come to its end."""
 
 
 class WrongBatch(AssertionError):
@@ -37,6 +42,14 @@ class _Sequence:
     blocks: list[int]
 
 
+@dataclass(frozen=True)
+class _Kept:
+    step: int
+    layer: int
+    rows: dict[str, tuple[int, int]]
+    blocks: dict[str, list[int]] = field(default_factory=dict)
+
+
 class FakeWorker:
     """Executes batches of a scheduler with one KV cache group.
 
@@ -48,9 +61,20 @@ class FakeWorker:
         block_size: Tokens of a KV block.
         checks_context: False trusts the scheduler: for long contexts, where the check takes its time.
         load_batches: Batches that go by until KV that `FakeConnector` has is loaded.
+        choose_stop: Stops batches, as the safepoints of a real worker do.
     """
 
-    def __init__(self, block_size: int, *, checks_context: bool = True, load_batches: int = 3) -> None:
+    def __init__(
+        self,
+        block_size: int,
+        *,
+        checks_context: bool = True,
+        load_batches: int = 3,
+        choose_stop: ChooseStop | None = None,
+    ) -> None:
+        self._choose_stop = choose_stop
+        self._void_generation = -1
+        self._kept: _Kept | None = None
         self._block_size = block_size
         self._load_batches = load_batches
         self._loads: list[tuple[int, Load]] = []
@@ -63,7 +87,8 @@ class FakeWorker:
         """Computes a batch.
 
         Raises:
-            WrongBatch: tokens are not known yet, blocks are missing, or have another request's tokens in them.
+            WrongBatch: tokens are not known yet, blocks are missing, or have another request's tokens in them; or a
+                stopped pass is continued that was not kept, or with other rows.
         """
         for request_id in batch.finished_req_ids:
             self._sequences.pop(request_id, None)
@@ -78,15 +103,54 @@ class FakeWorker:
             self._update(request_id, index, batch)
             starts[request_id] = cached.num_computed_tokens[index]
         request_ids = list(batch.num_scheduled_tokens)
+        index_of = {request_id: index for index, request_id in enumerate(request_ids)}
+        if (note := self._stop(batch, starts)) is not None:
+            output = ModelRunnerOutput(req_ids=request_ids, req_id_to_index=index_of)
+            attach_stop(output, note)
+            return output
         return ModelRunnerOutput(
             req_ids=request_ids,
-            req_id_to_index={request_id: index for index, request_id in enumerate(request_ids)},
+            req_id_to_index=index_of,
             sampled_token_ids=[
                 self._compute(request_id, starts[request_id], batch.num_scheduled_tokens[request_id])
                 for request_id in request_ids
             ],
             kv_connector_output=self._load(batch),
         )
+
+    def _stop(self, batch: SchedulerOutput, starts: dict[str, int]) -> StopNote | None:
+        plan = read_plan(batch)
+        if plan is None or not batch.num_scheduled_tokens:
+            return None
+        if plan.generation == self._void_generation:
+            return StopNote(plan.step, 0, LAYERS, is_void=True)
+        rows = {request_id: (starts[request_id], tokens) for request_id, tokens in batch.num_scheduled_tokens.items()}
+        first_layer = self._continue(plan, rows)
+        if plan.rule == "never" or self._choose_stop is None:
+            return None
+        layer = self._choose_stop(plan)
+        if layer is None or layer < first_layer or layer == first_layer > 0:
+            return None
+        self._void_generation = plan.generation
+        if plan.keep and layer:
+            blocks = {request_id: list(self._sequences[request_id].blocks) for request_id in rows}
+            self._kept = _Kept(plan.step, layer, rows, blocks)
+        return StopNote(plan.step, layer, LAYERS, kept_bytes=1 if plan.keep and layer else 0)
+
+    def _continue(self, plan: StepPlan, rows: dict[str, tuple[int, int]]) -> int:
+        """The first layer to compute."""
+        kept = self._kept
+        if kept is not None and plan.kept != kept.step:
+            self._kept = None
+        if not plan.resumes:
+            return 0
+        if kept is None or plan.resumes != kept.step:
+            raise WrongBatch(f"batch {plan.step} is to continue {plan.resumes}, which is not kept")
+        for request_id, row in rows.items():
+            then = kept.blocks.get(request_id, [])
+            if kept.rows.get(request_id) != row or self._sequences[request_id].blocks[: len(then)] != then:
+                raise WrongBatch(f"{request_id}: is continued as {row}, was stopped as {kept.rows.get(request_id)}")
+        return kept.layer
 
     def _load(self, batch: SchedulerOutput) -> KVConnectorOutput | None:
         if batch.kv_connector_metadata is None:

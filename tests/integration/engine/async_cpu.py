@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from vllm.config import VllmConfig
-from vllm.v1.worker.cpu_worker import CPUWorker
 
+from conserve.engine.cpu_worker import SafepointCPUWorker
 from conserve.engine.executor import SleepingMultiprocExecutor
 
 
@@ -27,7 +27,7 @@ class AsyncCpuExecutor(SleepingMultiprocExecutor):
         assert vllm_config.max_concurrent_batches == 2  # what the engine goes by
 
 
-class AsyncCpuWorker(CPUWorker):
+class AsyncCpuWorker(SafepointCPUWorker):
     """Runs the model with the parts of CUDA replaced that asynchronous scheduling uses."""
 
     def init_device(self) -> None:

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 TOKEN_IDS = range(2048)
 MAX_LENGTH = 512
+LAYERS = 3
 
 
 def save_tiny_llama(folder: Path) -> None:
@@ -19,7 +20,7 @@ def save_tiny_llama(folder: Path) -> None:
         vocab_size=len(TOKEN_IDS),
         hidden_size=128,
         intermediate_size=256,
-        num_hidden_layers=3,
+        num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=MAX_LENGTH,

@@ -56,7 +56,7 @@ def server(monkeypatch: pytest.MonkeyPatch, asked: list[Asked]) -> ConServeRepli
         monkeypatch.setattr(LLMServer, method, answer)
     server = object.__new__(UnstartedReplica)
     engine: Any = None
-    server._co_engine = CoServeEngine(engine, ["default", "fast"])
+    server._co_engine = CoServeEngine(engine, {"default": 500.0, "fast": 100.0})
     return server
 
 

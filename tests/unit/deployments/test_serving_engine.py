@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conserve.config import SloSettings
+from conserve.config import EngineSettings, SloSettings
 from conserve.engine.arguments import scheduler_arguments
 from conserve.engine.executor import SleepingMultiprocExecutor
 from conserve.engine.options import SchedulerOptions
@@ -20,9 +20,10 @@ from deployments.serving_engine import ServingEngine
 
 def make_config(mode: Any) -> Any:
     """The parts of a `VllmConfig` that are looked at."""
-    arguments = scheduler_arguments(mode, SloSettings())
+    arguments = scheduler_arguments(EngineSettings(mode=mode), SloSettings(), "cpu")
+    worker = arguments.get("worker_cls", "vllm.v1.worker.cpu_worker.CPUWorker")
     return SimpleNamespace(
-        parallel_config=SimpleNamespace(distributed_executor_backend="mp"),
+        parallel_config=SimpleNamespace(distributed_executor_backend="mp", worker_cls=worker),
         additional_config=arguments.get("additional_config", {}),
         scheduler_config=SimpleNamespace(scheduler_cls=arguments.get("scheduler_cls")),
     )

@@ -86,7 +86,7 @@ async def test_offline_request_gets_its_priority_whatever_the_line_says() -> Non
 )
 async def test_nothing_in_a_line_raises_its_priority(endpoint: str, extra: dict[str, Any]) -> None:
     serving = FakeServing()
-    engine = CoServeEngine(serving, ["default", "interactive"])
+    engine = CoServeEngine(serving, dict.fromkeys(["default", "interactive"], 500.0))
     result = await engine.offline(endpoint, {**BODIES[endpoint], **extra}, 10)
     assert result.status_code == 200
     (request,) = serving.requests
@@ -217,7 +217,7 @@ def test_online_priority_wins_over_the_client_s() -> None:
 def test_online_class_is_a_priority(endpoint: str, extra: dict[str, Any], priority: int) -> None:
     kind = ChatCompletionRequest if endpoint == CHAT else CompletionRequest
     request = kind.model_validate({**BODIES[endpoint], **extra})
-    CoServeEngine(FakeServing(), ["default", "a", "b"]).claim_online(request)
+    CoServeEngine(FakeServing(), dict.fromkeys(["default", "a", "b"], 500.0)).claim_online(request)
     assert request.priority == ONLINE_PRIORITY + priority
 
 
@@ -225,7 +225,7 @@ def test_online_class_is_a_priority(endpoint: str, extra: dict[str, Any], priori
 def test_unknown_class_is_refused_with_those_that_are(name: Any) -> None:
     request = ChatCompletionRequest.model_validate({**BODY, "slo_class": name})
     with pytest.raises(InvalidRequest, match="'default', 'a'") as caught:
-        CoServeEngine(FakeServing(), ["default", "a"]).claim_online(request)
+        CoServeEngine(FakeServing(), dict.fromkeys(["default", "a"], 500.0)).claim_online(request)
     assert caught.value.param == "slo_class"
 
 

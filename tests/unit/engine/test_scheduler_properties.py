@@ -17,9 +17,10 @@ from conserve.engine.offline_share import OfflineShare, share_out
 from conserve.engine.online_demand import OnlineDemand, measure_demand, tokens_wanted
 from conserve.engine.options import Objective
 from conserve.engine.page import EnginePage, Knobs
+from conserve.engine.step_plan import StepPlan, read_plan
 from conserve.engine.testing.connector import REMOTE_TOKEN, use_fake_connector
 from conserve.engine.testing.scheduling import EngineSize, FakeEngine, VirtualClock, make_config, make_scheduler
-from conserve.engine.testing.worker import sample_tokens
+from conserve.engine.testing.worker import LAYERS, FakeWorker, sample_tokens
 from conserve.engine.vllm_compat import Request, SchedulerOutput, is_running
 from conserve.policy.latency import IterationShape
 from conserve.policy.priority import OFFLINE_PRIORITY
@@ -60,6 +61,8 @@ class Scenario:
     runner: int
     arrivals: tuple[Arrival, ...]
     connector: bool = False
+    stops: tuple[int, ...] = ()
+    """Layers before which batches are stopped, one after the other; LAYERS lets one come to its end."""
 
 
 def limits() -> st.SearchStrategy[float]:
@@ -67,7 +70,7 @@ def limits() -> st.SearchStrategy[float]:
 
 
 @st.composite
-def scenarios(draw: st.DrawFn, *, connector: bool = False) -> Scenario:
+def scenarios(draw: st.DrawFn, *, connector: bool = False, stops: bool = False) -> Scenario:
     max_model_len = draw(st.sampled_from([64, 160, 320]))
     block_size = draw(st.sampled_from([4, 16]))
     least_blocks = max_model_len // block_size + 1
@@ -88,6 +91,7 @@ def scenarios(draw: st.DrawFn, *, connector: bool = False) -> Scenario:
         offline_pass_tokens=draw(st.sampled_from([0, 0, 32])),
         token_budget_off=draw(st.sampled_from([0, 0, 1])),
         prefix_order_off=draw(st.sampled_from([0, 0, 1])),
+        resume_off=draw(st.sampled_from([0, 0, 1])) if stops else 0,
         max_num_batched_tokens=draw(st.sampled_from([0, 0, 16])),
     )
     arrivals = []
@@ -114,6 +118,7 @@ def scenarios(draw: st.DrawFn, *, connector: bool = False) -> Scenario:
         runner=draw(st.sampled_from([1, 2])),
         arrivals=tuple(arrivals),
         connector=connector,
+        stops=tuple(draw(st.lists(st.integers(0, LAYERS), min_size=1, max_size=8))) if stops else (),
     )
 
 
@@ -130,8 +135,11 @@ class Watched(FakeEngine):
             page=page.path,
             async_scheduling=scenario.async_scheduling,
             kv_transfer=use_fake_connector() if scenario.connector else None,
+            has_safepoints=bool(scenario.stops),
         )
-        super().__init__(make_scheduler("conserve", config, runner=scenario.runner), VirtualClock())
+        worker = FakeWorker(scenario.size.block_size, choose_stop=self.choose_stop if scenario.stops else None)
+        super().__init__(make_scheduler("conserve", config, runner=scenario.runner), VirtualClock(), worker=worker)
+        self.stoppable = 0
         self.scenario = scenario
         self.steps = 0
         self.offline_limit_ms = INFINITE
@@ -144,10 +152,20 @@ class Watched(FakeEngine):
         self._preempt_request = self.scheduler._preempt_request
         self.scheduler._preempt_request = self.watch_preemption
 
+    def choose_stop(self, plan: StepPlan) -> int | None:
+        stops = self.scenario.stops
+        # In the end passes come to theirs: whoever is stopped at once for good gets nowhere.
+        if self.stoppable >= 10 * len(stops):
+            return None
+        self.stoppable += 1
+        layer = stops[self.stoppable % len(stops)]
+        return layer if layer < LAYERS else None
+
     # What is checked at single points.
 
     def watch_preemption(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        if not is_offline(request):
+        # One that has counted on what a stopped batch was to compute begins anew, whoever else is there.
+        if not is_offline(request) and not (self.scenario.stops and kwargs["drop_stale_output"]):
             running = [one for one in self.scheduler.requests.values() if is_running(one)]
             # Blocks that an online request has as well would not become free.
             online = {block.block_id for one in running if not is_offline(one) for block in self.held(one)}
@@ -202,7 +220,12 @@ class Watched(FakeEngine):
             assert not waiting, f"offline {offline} run while online {waiting} wait"
             late = [request_id for request_id, wanted in wanting.items() if wanted and request_id not in scheduled]
             assert not late, f"offline {offline} run while online {late} do not"
-        assert not batch.preempted_req_ids & scheduled.keys(), "resumed in the step of the preemption"
+        plan = read_plan(batch)
+        if online and plan is not None:
+            assert plan.rule == "never", "a batch with an online request may be stopped"
+        # Those that a stop has sent back were preempted before the step.
+        if not self.scenario.stops:
+            assert not batch.preempted_req_ids & scheduled.keys(), "resumed in the step of the preemption"
         assert batch.total_num_scheduled_tokens <= self.largest_batch
         if not self.scenario.connector:
             self.check_budget(batch, online, offline)
@@ -304,6 +327,7 @@ class Watched(FakeEngine):
         full = self.largest_batch if online else min(self.largest_batch, pass_tokens)
         if (
             not free_limit
+            or self.scenario.stops
             or (self.demand is not None and self.demand.is_cut)
             or batch.preempted_req_ids
             or batch.total_num_scheduled_tokens >= full - SMALLEST_CHUNK_TOKENS
@@ -441,6 +465,12 @@ PROFILE = settings(
 @PROFILE
 @given(scenario=scenarios())
 def test_properties_hold_in_every_step(scenario: Scenario) -> None:
+    play(scenario)
+
+
+@PROFILE
+@given(scenario=scenarios(stops=True))
+def test_properties_hold_with_passes_that_are_stopped_and_continued(scenario: Scenario) -> None:
     play(scenario)
 
 

@@ -96,6 +96,7 @@ def test_the_scheduler_has_what_ours_relies_on() -> None:
         "kv_cache_manager": manager,
         "block_pool": manager.block_pool,
         "coordinator": manager.coordinator,
+        "block_manager": manager.coordinator.single_type_managers[0],
         "request": request,
     }
     assert found.keys() == vllm_compat.RELIED_ON.keys()

@@ -33,23 +33,31 @@ from loadtests.coserving.progress import BenchProgress
 from loadtests.coserving.prompts import PromptMaker
 from loadtests.coserving.results import RUNS, OnlineRecord, WorkloadResults
 from loadtests.coserving.timing import LONGEST_S, START_S, choose_duration, window_s
+from loadtests.coserving.workloads import Workload
 from loadtests.trace_source import TraceSource
 from tests.unit.loadtests.fake_engine import FakeEngine, run_virtually
 
 CHAT = WORKLOADS["chat", "cpu"]
+INTERRUPT = WORKLOADS["interrupt", "cpu"]
 OPTIONS = BenchOptions(machine="a test", model="fake", repeats=2, duration_s=20.0, ablations=("token-budget",))
 
 
 class Bench:
     """What a benchmark on fake engines leaves behind."""
 
-    def __init__(self, raw: Path, options: BenchOptions = OPTIONS, failure: Exception | None = None) -> None:
+    def __init__(
+        self,
+        raw: Path,
+        options: BenchOptions = OPTIONS,
+        failure: Exception | None = None,
+        workload: Workload = CHAT,
+    ) -> None:
         self.engines: dict[str, FakeEngine] = {}
         self.printed = io.StringIO()
         self.failure = failure
         self.progress = BenchProgress(Console(file=self.printed, width=200), 100)
         self.bench = WorkloadBench(
-            CHAT, options, self.start, TraceSource(None), PromptMaker(list(range(100))), self.progress, raw
+            workload, options, self.start, TraceSource(None), PromptMaker(list(range(100))), self.progress, raw
         )
 
     async def start(self, settings: EngineSettings) -> CoServingEngine:
@@ -75,7 +83,7 @@ Made = tuple[Bench, WorkloadResults, Path]
 
 def test_all_runs_are_made_interleaved(made: Made) -> None:
     _, results, _ = made
-    runs = (*RUNS, "conserve-without-token-budget")
+    runs = (*RUNS, "no-token-budget")
     assert [result.run for result in results.runs] == [*runs, *runs[2:], *runs[:2]]
     assert Counter(result.repeat for result in results.runs) == {1: 7, 2: 7}
 
@@ -181,8 +189,24 @@ def test_the_frontier_is_explored_on_both_engines(made: Made) -> None:
         ("stock", ("max_num_batched_tokens", size)) for size in list_batch_sizes(CHAT.engine)
     ]
     ours = [point for point in results.frontier if point.mode == "conserve"]
-    assert [point.knobs["offline_pass_tokens"] for point in ours] == list_batch_sizes(CHAT.engine)
+    sizes = [(point.knobs["offline_pass_tokens"], bool(point.knobs.get("safepoints_off"))) for point in ours]
+    assert sizes == [(size, off) for size in list_batch_sizes(CHAT.engine) for off in (False, True)]
+    assert all(point.knobs["full_passes"] for point in ours)
     assert {point.knobs["ttft_slo_ms"] for point in ours} == {results.objective and results.objective.ttft_slo_ms}
+
+
+def test_a_workload_has_runs_of_its_own(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, replace(OPTIONS, repeats=1, ablations=("resume",)), workload=INTERRUPT)
+    results = bench.run()
+    runs = [result.run for result in results.runs]
+    assert runs == [*RUNS, "no-resume", *(run for run in INTERRUPT.further_runs if run != "no-resume")]
+    (full,) = results.of(names.FULL_PASSES_NO_SAFEPOINTS)
+    assert (full.knobs["full_passes"], full.knobs["safepoints_off"]) == (1, 1)
+    assert full.objective == results.objective
+    (alone,) = results.of(names.ALONE)
+    assert alone.offline
+    assert not alone.online
+    assert alone.objective is None
 
 
 def test_everything_is_kept(made: Made) -> None:

@@ -35,7 +35,7 @@ def invoke(*arguments: str) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workload", "chat,chess"], "'chess' is none of chat, bursty, tide, pressure, prefix"),
+        (["--workload", "chat,chess"], "'chess' is none of chat, bursty, tide, pressure, interrupt, prefix"),
         (["--ablate", "sleep"], "'sleep' is none of token-budget, prefix-order"),
         (["--model", "./nowhere"], "there is no folder"),
         (["--model", "owner/name"], "must be a folder"),

@@ -30,7 +30,7 @@ from loadtests.coserving.results import (
     WorkloadResults,
 )
 
-NAMES = (*RUNS, "conserve-without-token-budget")
+NAMES = (*RUNS, "no-token-budget")
 
 
 def make_run(run: str, slowness: float) -> RunResult:
@@ -84,7 +84,7 @@ def test_plots_are_written_and_show_something(tmp_path: Path) -> None:
         for half in (dark[: height // 2], dark[height // 2 :], dark[:, : width // 2], dark[:, width // 2 :]):
             assert half.mean() > 0.005
     text = paths[1].read_text()
-    for label in ("TTFT", "objective 1,234 ms", "objective 567 ms", "without token-budget", "stock-tuned"):
+    for label in ("TTFT", "objective 1,234 ms", "objective 567 ms", "no-token-budget", "stock-tuned"):
         assert label in text
 
 
@@ -118,7 +118,7 @@ def test_runs_without_online_requests_have_no_line() -> None:
     figure = draw_workload(RESULTS)
     (legend,) = figure.legends
     shown = [text.get_text() for text in legend.get_texts()]
-    assert shown == [*(name for name in RUNS if name != "offline-only"), "without token-budget"]
+    assert shown == [*(name for name in RUNS if name != "offline-only"), "no-token-budget"]
 
 
 def test_without_our_run_there_is_no_timeline_and_without_runs_no_plot(tmp_path: Path) -> None:
@@ -137,12 +137,12 @@ def test_the_frontier_has_a_line_for_each_engine_and_what_is_off_in_it() -> None
 
 
 def test_runs_are_shown_in_their_order() -> None:
-    names = ["conserve-without-b", "conserve", "conserve-without-a", "online-only"]
-    assert sort_runs(names) == ["online-only", "conserve", "conserve-without-a", "conserve-without-b"]
+    names = ["no-b", "conserve", "no-a", "online-only"]
+    assert sort_runs(names) == ["online-only", "conserve", "no-a", "no-b"]
 
 
 def test_every_run_has_its_own_style() -> None:
-    styles = choose_styles([*NAMES, "conserve-without-prefix-order"])
+    styles = choose_styles([*NAMES, "no-prefix-order"])
     assert len(set(styles.values())) == len(NAMES) + 1
 
 

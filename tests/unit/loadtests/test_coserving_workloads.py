@@ -24,7 +24,7 @@ def draw(workload: Workload, seed: int = 1, rate_per_s: float = 1.0, duration_s:
 
 
 def test_each_workload_comes_in_two_sizes() -> None:
-    assert set(NAMES) == {"chat", "bursty", "pressure", "tide", "prefix"}
+    assert set(NAMES) == {"chat", "bursty", "pressure", "tide", "interrupt", "prefix"}
     assert set(WORKLOADS) == set(itertools.product(NAMES, ("cpu", "gpu")))
 
 

@@ -153,7 +153,7 @@ def test_a_pass_is_no_longer_than_efficient(model: LatencyModel, decodes: int) -
     base = IterationShape()
     for _ in range(decodes):
         base = base.add_decode(100)
-    tokens = size_offline_pass(model, base, 1e6, 2_048)
+    tokens = size_offline_pass(model, base, limit_efficient_ms(model), 2_048)
     assert tokens < 2_048
     efficient_ms = (FIXED_MS + DECODE_MS) / (1 - EFFICIENT_SHARE)
     assert limit_efficient_ms(model) == pytest.approx(efficient_ms, rel=0.01)

@@ -1,0 +1,130 @@
+"""Whether a running pass of offline work gives way between two layers, and how large it may be then.
+
+ConServe (arXiv 2410.01228) section 4.2 stops the pass whenever an online request arrives. Here it is stopped only if
+its end comes too late for the newcomer's objective: a pass that is nearly done costs the newcomer little, and a stop
+costs the pass something.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from conserve.policy.latency import IterationShape, LatencyModel
+
+PreemptRule = Literal["slo", "always", "never"]
+"""`slo`: a pass is stopped if waiting for its end would break the objective of a request that has arrived; `always`: as
+soon as one has; `never`."""
+
+LAYERS_TO_STOP = 2
+"""A request that arrives just after a safepoint waits for that layer; the next one may be under way on a GPU."""
+HOLD_S = 0.25
+"""An announced request that has not come after so long (its client has gone, its prompt takes long to tokenise) is
+waited for no longer."""
+STOPPABLE_EFFICIENT_SHARE = 0.98
+"""A pass that can be stopped and continued need not be longer than what gives this share of the best throughput."""
+_SMALLEST_PASS_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class PassProgress:
+    """How far a pass is.
+
+    Attributes:
+        began_s: When its first layer began.
+        now_s: Now, before `layer`.
+        first_layer: Where it began: 0, or where a stopped pass goes on.
+        layer: The next layer.
+        layers: Of the model.
+        predicted_end_s: When it was expected to end, when it was scheduled.
+    """
+
+    began_s: float
+    now_s: float
+    first_layer: int
+    layer: int
+    layers: int
+    predicted_end_s: float
+
+    @property
+    def end_s(self) -> float:
+        """When it will end: as predicted, and as its own layers show once there are some."""
+        done = self.layer - self.first_layer
+        if done < LAYERS_TO_STOP:
+            return self.predicted_end_s
+        return self.now_s + (self.now_s - self.began_s) / done * (self.layers - self.layer)
+
+
+def must_stop(rule: PreemptRule, progress: PassProgress, due_s: float, first_token_ms: float) -> bool:
+    """Whether a pass is stopped for a request that has arrived.
+
+    Args:
+        rule: What the operator wants.
+        progress: Of the pass.
+        due_s: When the earliest first token of the requests that have arrived is due; `inf` without an objective.
+        first_token_ms: How long such a request takes to its first token once the engine is free.
+    """
+    if rule == "never":
+        return False
+    if rule == "always":
+        return True
+    return progress.end_s + first_token_ms / 1e3 > due_s
+
+
+def limit_stoppable_ms(arrival_limit_ms: float, layers: int) -> float:
+    """The longest that a pass may take which an arrival can stop: it has to wait for some of its layers only.
+
+    Args:
+        arrival_limit_ms: What an arrival can wait, as `ArrivalGuard.limit_ms` gives it.
+        layers: Of the model.
+    """
+    return arrival_limit_ms * max(1.0, layers / LAYERS_TO_STOP)
+
+
+def expected_useful_rate(tokens: float, duration_s: float, arrivals_per_s: float, stop_s: float) -> float:
+    """Tokens a second of passes that are thrown away when they are stopped.
+
+    Arrivals are a Poisson process: a pass of length T comes to its end with probability exp(-lT), and it takes
+    (1 - exp(-lT)) / l on average until it ends or is stopped; each stop takes `stop_s` more.
+
+    Args:
+        tokens: Of one pass, > 0.
+        duration_s: Of one pass, > 0.
+        arrivals_per_s: Rate of arrivals that stop a pass.
+        stop_s: Time lost at each stop besides the work.
+    """
+    hazard = arrivals_per_s * duration_s
+    if hazard < 1e-9:
+        return tokens / duration_s
+    if hazard > 500.0:
+        return 0.0
+    return tokens * arrivals_per_s / math.expm1(hazard) / (1.0 + arrivals_per_s * stop_s)
+
+
+def choose_pass_tokens(
+    model: LatencyModel, base: IterationShape, max_tokens: int, arrivals_per_s: float, stop_s: float
+) -> int:
+    """Prompt tokens of a pass that cannot be continued once it is stopped: those with the best useful rate.
+
+    Args:
+        model: Predicts the time of each size.
+        base: What else the pass computes (offline decodes).
+        max_tokens: The largest pass, less the tokens of `base`.
+        arrivals_per_s: Rate of arrivals that stop a pass.
+        stop_s: Time lost at each stop besides the work.
+    """
+    if max_tokens <= _SMALLEST_PASS_TOKENS or arrivals_per_s <= 0:
+        return max(0, max_tokens)
+    sizes = [max_tokens]
+    size = _SMALLEST_PASS_TOKENS
+    while size < max_tokens:
+        sizes.append(size)
+        size *= 2
+
+    def rate(tokens: int) -> float:
+        shape = base.add_prefill(tokens, 0)
+        return expected_useful_rate(shape.tokens, model.predict_ms(shape) / 1e3, arrivals_per_s, stop_s)
+
+    # Among equals the larger one, for the sake of those that nobody stops.
+    return max(sizes, key=lambda tokens: (rate(tokens), tokens))
