@@ -10,7 +10,13 @@ from conserve.engine.options import Objective
 from conserve.engine.step_meter import StepMeter
 from conserve.engine.vllm_compat import Request
 from conserve.policy.latency import IterationShape, LatencyModel
-from conserve.policy.pass_stop import STOPPABLE_EFFICIENT_SHARE, limit_stoppable_ms
+from conserve.policy.pass_stop import (
+    STOPPABLE_EFFICIENT_SHARE,
+    Slack,
+    choose_pass_tokens,
+    find_slack,
+    limit_stoppable_ms,
+)
 from conserve.policy.token_budget import (
     EFFICIENT_PROMPTS_SHARE,
     ArrivalGuard,
@@ -51,8 +57,7 @@ class Deadlines:
         self._now_s = now_s
         self._wall_offset_s = now_s - wall_s
         self._start_s = meter.free_at_s(now_s)
-        # The last tokens of decoding requests came with the last outputs, or come with what is in flight.
-        self._last_tokens_s = meter.ended_s if self._start_s <= now_s else self._start_s
+        self._last_tokens_s = meter.last_tokens_s(now_s)
 
     def limit_prompts_ms(self, decoding: Sequence[Request], shape: IterationShape) -> float:
         """The longest predicted time of an iteration with online prompts in it; `inf` if nobody decodes beside them.
@@ -96,18 +101,44 @@ class Deadlines:
         arrival_ms = self._guard.limit_ms(self._now_s, ttft_slos_ms, self.model)
         if math.isinf(arrival_ms):
             return math.inf
-        stoppable_ms = limit_stoppable_ms(arrival_ms, layers) / self.model.safety_factor()
+        ttft_slo_ms = self._guard.ttft_slo_ms(self._now_s, ttft_slos_ms)
+        stoppable_ms = limit_stoppable_ms(arrival_ms, ttft_slo_ms, layers) / self.model.safety_factor()
         return min(stoppable_ms, limit_efficient_ms(self.model, STOPPABLE_EFFICIENT_SHARE))
+
+    def choose_pass_tokens(self, max_tokens: int) -> int:
+        """Prompt tokens of a pass that cannot be continued when it is stopped (see `policy.pass_stop`)."""
+        arrivals_per_s = self._guard.arrivals_per_s(self._now_s)
+        stop_s = self.model.overhead_ms() / 1e3
+        return choose_pass_tokens(self.model, IterationShape(), max_tokens, arrivals_per_s, stop_s)
+
+    def find_slack(self, demand: OnlineDemand, offline_decodes: IterationShape) -> Slack | None:
+        """Time for offline work alone before those who decode have to go on; None if there is none for sure.
+
+        Args:
+            demand: Of the online requests.
+            offline_decodes: The offline requests that will decode beside them.
+        """
+        if not demand.decoding or demand.arrivals or demand.prompts or not self.model.ready:
+            return None
+        tbt_slo_ms = self._tbt_slo_ms(demand.decoding)
+        shape = demand.shape.add_decodes(offline_decodes.decode_sequences, offline_decodes.decode_context)
+        return find_slack(
+            self._start_s,
+            self._last_tokens_s + tbt_slo_ms / 1e3,
+            tbt_slo_ms,
+            self.model.predict_ms(shape) * self.model.safety_factor(),
+            self.model.overhead_ms(),
+        )
 
     def _token_due_s(self, decoding: Sequence[Request]) -> float:
         """When the next token of these requests is due; `inf` if there are none."""
-        if not decoding:
-            return math.inf
+        return self._last_tokens_s + self._tbt_slo_ms(decoding) / 1e3 if decoding else math.inf
+
+    def _tbt_slo_ms(self, decoding: Sequence[Request]) -> float:
+        """The shortest time between tokens that one of these requests is promised."""
         if len(self._objectives) == 1:
-            tbt_slo_ms = self._objectives[0].tbt_slo_ms
-        else:
-            tbt_slo_ms = min(self._objective(request).tbt_slo_ms for request in decoding)
-        return self._last_tokens_s + tbt_slo_ms / 1e3
+            return self._objectives[0].tbt_slo_ms
+        return min(self._objective(request).tbt_slo_ms for request in decoding)
 
     def _objective(self, request: Request) -> Objective:
         return self._objectives[min(int(request.priority), len(self._objectives) - 1)]

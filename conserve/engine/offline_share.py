@@ -63,6 +63,7 @@ def share_out(
     full_batch: int,
     room: Room,
     kept_back: Sequence[Request] = (),
+    decodes_only: bool = False,
 ) -> OfflineShare:
     """Fills an iteration with offline tokens.
 
@@ -74,21 +75,13 @@ def share_out(
         limit_ms: The longest predicted time of the iteration.
         full_batch: Tokens of the iteration, at most.
         room: KV blocks for offline requests.
-        kept_back: Further running offline requests, which do not run now.
+        kept_back: Further running requests, which do not run now.
+        decodes_only: Whether prompts have to wait.
     """
-    share = _Filling(scheduler, offline, demand, model, limit_ms, full_batch, room).fill(offline, len(kept_back))
+    filling = _Filling(scheduler, offline, demand, model, limit_ms, full_batch, room)
+    share = filling.fill(offline, len(kept_back), decodes_only)
     share.held += kept_back
     return share
-
-
-def _add_decodes(shape: IterationShape, sequences: int, context: int) -> IterationShape:
-    return IterationShape(
-        shape.prefill_tokens,
-        shape.prefill_attention,
-        shape.prefill_sequences,
-        shape.decode_sequences + sequences,
-        shape.decode_context + context,
-    )
 
 
 class _Filling:
@@ -119,7 +112,7 @@ class _Filling:
         worst = (len(offline) + self._room_tokens // scheduler.block_size + 1) * count_groups(scheduler)
         self._counts_blocks = 2 * worst > room.free_blocks - room.reserve_blocks
 
-    def fill(self, offline: Sequence[Request], kept_back: int) -> OfflineShare:
+    def fill(self, offline: Sequence[Request], kept_back: int, decodes_only: bool) -> OfflineShare:
         prompts = [request for request in offline if request.is_prefill_chunk]
         self._add_decodes([request for request in offline if not request.is_prefill_chunk] if prompts else offline)
         if not self._demand.is_present:
@@ -130,15 +123,18 @@ class _Filling:
                 self._smallest_chunk = min(SMALLEST_CHUNK_TOKENS, self._room_tokens)
             self._room_tokens = min(self._room_tokens, pass_tokens)
             self._limit_ms = math.inf
-        self._add_prefills(prompts)
-        self._add_new(len(offline) + kept_back)
+        if decodes_only:
+            self._share.held += prompts
+        else:
+            self._add_prefills(prompts)
+            self._add_new(len(offline) + kept_back)
         if self._share.blocks_short:
             self._share.wanting = list(offline)
         return self._share
 
     def _add_decodes(self, decodes: Sequence[Request]) -> None:
         counted = count_decodes(self._scheduler, decodes)
-        shape = _add_decodes(self._shape, counted.sequences, counted.context)
+        shape = self._shape.add_decodes(counted.sequences, counted.context)
         in_time = not self._demand.is_present or self._model.predict_ms(shape) <= self._limit_ms
         blocks = count_growth(self._scheduler, decodes) if self._counts_blocks else 0
         if (
@@ -157,7 +153,7 @@ class _Filling:
             if wanted > self._room_tokens:
                 self._share.held.append(request)
             elif self._take_blocks(request, wanted):
-                self._shape = _add_decodes(self._shape, 1, request.num_computed_tokens)
+                self._shape = self._shape.add_decodes(1, request.num_computed_tokens)
                 self._take_tokens(wanted)
         self._share.held += decodes[most:]
 
@@ -167,7 +163,7 @@ class _Filling:
         return bisect_right(
             range(1, len(decodes) + 1),
             self._limit_ms,
-            key=lambda count: self._model.predict_ms(_add_decodes(self._shape, count, contexts[count])),
+            key=lambda count: self._model.predict_ms(self._shape.add_decodes(count, contexts[count])),
         )
 
     def _add_prefills(self, prefills: Sequence[Request]) -> None:

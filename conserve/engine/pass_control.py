@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class StoppedPass:
         stopped_s: When it was stopped.
         parts: Its requests, by id.
         blocks: KV block ids of each at that time.
+        spent_ms: What its layers have taken so far; 0 if that is not known.
     """
 
     step: int
@@ -71,11 +73,24 @@ class StoppedPass:
     stopped_s: float
     parts: Mapping[str, _Part]
     blocks: Mapping[str, list[list[int]]] = field(default_factory=dict)
+    spent_ms: float = 0.0
 
     @property
     def computed_tokens(self) -> float:
         """What has been computed of it, in tokens: layers count by their share."""
         return sum(part.tokens for part in self.parts.values()) * self.layer / self.layers
+
+
+class Beginning(NamedTuple):
+    """Where a pass begins.
+
+    Attributes:
+        layer: Its first layer.
+        spent_ms: What the layers before have taken, of the same work; 0 if that is not known, or there are none.
+    """
+
+    layer: int
+    spent_ms: float
 
 
 class PassControl:
@@ -159,6 +174,13 @@ class PassControl:
         """Whether a request is in the stopped pass and has to stay as it is for it to be continued."""
         return self.stopped is not None and request.request_id in self.stopped.parts and request.is_prefill_chunk
 
+    def count_kept_tokens(self, request: Request) -> int:
+        """What is computed of a request in the stopped pass, in tokens: layers count by their share."""
+        part = self.stopped.parts.get(request.request_id) if self.stopped is not None else None
+        if self.stopped is None or part is None or request.num_computed_tokens != part.start:
+            return 0
+        return round(part.tokens * self.stopped.layer / self.stopped.layers)
+
     def drop_aged(self, now_s: float) -> None:
         """Gives a pass up that was stopped long ago."""
         if self.stopped is not None and now_s - self.stopped.stopped_s > MOST_KEPT_S:
@@ -185,8 +207,8 @@ class PassControl:
 
     # Batches.
 
-    def continue_stopped(self, batch: SchedulerOutput, resuming: list[tuple[Request, int]]) -> int:
-        """Takes note that a batch was scheduled. Returns the layer at which it begins.
+    def continue_stopped(self, batch: SchedulerOutput, resuming: list[tuple[Request, int]]) -> Beginning:
+        """Takes note that a batch was scheduled. Returns where it begins.
 
         Args:
             batch: At least one token.
@@ -195,18 +217,25 @@ class PassControl:
         self._continued = None
         stopped = self.stopped
         if stopped is None or not resuming:
-            return 0
+            return Beginning(0, 0.0)
         if {request.request_id: tokens for request, tokens in resuming} != batch.num_scheduled_tokens:
             self.give_up()
-            return 0
+            return Beginning(0, 0.0)
         left_tokens = sum(part.tokens for part in stopped.parts.values()) - batch.total_num_scheduled_tokens
         self._counters.wasted_tokens += left_tokens * stopped.layer / stopped.layers
         self._counters.resumed_passes += 1
         self._continued, self.stopped = stopped, None
-        return stopped.layer
+        return Beginning(stopped.layer, 0.0 if left_tokens else stopped.spent_ms)
 
     def plan(
-        self, batch: SchedulerOutput, work: Work, *, predicted_end_s: float, first_token_ms: float, may_stop: bool
+        self,
+        batch: SchedulerOutput,
+        work: Work,
+        *,
+        predicted_end_s: float,
+        first_token_ms: float,
+        may_stop: bool,
+        until_s: float,
     ) -> None:
         """Tells the workers what to do with the batch.
 
@@ -216,6 +245,7 @@ class PassControl:
             predicted_end_s: When it is expected to end.
             first_token_ms: Of a request that arrives, once the engine is free.
             may_stop: Whether it may be stopped, if it has no online request in it.
+            until_s: When it has to give way to online requests that decode; `inf` if there are none.
         """
         self._steps += 1
         is_offline = work.online_prefill_tokens + work.online_decodes == 0
@@ -226,6 +256,7 @@ class PassControl:
             interval_layers=self._options.safepoint_interval_layers,
             predicted_end_s=predicted_end_s,
             first_token_ms=first_token_ms,
+            until_s=until_s if is_offline and may_stop else math.inf,
             keep=self.can_resume and is_offline,
             resumes=self._continued.step if self._continued is not None else 0,
             kept=self.stopped.step if self.stopped is not None else 0,
@@ -259,6 +290,11 @@ class PassControl:
             forget_scheduled(self._scheduler)
         self._keep(done, note)
         return done.work
+
+    def add_time(self, spent_ms: float) -> None:
+        """The batch that was just taken in, and is stopped, has taken so long, what it continued included."""
+        if self.stopped is not None:
+            self.stopped.spent_ms = spent_ms
 
     def _undo(self, undone: Sequence[_Part], now_s: float) -> None:
         # Blocks of requests that have gone meanwhile, too: they are free, and would be found by their content.

@@ -18,7 +18,7 @@ from torch import nn
 from conserve.engine.arrival_board import ArrivalBoard
 from conserve.engine.resume import KeptPass, Row
 from conserve.engine.step_plan import StepPlan, StopNote
-from conserve.policy.pass_stop import LAYERS_TO_STOP, PassProgress, must_stop
+from conserve.policy.pass_stop import LAYERS_TO_STOP, PassProgress, is_time_up, must_stop
 
 MOST_KEPT_BYTES: Final = 256 * 2**20
 """A pass with larger tensors is not kept when it is stopped."""
@@ -60,6 +60,7 @@ class PassGate:
         self._announced = -1
         self._due_s = float("inf")
         self._events: list[torch.cuda.Event] = []
+        self._is_on_gpu = torch.cuda.is_available()
         for index, layer in enumerate(layers):
             layer.forward = self._wrap(index, layer.forward)
 
@@ -143,7 +144,7 @@ class PassGate:
         self, plan: StepPlan, layer: int, hidden_states: torch.Tensor | None, residual: torch.Tensor | None
     ) -> None:
         """Stops the pass here, if it has to stop."""
-        if layer % plan.interval_layers or (plan.rule == "never" and plan.stop_at_layer < 0):
+        if layer % plan.interval_layers or not plan.is_stoppable:
             return
         # However often it is stopped, each try computes a layer.
         if layer == self._first_layer > 0:
@@ -159,6 +160,8 @@ class PassGate:
     def _decide(self, plan: StepPlan, layer: int) -> bool:
         if layer == plan.stop_at_layer:
             return True
+        if plan.until_s < math.inf and is_time_up(self._measure(plan, layer), plan.until_s):
+            return True
         board = self._board
         if board is None or plan.rule == "never":
             return False
@@ -167,14 +170,17 @@ class PassGate:
             self._look(board)
         if math.isnan(self._due_s):
             return False
-        progress = PassProgress(
-            self._began_s, time.monotonic(), self._first_layer, layer, self.layers, plan.predicted_end_s
-        )
+        progress = self._measure(plan, layer)
         if not must_stop(plan.rule, progress, self._due_s, plan.first_token_ms):
             return False
         # It may have gone meanwhile.
         self._look(board)
         return not math.isnan(self._due_s) and must_stop(plan.rule, progress, self._due_s, plan.first_token_ms)
+
+    def _measure(self, plan: StepPlan, layer: int) -> PassProgress:
+        return PassProgress(
+            self._began_s, time.monotonic(), self._first_layer, layer, self.layers, plan.predicted_end_s
+        )
 
     def _look(self, board: ArrivalBoard) -> None:
         pending = board.pending()
@@ -203,7 +209,7 @@ class PassGate:
 
         A stop only keeps further layers from being launched: with all of them launched ahead it would come too late.
         """
-        if not torch.cuda.is_available():
+        if not self._is_on_gpu:
             return
         event = torch.cuda.Event()
         event.record()

@@ -27,7 +27,14 @@ from conserve.engine.deadlines import Deadlines
 from conserve.engine.iteration_log import IterationWriter
 from conserve.engine.lanes import LaneQueue, is_offline, split_lanes
 from conserve.engine.offline_share import OfflineShare, Room, share_out
-from conserve.engine.online_demand import OnlineDemand, count_growth, count_slots, is_decoding, measure_demand
+from conserve.engine.online_demand import (
+    OnlineDemand,
+    count_decodes,
+    count_growth,
+    count_slots,
+    is_decoding,
+    measure_demand,
+)
 from conserve.engine.options import Objective, SchedulerOptions
 from conserve.engine.page import Counters, EnginePage, Knobs
 from conserve.engine.pass_control import PassControl
@@ -48,12 +55,14 @@ from conserve.engine.vllm_compat import (
     count_groups,
     count_held_blocks,
     is_running,
+    look_up_admission,
     preempt,
     set_blocks_kept_free,
 )
 from conserve.engine.work_tally import WorkTally
 from conserve.policy.kv_reserve import KvReserve
-from conserve.policy.latency import LatencyModel
+from conserve.policy.latency import IterationShape, LatencyModel
+from conserve.policy.pass_stop import Slack
 from conserve.policy.preemption import PLENTY_SHARE, Victim, choose_victims, count_lost_tokens
 from conserve.policy.token_budget import ArrivalGuard
 
@@ -96,6 +105,8 @@ class CoServing(Scheduler):
         self._control = self._make_control(options, control_class)
         self._layers = self.vllm_config.model_config.get_num_layers(self.vllm_config.parallel_config)
         self._resuming: list[tuple[Request, int]] = []
+        self._until_s = math.inf
+        self._may_slice = True
         self._preempted_in_step = False
         self._next_arrival: Request | None = None
 
@@ -131,6 +142,8 @@ class CoServing(Scheduler):
         self._counters.held_requests += len(held)
         if output.total_num_scheduled_tokens > 0:
             self._begin(output, now_s, limit_ms)
+        # A slice that vLLM found no room for would keep those waiting who come after it.
+        self._may_slice = output.total_num_scheduled_tokens > 0 or math.isinf(self._until_s)
         self._counters.schedule_s += time.monotonic() - now_s
         return output
 
@@ -147,6 +160,8 @@ class CoServing(Scheduler):
         now_s = time.monotonic()
         if scheduler_output.total_num_scheduled_tokens > 0:
             iteration = self._meter.end(now_s, note)
+            if self._control is not None and note is not None and not note.is_void:
+                self._control.add_time(self._meter.spent_ms)
             self._counters.over_budget_iterations += not iteration.in_time
             if self._log is not None:
                 self._log.write(iteration)
@@ -181,6 +196,7 @@ class CoServing(Scheduler):
         """Sets vLLM's scheduler up for a step. Returns the longest the iteration may take, and who is held back."""
         self._preempted_in_step = False
         self._resuming = []
+        self._until_s = math.inf
         online, offline = split_lanes(self.running)
         self.max_num_scheduled_tokens = self._full_batch
         has_offline = bool(offline or self.waiting.backlog or self.kv_holding_waiting.backlog)
@@ -206,13 +222,25 @@ class CoServing(Scheduler):
         self._counters.kv_reserve_blocks = reserve_blocks
         demand = self._make_way(demand, offline, now_s, deadlines)
         offline = [request for request in offline if is_running(request)]
+        slack = self._find_slack(demand, offline, deadlines, now_s)
+        if slack is not None and slack.is_enough and self._may_slice:
+            room = Room(self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks, reserve_blocks)
+            if (held := self._slice(demand, offline, deadlines, room)) is not None:
+                self._until_s = slack.until_s
+                return math.inf, held
         limit_ms = self._limit_ms(demand, deadlines)
-        free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
-        share = self._share(offline, demand, limit_ms, Room(free_blocks, reserve_blocks))
+        # Prompts that are computed in slices are not computed beside those who decode.
+        decodes_only = slack is not None and slack.is_regular
+        full_batch = self._full_batch if demand.is_present else self._size_pass(deadlines)
+
+        def share_out_rest() -> OfflineShare:
+            free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
+            return self._share(offline, demand, limit_ms, Room(free_blocks, reserve_blocks), full_batch, decodes_only)
+
+        share = share_out_rest()
         if share.blocks_short and self._give_way(share, now_s):
             offline = [request for request in offline if is_running(request)]
-            free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
-            share = self._share(offline, demand, limit_ms, Room(free_blocks, reserve_blocks))
+            share = share_out_rest()
         self.running = [*demand.running, *share.admitted]
         self.max_num_scheduled_tokens = min(demand.tokens + share.tokens, self._full_batch)
         self.waiting.offer = 0 if self._preempted_in_step else share.offer
@@ -220,13 +248,19 @@ class CoServing(Scheduler):
         set_blocks_kept_free(self, share.blocks_kept_free)
         return limit_ms * self._model.safety_factor(), share.held
 
-    def _share(self, offline: list[Request], demand: OnlineDemand, limit_ms: float, room: Room) -> OfflineShare:
-        pass_tokens = int(self._knobs.offline_pass_tokens) or self._full_batch
-        full_batch = self._full_batch if demand.is_present else min(self._full_batch, pass_tokens)
+    def _share(
+        self,
+        offline: list[Request],
+        demand: OnlineDemand,
+        limit_ms: float,
+        room: Room,
+        full_batch: int,
+        decodes_only: bool,
+    ) -> OfflineShare:
         # What is to continue a stopped pass must not move on in the meantime.
         held = [request for request in offline if self._control.holds(request)] if self._control is not None else []
         going = [request for request in offline if request not in held] if held else offline
-        return share_out(self, going, demand, self._model, limit_ms, full_batch, room, held)
+        return share_out(self, going, demand, self._model, limit_ms, full_batch, room, held, decodes_only)
 
     def _make_way(
         self, demand: OnlineDemand, offline: list[Request], now_s: float, deadlines: Deadlines
@@ -283,6 +317,8 @@ class CoServing(Scheduler):
         freed = count_freed_blocks(self, request)
         shared = count_held_blocks(self, request) - freed // count_groups(self)
         lost_tokens = count_lost_tokens(request.num_computed_tokens, shared, self.block_size, stays_cached=stays_cached)
+        if self._control is not None:
+            lost_tokens += self._control.count_kept_tokens(request)
         # The blocks of a batch in flight may become free later only, the slot at once.
         return Victim(request.request_id, freed if can_free_blocks(self, request) else 0, lost_tokens)
 
@@ -324,11 +360,59 @@ class CoServing(Scheduler):
             return math.inf
         return deadlines.limit_pass_ms(self._layers) if self._can_stop else deadlines.limit_ms(demand)
 
+    def _size_pass(self, deadlines: Deadlines) -> int:
+        """Tokens of an iteration without online requests, at most."""
+        tokens = min(self._full_batch, int(self._knobs.offline_pass_tokens) or self._full_batch)
+        if self._control is None or not self._can_stop or self._control.can_resume or self._knobs.full_passes:
+            return tokens
+        return min(tokens, deadlines.choose_pass_tokens(tokens))
+
     def _resume(self, offline: list[Request]) -> list[Request]:
         """Sets vLLM's scheduler up to continue the stopped pass. Returns who is held back."""
         self.running = [request for request, _ in self._resuming]
         self.max_num_scheduled_tokens = sum(tokens for _, tokens in self._resuming)
         return [request for request in offline if request not in self.running]
+
+    def _find_slack(
+        self, demand: OnlineDemand, offline: list[Request], deadlines: Deadlines, now_s: float
+    ) -> Slack | None:
+        if self._control is None or not self._can_stop or not self._control.can_resume or not demand.is_present:
+            return None
+        decodes = count_decodes(self, [request for request in offline if is_decoding(request)])
+        slack = deadlines.find_slack(demand, IterationShape().add_decodes(decodes.sequences, decodes.context))
+        return slack._replace(is_enough=False) if slack is not None and self._is_awaited(now_s) else slack
+
+    def _slice(
+        self, demand: OnlineDemand, offline: list[Request], deadlines: Deadlines, room: Room
+    ) -> list[Request] | None:
+        """Sets vLLM's scheduler up for a pass of offline prompts between two iterations of those who decode.
+
+        Returns:
+            Who is held back; None if there is nothing to compute.
+        """
+        if self._control is None:
+            return None
+        self._resuming = self._control.find_resumable()
+        if self._resuming:
+            return [*self._resume(offline), *demand.running]
+        prompts = [request for request in offline if not is_decoding(request)]
+        decodes = [request for request in offline if is_decoding(request)]
+        limit_ms = deadlines.limit_pass_ms(self._layers)
+        alone = OnlineDemand([])
+        tokens = self._size_pass(deadlines)
+        share = share_out(self, prompts, alone, self._model, limit_ms, tokens, room, [*demand.running, *decodes])
+        if not share.admitted:
+            fits = share.offer and (
+                look_up_admission(self, self.waiting.backlog.peek_next()).blocks + share.blocks_kept_free
+                <= room.free_blocks
+            )
+            if not fits:
+                return None
+        self.running = share.admitted
+        self.max_num_scheduled_tokens = min(share.tokens, self._full_batch)
+        self.waiting.offer = 0 if self._preempted_in_step else share.offer
+        set_blocks_kept_free(self, share.blocks_kept_free)
+        return share.held
 
     def _begin(self, output: SchedulerOutput, now_s: float, limit_ms: float) -> None:
         """An iteration was scheduled."""
@@ -337,14 +421,15 @@ class CoServing(Scheduler):
         if self._control is None:
             self._meter.begin(work, now_s, limit_ms)
             return
-        first_layer = self._control.continue_stopped(output, self._resuming)
-        ends_s = self._meter.begin(work, now_s, limit_ms, first_layer, 1.0 - first_layer / self._layers)
+        first_layer, spent_ms = self._control.continue_stopped(output, self._resuming)
+        ends_s = self._meter.begin(work, now_s, limit_ms, first_layer, 1.0 - first_layer / self._layers, spent_ms)
         self._control.plan(
             output,
             work,
             predicted_end_s=ends_s,
             first_token_ms=self._guard.first_token_ms(self._model),
             may_stop=self._can_stop,
+            until_s=self._until_s,
         )
 
     # The page.

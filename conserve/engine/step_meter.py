@@ -17,6 +17,12 @@ class _InFlight(NamedTuple):
     predicted_ms: float
     limit_ms: float
     first_layer: int
+    spent_ms: float
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether online requests get tokens with it."""
+        return self.work.online_prefill_tokens + self.work.online_decodes > 0
 
 
 class StepMeter:
@@ -29,10 +35,18 @@ class StepMeter:
     def __init__(self, model: LatencyModel) -> None:
         self._model = model
         self._in_flight: deque[_InFlight] = deque()
-        self._ended_s = float("-inf")
+        self._ended_s = self._tokens_s = float("-inf")
+        self.spent_ms = 0.0
+        """What the iteration that ended last has taken, with what it has continued."""
 
     def begin(
-        self, work: Work, scheduled_s: float, limit_ms: float, first_layer: int = 0, layers_share: float = 1.0
+        self,
+        work: Work,
+        scheduled_s: float,
+        limit_ms: float,
+        first_layer: int = 0,
+        layers_share: float = 1.0,
+        spent_ms: float = 0.0,
     ) -> float:
         """An iteration was scheduled.
 
@@ -42,13 +56,14 @@ class StepMeter:
             limit_ms: The longest measured time that its objectives allow; 0 for any.
             first_layer: It computes the layers from this one on.
             layers_share: Share of all layers that these are.
+            spent_ms: What the layers before have taken, of the same work; 0 if that is not known.
 
         Returns:
             When it will probably have ended, within the safety factor.
         """
         predicted_ms = self._model.predict_ms(work.shape) * layers_share
         begins_s = self.free_at_s(scheduled_s)
-        self._in_flight.append(_InFlight(work, scheduled_s, predicted_ms, limit_ms, first_layer))
+        self._in_flight.append(_InFlight(work, scheduled_s, predicted_ms, limit_ms, first_layer, spent_ms))
         return begins_s + predicted_ms * self._model.safety_factor() / 1e3
 
     def end(self, now_s: float, note: StopNote | None = None) -> Iteration:
@@ -56,9 +71,12 @@ class StepMeter:
         step = self._in_flight.popleft()
         start_s = max(step.scheduled_s, self._ended_s)
         self._ended_s = now_s
+        if note is None and step.has_tokens:
+            self._tokens_s = now_s
         # A part of the layers says little about all of them.
-        if note is None and not step.first_layer:
-            self._model.observe(step.work.shape, (now_s - start_s) * 1e3)
+        if note is None and (not step.first_layer or step.spent_ms):
+            self._model.observe(step.work.shape, step.spent_ms + (now_s - start_s) * 1e3)
+        self.spent_ms = step.spent_ms + (now_s - start_s) * 1e3
         return Iteration(
             *(start_s, now_s, *step.work[1:4], step.predicted_ms, step.limit_ms),
             first_layer=step.first_layer,
@@ -76,7 +94,11 @@ class StepMeter:
             begins_s = max(begins_s, previous_s)
         return begins_s
 
-    @property
-    def ended_s(self) -> float:
-        """When the last outputs were processed."""
-        return self._ended_s
+    def last_tokens_s(self, now_s: float) -> float:
+        """When online requests got their last tokens, or get them with what is in flight."""
+        tokens_s, previous_s = self._tokens_s, self._ended_s
+        for step in self._in_flight:
+            previous_s = max(step.scheduled_s, previous_s) + step.predicted_ms / 1e3
+            if step.has_tokens:
+                tokens_s = max(previous_s, now_s)
+        return tokens_s

@@ -6,6 +6,7 @@ worker and back with any executor, and a worker or scheduler that knows nothing 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ class StepPlan:
         interval_layers: A safepoint lies before each layer whose index is a multiple of this.
         predicted_end_s: When it is expected to end, by `time.monotonic`.
         first_token_ms: Time to the first token of a request that arrives, once the engine is free.
+        until_s: It is stopped before a layer that would go on beyond this time: online requests that decode come next.
         keep: Whether to keep what was computed when it is stopped.
         resumes: The stopped batch that this one continues, all rows of it; 0 for none.
         kept: The stopped batch that may be continued later; what was kept of others is let go.
@@ -36,12 +38,18 @@ class StepPlan:
     generation: int
     rule: PreemptRule
     interval_layers: int = 1
-    predicted_end_s: float = float("inf")
+    predicted_end_s: float = math.inf
     first_token_ms: float = 0.0
+    until_s: float = math.inf
     keep: bool = False
     resumes: int = 0
     kept: int = 0
     stop_at_layer: int = -1
+
+    @property
+    def is_stoppable(self) -> bool:
+        """Whether the batch may be stopped."""
+        return self.rule != "never" or self.until_s < math.inf or self.stop_at_layer >= 0
 
 
 @dataclass(frozen=True)

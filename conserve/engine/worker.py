@@ -91,7 +91,7 @@ class Safepoints:
             return
         if plan.generation == self._void_generation:
             raise PassStopped(StopNote(plan.step, 0, gate.layers, is_void=True))
-        if plan.rule == "never" and plan.stop_at_layer < 0 and not plan.resumes:
+        if not plan.is_stoppable and not plan.resumes:
             if plan.kept == 0:
                 gate.drop()
             return

@@ -76,6 +76,16 @@ class IterationShape:
         """With one more decoding sequence of `context` tokens."""
         return replace(self, decode_sequences=self.decode_sequences + 1, decode_context=self.decode_context + context)
 
+    def add_decodes(self, sequences: int, context: int) -> IterationShape:
+        """With more decoding sequences, of `context` tokens together."""
+        return IterationShape(
+            self.prefill_tokens,
+            self.prefill_attention,
+            self.prefill_sequences,
+            self.decode_sequences + sequences,
+            self.decode_context + context,
+        )
+
 
 _SMALLEST = IterationShape(decode_sequences=1)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from conserve.policy.latency import IterationShape, LatencyModel
 
@@ -19,11 +19,17 @@ soon as one has; `never`."""
 
 LAYERS_TO_STOP = 2
 """A request that arrives just after a safepoint waits for that layer; the next one may be under way on a GPU."""
+STOP_SHARE = 0.1
+"""Share of the objective to the first token that waiting for a pass to stop may take."""
 HOLD_S = 0.25
 """An announced request that has not come after so long (its client has gone, its prompt takes long to tokenise) is
 waited for no longer."""
 STOPPABLE_EFFICIENT_SHARE = 0.98
 """A pass that can be stopped and continued need not be longer than what gives this share of the best throughput."""
+SMALLEST_SLICE_OVERHEADS = 2.0
+"""A slice of a pass that is shorter than this many times the smallest iteration costs more than it brings."""
+SLICE_MARGIN_SHARE = 0.05
+"""Share of the time between tokens that is left over behind a slice."""
 _SMALLEST_PASS_TOKENS = 16
 
 
@@ -48,12 +54,16 @@ class PassProgress:
     predicted_end_s: float
 
     @property
+    def layer_s(self) -> float:
+        """Time of one of its layers, as far as it has computed some."""
+        return (self.now_s - self.began_s) / max(1, self.layer - self.first_layer)
+
+    @property
     def end_s(self) -> float:
         """When it will end: as predicted, and as its own layers show once there are some."""
-        done = self.layer - self.first_layer
-        if done < LAYERS_TO_STOP:
+        if self.layer - self.first_layer < LAYERS_TO_STOP:
             return self.predicted_end_s
-        return self.now_s + (self.now_s - self.began_s) / done * (self.layers - self.layer)
+        return self.now_s + self.layer_s * (self.layers - self.layer)
 
 
 def must_stop(rule: PreemptRule, progress: PassProgress, due_s: float, first_token_ms: float) -> bool:
@@ -72,14 +82,62 @@ def must_stop(rule: PreemptRule, progress: PassProgress, due_s: float, first_tok
     return progress.end_s + first_token_ms / 1e3 > due_s
 
 
-def limit_stoppable_ms(arrival_limit_ms: float, layers: int) -> float:
+def is_time_up(progress: PassProgress, until_s: float) -> bool:
+    """Whether one more layer would go on beyond `until_s`."""
+    return progress.now_s + progress.layer_s > until_s
+
+
+class Slack(NamedTuple):
+    """Time for offline work alone between two iterations of those who decode.
+
+    Attributes:
+        until_s: When the next iteration of those has to begin.
+        is_enough: Whether a slice of a pass is worth beginning now.
+        is_regular: Whether there is enough after each of their iterations: then prompts are computed in slices, and
+            not beside them.
+    """
+
+    until_s: float
+    is_enough: bool
+    is_regular: bool
+
+
+def find_slack(
+    start_s: float, token_due_s: float, tbt_slo_ms: float, decodes_ms: float, overhead_ms: float
+) -> Slack | None:
+    """The time that a pass of offline work may take although online requests decode; None without an objective.
+
+    A pass in slices has two advantages over prompt chunks in the iterations of those who decode: an arrival waits for a
+    layer of it and not for its end, and its size is that of an efficient pass and not what the objective leaves.
+
+    Args:
+        start_s: When an iteration can begin.
+        token_due_s: When the earliest next token of a decoding online request is due.
+        tbt_slo_ms: Their objective.
+        decodes_ms: How long their iteration takes, with the offline requests that decode in it, at most.
+        overhead_ms: Time of the smallest iteration.
+    """
+    if math.isinf(token_due_s):
+        return None
+    margin_ms = SLICE_MARGIN_SHARE * tbt_slo_ms
+    until_s = token_due_s - (decodes_ms + margin_ms) / 1e3
+    least_ms = SMALLEST_SLICE_OVERHEADS * overhead_ms
+    return Slack(
+        until_s,
+        is_enough=(until_s - start_s) * 1e3 >= least_ms,
+        is_regular=tbt_slo_ms - decodes_ms - margin_ms >= least_ms,
+    )
+
+
+def limit_stoppable_ms(arrival_limit_ms: float, ttft_slo_ms: float, layers: int) -> float:
     """The longest that a pass may take which an arrival can stop: it has to wait for some of its layers only.
 
     Args:
         arrival_limit_ms: What an arrival can wait, as `ArrivalGuard.limit_ms` gives it.
+        ttft_slo_ms: Objective of the arrivals.
         layers: Of the model.
     """
-    return arrival_limit_ms * max(1.0, layers / LAYERS_TO_STOP)
+    return min(arrival_limit_ms, STOP_SHARE * ttft_slo_ms) * max(1.0, layers / LAYERS_TO_STOP)
 
 
 def expected_useful_rate(tokens: float, duration_s: float, arrivals_per_s: float, stop_s: float) -> float:

@@ -37,6 +37,9 @@ SMALLEST_CHUNK_TOKENS = 16
 """Parts of a prompt that are shorter than this cost more than they bring."""
 SMALLEST_WAIT_SHARE = 0.1
 """Share of the TTFT objective that an iteration may always take, however long the prompts seen lately."""
+SMALLEST_WAIT_OVERHEADS = 3.0
+"""The same in times of the smallest iteration: an arrival waits for one of those in any case, and where long prompts
+alone take all of their objective, offline work would stand still without helping them."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,18 @@ class ArrivalGuard:
         """How long a typical request takes to its first token, once the engine is free for it."""
         return model.predict_ms(IterationShape().add_prefill(max(1, self.typical_tokens), 0)) * model.safety_factor()
 
+    def ttft_slo_ms(self, now_s: float, ttft_slos_ms: Sequence[float]) -> float:
+        """The shortest objective of the classes seen lately; `inf` where nobody is expected.
+
+        Args:
+            now_s: Now, by the clock of `observe`.
+            ttft_slos_ms: TTFT objectives of the classes.
+        """
+        if now_s - self._latest_s >= IDLE_S:
+            return math.inf
+        last = len(ttft_slos_ms) - 1
+        return min(ttft_slos_ms[min(index, last)] for index in set(self._classes))
+
     def limit_ms(self, now_s: float, ttft_slos_ms: Sequence[float], model: LatencyModel) -> float:
         """The longest an iteration may take; `inf` before the first online arrival, and two minutes after the last.
 
@@ -134,13 +149,14 @@ class ArrivalGuard:
             ttft_slos_ms: TTFT objectives of the classes. Those that no recent request was of do not count.
             model: Predicts the time of a prompt.
         """
-        if now_s - self._latest_s >= IDLE_S:
-            return math.inf
-        last = len(ttft_slos_ms) - 1
-        ttft_slo_ms = min(ttft_slos_ms[min(index, last)] for index in set(self._classes))
+        ttft_slo_ms = self.ttft_slo_ms(now_s, ttft_slos_ms)
         if math.isinf(ttft_slo_ms):
             return math.inf
-        return max(ttft_slo_ms - self.first_token_ms(model), SMALLEST_WAIT_SHARE * ttft_slo_ms)
+        return max(
+            ttft_slo_ms - self.first_token_ms(model),
+            SMALLEST_WAIT_SHARE * ttft_slo_ms,
+            SMALLEST_WAIT_OVERHEADS * model.overhead_ms(),
+        )
 
 
 def limit_efficient_ms(model: LatencyModel, share: float = EFFICIENT_SHARE) -> float:

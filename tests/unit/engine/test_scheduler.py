@@ -24,6 +24,7 @@ from conserve.engine.testing.scheduling import (
 )
 from conserve.engine.testing.worker import WrongBatch, sample_tokens
 from conserve.engine.vllm_compat import RequestStatus
+from conserve.policy import token_budget
 from conserve.policy.latency import IterationShape
 from conserve.policy.token_budget import EFFICIENT_PROMPTS_SHARE, EFFICIENT_SHARE
 
@@ -410,8 +411,11 @@ def test_an_offline_pass_computes_something_however_small_it_is_to_be(start: Sta
     assert engine.finished == ["offline"]
 
 
-def test_a_pass_that_could_take_fewer_tokens_than_a_chunk_takes_a_chunk(start: Start) -> None:
+def test_a_pass_that_could_take_fewer_tokens_than_a_chunk_takes_a_chunk(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The limit leaves room for some tokens, but not for the 16 that are worth a chunk."""
+    monkeypatch.setattr(token_budget, "SMALLEST_WAIT_OVERHEADS", 1.0)
     engine = start(EngineSize(), Objective(ttft_slo_ms=100.0, tbt_slo_ms=INFINITE))
     engine.add("online", prompt(27), 1)
     engine.run()

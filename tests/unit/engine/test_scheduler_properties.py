@@ -184,7 +184,8 @@ class Watched(FakeEngine):
         return self.demand
 
     def watch_share(self, scheduler: Any, offline: Any, demand: Any, model: Any, limit_ms: float, *rest: Any) -> Any:
-        assert demand is self.demand
+        # Beside nobody: in an iteration without online requests, or in a slice between two of theirs.
+        assert demand is self.demand or (self.scenario.stops and not demand.is_present)
         self.offline_limit_ms = limit_ms
         self.share = share_out(scheduler, offline, demand, model, limit_ms, *rest)
         return self.share
@@ -209,6 +210,7 @@ class Watched(FakeEngine):
         online = [request_id for request_id in scheduled if not is_offline(scheduler.requests[request_id])]
         offline = [request_id for request_id in scheduled if is_offline(scheduler.requests[request_id])]
 
+        plan = read_plan(batch)
         if self.demand is not None and self.demand.is_cut:
             assert not offline, f"offline {offline} run behind an online prompt that was cut short"
             self.check_cut(self.demand)
@@ -219,8 +221,10 @@ class Watched(FakeEngine):
             waiting = [request.request_id for request in self.waiting_online() if not is_stale(request)]
             assert not waiting, f"offline {offline} run while online {waiting} wait"
             late = [request_id for request_id, wanted in wanting.items() if wanted and request_id not in scheduled]
-            assert not late, f"offline {offline} run while online {late} do not"
-        plan = read_plan(batch)
+            is_slice = plan is not None and plan.until_s < INFINITE
+            assert is_slice or not late, f"offline {offline} run while online {late} do not"
+            if plan is not None and is_slice:
+                self.check_slice(plan, late)
         if online and plan is not None:
             assert plan.rule == "never", "a batch with an online request may be stopped"
         # Those that a stop has sent back were preempted before the step.
@@ -290,6 +294,14 @@ class Watched(FakeEngine):
                 f"{predicted_ms:.1f} ms predicted for a limit of {self.offline_limit_ms:.1f}, "
                 f"{model.predict_ms(self.shape(batch, online)):.1f} without offline work: {batch.num_scheduled_tokens}"
             )
+
+    def check_slice(self, plan: StepPlan, late: list[str]) -> None:
+        """Those who decode go on in time."""
+        requests = [self.scheduler.requests[request_id] for request_id in late]
+        assert all(not request.is_prefill_chunk for request in requests)
+        objectives = self.scenario.objectives
+        tbt_slos_ms = [objectives[min(request.priority, len(objectives) - 1)].tbt_slo_ms for request in requests]
+        assert plan.until_s <= self.clock.now_s + min(tbt_slos_ms, default=INFINITE) / 1e3
 
     def check_cut(self, demand: OnlineDemand) -> None:
         """An online prompt is cut short where the batch is full or the next tokens are due, and gets on."""

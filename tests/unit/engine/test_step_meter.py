@@ -34,7 +34,7 @@ def test_a_lone_iteration_takes_from_its_schedule_to_its_outputs(model: Recorder
     meter.begin(DECODE, 10.0, 100.0)
     assert meter.end(10.04) == Iteration(10.0, 10.04, 0, 1, 0, 50.0, 100.0)
     assert model.measured_ms == pytest.approx([40])
-    assert meter.ended_s == 10.04
+    assert meter.spent_ms == pytest.approx(40)
 
 
 def test_an_iteration_scheduled_while_one_runs_begins_when_that_one_has_ended(model: Recorder) -> None:

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from conserve.policy.latency import IterationShape, LatencyModel
 from conserve.policy.pass_stop import (
     PassProgress,
+    Slack,
     choose_pass_tokens,
     expected_useful_rate,
+    find_slack,
+    is_time_up,
     limit_stoppable_ms,
     must_stop,
 )
@@ -44,9 +47,28 @@ def test_the_operator_can_have_it_stopped_always_or_never() -> None:
 
 
 def test_a_stoppable_pass_is_as_long_as_an_arrival_can_wait_for_two_layers() -> None:
-    assert limit_stoppable_ms(100, 30) == 1_500
-    assert limit_stoppable_ms(100, 1) == 100
-    assert limit_stoppable_ms(math.inf, 30) == math.inf
+    assert limit_stoppable_ms(100, 1_000, 30) == 1_500
+    assert limit_stoppable_ms(100, 1_000, 1) == 100
+    assert limit_stoppable_ms(800, 1_000, 30) == 1_500, "a stop takes no more than a tenth of the objective"
+    assert limit_stoppable_ms(math.inf, math.inf, 30) == math.inf
+
+
+def test_those_who_decode_leave_time_for_a_slice() -> None:
+    slack = find_slack(10.0, 10.3, tbt_slo_ms=300, decodes_ms=60, overhead_ms=40)
+    assert slack == Slack(pytest.approx(10.3 - 0.060 - 0.015), is_enough=True, is_regular=True)
+    later = find_slack(10.2, 10.3, tbt_slo_ms=300, decodes_ms=60, overhead_ms=40)
+    assert later is not None
+    assert (later.is_enough, later.is_regular) == (False, True)
+    tight = find_slack(10.0, 10.12, tbt_slo_ms=120, decodes_ms=60, overhead_ms=40)
+    assert tight is not None
+    assert (tight.is_enough, tight.is_regular) == (False, False)
+    assert find_slack(10.0, math.inf, math.inf, 60, 40) is None
+
+
+def test_a_slice_ends_before_a_layer_that_would_take_too_long() -> None:
+    progress = at_layer(10, now_s=11.0)  # 0.1 s a layer
+    assert not is_time_up(progress, 11.11)
+    assert is_time_up(progress, 11.09)
 
 
 def test_the_useful_rate_is_that_of_a_simulation() -> None:

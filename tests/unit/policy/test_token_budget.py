@@ -10,6 +10,7 @@ from conserve.policy.latency import IterationShape, LatencyModel
 from conserve.policy.token_budget import (
     EFFICIENT_SHARE,
     IDLE_S,
+    SMALLEST_WAIT_OVERHEADS,
     SMALLEST_WAIT_SHARE,
     ArrivalGuard,
     PromptDemand,
@@ -134,7 +135,9 @@ def test_the_guard_waits_for_those_classes_that_it_has_seen(model: LatencyModel)
 def test_the_guard_always_leaves_a_share_of_the_objective(model: LatencyModel) -> None:
     guard = ArrivalGuard()
     guard.observe(5.0, 100_000, 0)
-    assert guard.limit_ms(5.0, [200], model) == SMALLEST_WAIT_SHARE * 200
+    assert guard.limit_ms(5.0, [5_000], model) == SMALLEST_WAIT_SHARE * 5_000
+    # An arrival waits for an iteration of those who decode in any case.
+    assert guard.limit_ms(5.0, [200], model) == SMALLEST_WAIT_OVERHEADS * model.overhead_ms()
 
 
 def test_a_pass_without_a_limit_is_a_full_batch(model: LatencyModel) -> None:
