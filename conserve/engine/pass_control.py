@@ -286,9 +286,9 @@ class PassControl:
         self.generation += 1
         # Of what is in flight behind it nothing will be computed either.
         self._undo([part for each in (done, *self._in_flight) for part in each.parts.values()], now_s)
-        if self._in_flight:
-            forget_scheduled(self._scheduler)
-        self._keep(done, note)
+        # Workers forget void batches, and who is sent back may be in the next one again.
+        forget_scheduled(self._scheduler)
+        self._keep(done, note, now_s)
         return done.work
 
     def add_time(self, spent_ms: float) -> None:
@@ -309,7 +309,7 @@ class PassControl:
             if count_blocks_before(self._scheduler, part.request, part.start, uncomputed):
                 preempt(self._scheduler, part.request, now_s, drops_output=True)
 
-    def _keep(self, done: _Pass, note: StopNote) -> None:
+    def _keep(self, done: _Pass, note: StopNote, now_s: float) -> None:
         parts = {
             request_id: part
             for request_id, part in done.parts.items()
@@ -324,7 +324,7 @@ class PassControl:
         self._stops_in_a_row = 0 if kept_tokens else self._stops_in_a_row + 1
         if kept_tokens:
             blocks = {request_id: list_block_ids(self._scheduler, part.request) for request_id, part in parts.items()}
-            self.stopped = StoppedPass(done.step, note.layer, note.layers, note.stopped_s, parts, blocks)
+            self.stopped = StoppedPass(done.step, note.layer, note.layers, now_s, parts, blocks)
 
     def _is_there(self, part: _Part) -> bool:
         request = part.request

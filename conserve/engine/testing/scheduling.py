@@ -20,6 +20,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from vllm.v1.structured_output import StructuredOutputManager
 
 from conserve.engine.options import Objective, SchedulerOptions
+from conserve.engine.pass_control import ANNOUNCEMENT
 from conserve.engine.scheduler import create_scheduler
 from conserve.engine.step_plan import read_stop
 from conserve.engine.stock import create_stock_scheduler
@@ -228,9 +229,15 @@ class FakeEngine:
         priority: int = 0,
         stop_token_ids: Sequence[int] = (),
         resumable: bool = False,
+        announcement: int = 0,
     ) -> Request:
         """Gives the scheduler a request, which arrives now; or more input, if it is a `resumable` one that is known."""
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, stop_token_ids=list(stop_token_ids))
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            stop_token_ids=list(stop_token_ids),
+            extra_args={ANNOUNCEMENT: announcement},
+        )
         request = Request(
             request_id,
             list(prompt),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -27,49 +25,9 @@ from conserve.engine.vllm_compat import RequestStatus
 from conserve.policy import token_budget
 from conserve.policy.latency import IterationShape
 from conserve.policy.token_budget import EFFICIENT_PROMPTS_SHARE, EFFICIENT_SHARE
+from tests.unit.engine.engines import Start, prompt, run_until_answered, running, scheduled
 
 INFINITE = float("inf")
-Start = Callable[..., FakeEngine]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts engines, whose latency model knows what iterations cost unless `taught` is False."""
-    clock = VirtualClock()
-
-    def start_engine(
-        size: EngineSize = EngineSize(),  # noqa: B008 - a frozen value
-        *objectives: Objective,
-        taught: bool = True,
-        **settings: Any,
-    ) -> FakeEngine:
-        config = make_config(size, objectives=objectives or (NO_LIMIT,), **settings)
-        engine = FakeEngine(make_scheduler("conserve", config), clock)
-        model = engine.scheduler._model
-        for number in range(400 if taught else 0):
-            tokens, decodes = number % 7 * 31, number % 5 * 3
-            context = decodes * (20 + number % 11 * 10)
-            shape = IterationShape(tokens, tokens * tokens / 2, int(tokens > 0), decodes, context)
-            model.observe(shape, 35.0 + 1.5 * (tokens + decodes))
-        return engine
-
-    with clock.installed():
-        yield start_engine
-
-
-def prompt(tokens: int, first: int = 0) -> list[int]:
-    """Prompts with another `first` have no block in common."""
-    return [first, *range(1, tokens)]
-
-
-def running(engine: FakeEngine) -> list[str]:
-    return [request.request_id for request in engine.scheduler.running]
-
-
-def scheduled(engine: FakeEngine) -> dict[str, int]:
-    batch = engine.step()
-    assert batch is not None
-    return dict(batch.num_scheduled_tokens)
 
 
 def free_blocks(engine: FakeEngine) -> int:
@@ -82,11 +40,6 @@ def fill_slots(engine: FakeEngine, lengths: list[int], max_tokens: int = 60) -> 
         engine.add_offline(f"offline-{tokens}", prompt(tokens, 500 + number), max_tokens)
         engine.clock.advance(0.001)
     while any(not engine.answers[f"offline-{tokens}"] for tokens in lengths):
-        engine.step()
-
-
-def run_until_answered(engine: FakeEngine, request_id: str) -> None:
-    while not engine.answers[request_id]:
         engine.step()
 
 
