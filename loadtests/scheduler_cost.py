@@ -74,7 +74,9 @@ class Lane:
 
     def __init__(self, kind: Kind, case: Case) -> None:
         self.clock = VirtualClock()
-        config = make_config(replace(SIZE, kv_blocks=case.kv_blocks), objectives=(OBJECTIVE,))
+        config = make_config(
+            replace(SIZE, kv_blocks=case.kv_blocks), objectives=(OBJECTIVE,), has_safepoints=kind == "conserve"
+        )
         self.scheduler = make_scheduler(kind, config)
         self._worker = FakeWorker(SIZE.block_size, checks_context=False)
         self._engine = FakeEngine(self.scheduler, self.clock)

@@ -79,7 +79,8 @@ class ArrivalBoard:
         for _ in range(SLOTS):
             number += 1
             slot = self._slots[number % SLOTS]
-            if slot[_NUMBER] == slot[_SETTLED] or now_s - slot[_AT] > STALE_S:
+            is_over = slot[_NUMBER] == slot[_SETTLED] or np.isnan(slot[_DUE])
+            if is_over or now_s - slot[_AT] > STALE_S:
                 slot[_DUE], slot[_AT] = due_s, now_s
                 slot[_NUMBER] = number
                 self._head[_ANNOUNCED] = number

@@ -52,6 +52,7 @@ class _Pass:
     step: int
     work: Work
     parts: dict[str, _Part]
+    may_be_undone: bool
 
 
 @dataclass
@@ -263,7 +264,10 @@ class PassControl:
             stop_at_layer=self.choose_forced_stop(batch, is_offline),
         )
         attach_plan(batch, plan)
-        self._in_flight.append(_Pass(plan.step, work, self._list_parts(batch)))
+        # Only what may be undone has to be known: what may be stopped, and what is scheduled behind it.
+        may_be_undone = plan.is_stoppable or any(each.may_be_undone for each in self._in_flight)
+        parts = self._list_parts(batch) if may_be_undone else {}
+        self._in_flight.append(_Pass(plan.step, work, parts, may_be_undone))
 
     def choose_forced_stop(self, batch: SchedulerOutput, is_offline: bool) -> int:
         """The layer before which a batch is stopped in any case; -1 for none. Tests have their own."""

@@ -26,17 +26,18 @@ import structlog
 from conserve.engine.deadlines import Deadlines
 from conserve.engine.iteration_log import IterationWriter
 from conserve.engine.lanes import LaneQueue, is_offline, split_lanes
+from conserve.engine.live_settings import LiveSettings
+from conserve.engine.making_way import preempt_beforehand, preempt_cheapest
 from conserve.engine.offline_share import OfflineShare, Room, share_out
 from conserve.engine.online_demand import (
     OnlineDemand,
     count_decodes,
-    count_growth,
     count_slots,
     is_decoding,
     measure_demand,
 )
-from conserve.engine.options import Objective, SchedulerOptions
-from conserve.engine.page import Counters, EnginePage, Knobs
+from conserve.engine.options import SchedulerOptions
+from conserve.engine.page import Counters
 from conserve.engine.pass_control import PassControl
 from conserve.engine.profile_store import ProfileSaver, load_profile, profile_key
 from conserve.engine.step_meter import StepMeter
@@ -51,9 +52,6 @@ from conserve.engine.vllm_compat import (
     VllmConfig,
     can_free_blocks,
     check_version,
-    count_freed_blocks,
-    count_groups,
-    count_held_blocks,
     is_running,
     look_up_admission,
     preempt,
@@ -62,15 +60,11 @@ from conserve.engine.vllm_compat import (
 from conserve.engine.work_tally import WorkTally
 from conserve.policy.kv_reserve import KvReserve
 from conserve.policy.latency import IterationShape, LatencyModel
-from conserve.policy.pass_stop import Slack
-from conserve.policy.preemption import PLENTY_SHARE, Victim, choose_victims, count_lost_tokens
+from conserve.policy.pass_stop import SMALLEST_SLICE_OVERHEADS, Slack
 from conserve.policy.token_budget import ArrivalGuard
 
 _log = structlog.get_logger(__name__)
 _arrival_time = attrgetter("arrival_time")
-
-ERROR_PERIOD_STEPS = 64
-"""The model's own error is a sort of its recent ones: not in every step."""
 
 
 class CoServing(Scheduler):
@@ -90,17 +84,14 @@ class CoServing(Scheduler):
         self._tally = WorkTally(self.requests, self._counters)
         self.waiting = LaneQueue(self._tally.lost_tokens)
         self.kv_holding_waiting = LaneQueue()
-        self._objectives = self._started_with = options.objectives
-        self._page = EnginePage(options.page) if options.page else None
         self._log = IterationWriter(options.iteration_log) if options.iteration_log else None
-        self._knobs = Knobs()
+        self._settings = LiveSettings(options.page, options.objectives, self.max_num_scheduled_tokens)
         key = profile_key(self.vllm_config)
         self._saver = ProfileSaver(options.profile_dir, key)
         self._model = LatencyModel(load_profile(options.profile_dir, key) if options.profile_dir else None)
         self._meter = StepMeter(self._model)
         self._guard = ArrivalGuard()
         self._reserve = KvReserve(self.kv_cache_manager.block_pool.num_gpu_blocks)
-        self._largest_batch = self._full_batch = self.max_num_scheduled_tokens
         self._watermark_blocks = self.kv_cache_manager.watermark_blocks
         self._control = self._make_control(options, control_class)
         self._layers = self.vllm_config.model_config.get_num_layers(self.vllm_config.parallel_config)
@@ -126,11 +117,14 @@ class CoServing(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Schedules one iteration."""
         now_s = time.monotonic()
-        self._read_knobs()
+        if self._settings.read():
+            self._follow_settings()
         slots, active, tokens = self.max_num_running_reqs, self.max_num_active_reqs, self.max_num_scheduled_tokens
         limit_ms, held = self._prepare(now_s)
         self.max_num_running_reqs -= len(held)
-        self.max_num_active_reqs = 0 if self._preempt_beforehand(now_s) else self.max_num_active_reqs - len(held)
+        # What continues a stopped pass has its blocks.
+        preempted = not self._resuming and preempt_beforehand(self, now_s)
+        self.max_num_active_reqs = 0 if preempted else self.max_num_active_reqs - len(held)
         try:
             output = super().schedule(throttle_prefills)
         finally:
@@ -166,7 +160,7 @@ class CoServing(Scheduler):
             if self._log is not None:
                 self._log.write(iteration)
         self._counters.counted_until_s = now_s
-        self._report()
+        self._settings.report(self._counters, self._model, len(self.waiting.backlog))
         return outputs
 
     def add_request(self, request: Request) -> None:
@@ -190,6 +184,13 @@ class CoServing(Scheduler):
             self._log.close()
         super().shutdown()
 
+    def _follow_settings(self) -> None:
+        knobs = self._settings.knobs
+        self._saver.follow(knobs.save_profile, self._model)
+        self.waiting.backlog.ordered = not knobs.prefix_order_off
+        if self._control is not None:
+            self._control.may_resume = not knobs.resume_off
+
     # One step.
 
     def _prepare(self, now_s: float) -> tuple[float, list[Request]]:
@@ -198,15 +199,15 @@ class CoServing(Scheduler):
         self._resuming = []
         self._until_s = math.inf
         online, offline = split_lanes(self.running)
-        self.max_num_scheduled_tokens = self._full_batch
+        self.max_num_scheduled_tokens = self._settings.full_batch
         has_offline = bool(offline or self.waiting.backlog or self.kv_holding_waiting.backlog)
         if not has_offline and self._has_decodes_only(online):
             return float("inf"), []
-        deadlines = Deadlines(self._model, self._meter, self._guard, self._objectives, now_s, time.time())
+        deadlines = Deadlines(self._model, self._meter, self._guard, self._settings.objectives, now_s, time.time())
         demand = self._measure(online, deadlines)
         if not has_offline:
             self.running = demand.running
-            self.max_num_scheduled_tokens = demand.tokens if demand.is_cut else self._full_batch
+            self.max_num_scheduled_tokens = demand.tokens if demand.is_cut else self._settings.full_batch
             return float("inf"), []
         offline.sort(key=_arrival_time)
         if self._control is not None:
@@ -223,15 +224,16 @@ class CoServing(Scheduler):
         demand = self._make_way(demand, offline, now_s, deadlines)
         offline = [request for request in offline if is_running(request)]
         slack = self._find_slack(demand, offline, deadlines, now_s)
+        # Prompts that are computed in slices are not computed beside those who decode.
+        decodes_only = slack is not None and slack.is_regular
         if slack is not None and slack.is_enough and self._may_slice:
             room = Room(self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks, reserve_blocks)
             if (held := self._slice(demand, offline, deadlines, room)) is not None:
                 self._until_s = slack.until_s
                 return math.inf, held
+            decodes_only = False
         limit_ms = self._limit_ms(demand, deadlines)
-        # Prompts that are computed in slices are not computed beside those who decode.
-        decodes_only = slack is not None and slack.is_regular
-        full_batch = self._full_batch if demand.is_present else self._size_pass(deadlines)
+        full_batch = self._settings.full_batch if demand.is_present else self._size_pass(deadlines)
 
         def share_out_rest() -> OfflineShare:
             free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
@@ -242,7 +244,7 @@ class CoServing(Scheduler):
             offline = [request for request in offline if is_running(request)]
             share = share_out_rest()
         self.running = [*demand.running, *share.admitted]
-        self.max_num_scheduled_tokens = min(demand.tokens + share.tokens, self._full_batch)
+        self.max_num_scheduled_tokens = min(demand.tokens + share.tokens, self._settings.full_batch)
         self.waiting.offer = 0 if self._preempted_in_step else share.offer
         self.kv_holding_waiting.offer = share.holding_offer
         set_blocks_kept_free(self, share.blocks_kept_free)
@@ -291,7 +293,7 @@ class CoServing(Scheduler):
 
     def _measure(self, online: list[Request], deadlines: Deadlines) -> OnlineDemand:
         waiting = (self.kv_holding_waiting.online, self.waiting.online)
-        return measure_demand(self, online, waiting, self._full_batch, deadlines)
+        return measure_demand(self, online, waiting, self._settings.full_batch, deadlines)
 
     def _give_way(self, share: OfflineShare, now_s: float) -> bool:
         """Preempts offline requests for others of them that cannot go on; True if one was preempted."""
@@ -302,53 +304,16 @@ class CoServing(Scheduler):
 
     def _preempt(self, candidates: Iterable[Request], slots_short: int, blocks_short: int, now_s: float) -> bool:
         """Preempts those of the candidates that lose least, as many as it takes; False if it is none."""
-        if slots_short <= 0 and blocks_short <= 0:
-            return False
-        by_id = {request.request_id: request for request in candidates}
-        pool = self.kv_cache_manager.block_pool
-        stays_cached = blocks_short <= 0 and pool.get_num_free_blocks() >= PLENTY_SHARE * pool.num_gpu_blocks
-        victims = [self._as_victim(request, stays_cached) for request in by_id.values()]
-        chosen = choose_victims(victims, max(0, slots_short), max(0, blocks_short))
-        for request_id in chosen:
-            preempt(self, by_id[request_id], now_s)
-        return bool(chosen)
+        return preempt_cheapest(self, candidates, slots_short, blocks_short, now_s, self._count_kept_tokens)
 
-    def _as_victim(self, request: Request, stays_cached: bool) -> Victim:
-        freed = count_freed_blocks(self, request)
-        shared = count_held_blocks(self, request) - freed // count_groups(self)
-        lost_tokens = count_lost_tokens(request.num_computed_tokens, shared, self.block_size, stays_cached=stays_cached)
-        if self._control is not None:
-            lost_tokens += self._control.count_kept_tokens(request)
-        # The blocks of a batch in flight may become free later only, the slot at once.
-        return Victim(request.request_id, freed if can_free_blocks(self, request) else 0, lost_tokens)
-
-    def _preempt_beforehand(self, now_s: float) -> bool:
-        """Preempts those whom vLLM would preempt within this step for want of KV blocks; False if it is nobody.
-
-        vLLM 0.32 takes blocks for computed as soon as it has allocated them. Those of a request that it preempts later
-        in the same step stay in the prefix cache, and the next request with this prefix is served garbage.
-        """
-        if self._resuming:
-            return False  # They have theirs.
-        pool = self.kv_cache_manager.block_pool
-        # So many are enough whoever runs: in most steps that is all there is to do.
-        most = (len(self.running) + self.max_num_scheduled_tokens // self.block_size) * count_groups(self)
-        if most <= pool.get_num_free_blocks() and not self.num_lookahead_tokens:
-            return False
-        preempted = False
-        while count_growth(self, self.running, self.max_num_scheduled_tokens) > pool.get_num_free_blocks():
-            victim = max(self.running, key=attrgetter("priority", "arrival_time"))
-            if not can_free_blocks(self, victim):
-                break
-            preempt(self, victim, now_s)
-            preempted = True
-        return preempted
+    def _count_kept_tokens(self, request: Request) -> int:
+        return self._control.count_kept_tokens(request) if self._control is not None else 0
 
     # Passes that can be stopped.
 
     @property
     def _can_stop(self) -> bool:
-        return self._control is not None and self._control.may_stop and not self._knobs.safepoints_off
+        return self._control is not None and self._control.may_stop and not self._settings.knobs.safepoints_off
 
     def _is_awaited(self, now_s: float) -> bool:
         return self._control is not None and self._can_stop and self._control.is_awaited(now_s)
@@ -356,14 +321,18 @@ class CoServing(Scheduler):
     def _limit_ms(self, demand: OnlineDemand, deadlines: Deadlines) -> float:
         if demand.is_present:
             return deadlines.limit_ms(demand)
-        if self._knobs.full_passes:
+        if self._settings.knobs.full_passes:
             return math.inf
         return deadlines.limit_pass_ms(self._layers) if self._can_stop else deadlines.limit_ms(demand)
 
     def _size_pass(self, deadlines: Deadlines) -> int:
         """Tokens of an iteration without online requests, at most."""
-        tokens = min(self._full_batch, int(self._knobs.offline_pass_tokens) or self._full_batch)
-        if self._control is None or not self._can_stop or self._control.can_resume or self._knobs.full_passes:
+        knobs, full_batch = self._settings.knobs, self._settings.full_batch
+        tokens = min(full_batch, int(knobs.offline_pass_tokens) or full_batch)
+        if knobs.full_passes or knobs.offline_pass_tokens:
+            return tokens
+        tokens = self._meter.rates.best_tokens(tokens)
+        if self._control is None or not self._can_stop or self._control.can_resume:
             return tokens
         return min(tokens, deadlines.choose_pass_tokens(tokens))
 
@@ -388,7 +357,7 @@ class CoServing(Scheduler):
         """Sets vLLM's scheduler up for a pass of offline prompts between two iterations of those who decode.
 
         Returns:
-            Who is held back; None if there is nothing to compute.
+            Who is held back; None if there is not enough to compute.
         """
         if self._control is None:
             return None
@@ -401,6 +370,9 @@ class CoServing(Scheduler):
         alone = OnlineDemand([])
         tokens = self._size_pass(deadlines)
         share = share_out(self, prompts, alone, self._model, limit_ms, tokens, room, [*demand.running, *decodes])
+        shape = IterationShape().add_prefill(max(1, share.tokens), 0)
+        if self._model.predict_ms(shape) < SMALLEST_SLICE_OVERHEADS * self._model.overhead_ms():
+            return None  # So little rides with those who decode.
         if not share.admitted:
             fits = share.offer and (
                 look_up_admission(self, self.waiting.backlog.peek_next()).blocks + share.blocks_kept_free
@@ -409,7 +381,7 @@ class CoServing(Scheduler):
             if not fits:
                 return None
         self.running = share.admitted
-        self.max_num_scheduled_tokens = min(share.tokens, self._full_batch)
+        self.max_num_scheduled_tokens = min(share.tokens, self._settings.full_batch)
         self.waiting.offer = 0 if self._preempted_in_step else share.offer
         set_blocks_kept_free(self, share.blocks_kept_free)
         return share.held
@@ -422,7 +394,8 @@ class CoServing(Scheduler):
             self._meter.begin(work, now_s, limit_ms)
             return
         first_layer, spent_ms = self._control.continue_stopped(output, self._resuming)
-        ends_s = self._meter.begin(work, now_s, limit_ms, first_layer, 1.0 - first_layer / self._layers, spent_ms)
+        layers_share = 1.0 - first_layer / self._layers
+        ends_s = self._meter.begin(work, now_s, limit_ms, first_layer, layers_share, spent_ms, self._until_s)
         self._control.plan(
             output,
             work,
@@ -431,41 +404,6 @@ class CoServing(Scheduler):
             may_stop=self._can_stop,
             until_s=self._until_s,
         )
-
-    # The page.
-
-    def _read_knobs(self) -> None:
-        if self._page is None:
-            return
-        knobs = self._page.read_knobs()
-        if knobs == self._knobs:
-            return
-        self._knobs = knobs
-        self._saver.follow(knobs.save_profile, self._model)
-        self._objectives = self._choose_objectives(knobs)
-        self._full_batch = min(int(knobs.max_num_batched_tokens) or self._largest_batch, self._largest_batch)
-        self.waiting.backlog.ordered = not knobs.prefix_order_off
-        if self._control is not None:
-            self._control.may_resume = not knobs.resume_off
-
-    def _choose_objectives(self, knobs: Knobs) -> tuple[Objective, ...]:
-        if knobs.token_budget_off:
-            return (Objective(ttft_slo_ms=math.inf, tbt_slo_ms=math.inf),) * len(self._started_with)
-        first, *others = self._started_with
-        ttft_slo_ms, tbt_slo_ms = knobs.ttft_slo_ms or first.ttft_slo_ms, knobs.tbt_slo_ms or first.tbt_slo_ms
-        return (Objective(ttft_slo_ms=ttft_slo_ms, tbt_slo_ms=tbt_slo_ms), *others)
-
-    def _report(self) -> None:
-        counters = self._counters
-        if counters.iterations % ERROR_PERIOD_STEPS == 1:
-            error = self._model.error()
-            counters.model_error_median, counters.model_error_p95 = error.median, error.p95
-            counters.model_samples = error.samples
-            counters.model_ready = float(self._model.ready)
-            counters.overhead_ms = self._model.overhead_ms()
-        counters.backlog_requests = len(self.waiting.backlog)
-        if self._page is not None:
-            self._page.write_counters(counters)
 
 
 class CoServeScheduler(CoServing):

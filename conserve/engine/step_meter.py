@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from conserve.engine.iteration_log import Iteration
 from conserve.engine.step_plan import StopNote
 from conserve.engine.work_tally import Work
 from conserve.policy.latency import LatencyModel
+from conserve.policy.pass_rates import PassRates
 
 
 class _InFlight(NamedTuple):
@@ -34,6 +36,8 @@ class StepMeter:
 
     def __init__(self, model: LatencyModel) -> None:
         self._model = model
+        self.rates = PassRates()
+        """What iterations of each size compute."""
         self._in_flight: deque[_InFlight] = deque()
         self._ended_s = self._tokens_s = float("-inf")
         self.spent_ms = 0.0
@@ -47,6 +51,7 @@ class StepMeter:
         first_layer: int = 0,
         layers_share: float = 1.0,
         spent_ms: float = 0.0,
+        until_s: float = math.inf,
     ) -> float:
         """An iteration was scheduled.
 
@@ -57,12 +62,14 @@ class StepMeter:
             first_layer: It computes the layers from this one on.
             layers_share: Share of all layers that these are.
             spent_ms: What the layers before have taken, of the same work; 0 if that is not known.
+            until_s: It is stopped by then.
 
         Returns:
             When it will probably have ended, within the safety factor.
         """
-        predicted_ms = self._model.predict_ms(work.shape) * layers_share
         begins_s = self.free_at_s(scheduled_s)
+        predicted_ms = self._model.predict_ms(work.shape) * layers_share
+        predicted_ms = min(predicted_ms, max(0.0, (until_s - begins_s) * 1e3))
         self._in_flight.append(_InFlight(work, scheduled_s, predicted_ms, limit_ms, first_layer, spent_ms))
         return begins_s + predicted_ms * self._model.safety_factor() / 1e3
 
@@ -75,7 +82,9 @@ class StepMeter:
             self._tokens_s = now_s
         # A part of the layers says little about all of them.
         if note is None and (not step.first_layer or step.spent_ms):
-            self._model.observe(step.work.shape, step.spent_ms + (now_s - start_s) * 1e3)
+            measured_ms = step.spent_ms + (now_s - start_s) * 1e3
+            self._model.observe(step.work.shape, measured_ms)
+            self.rates.observe(step.work.shape, measured_ms)
         self.spent_ms = step.spent_ms + (now_s - start_s) * 1e3
         return Iteration(
             *(start_s, now_s, *step.work[1:4], step.predicted_ms, step.limit_ms),

@@ -28,6 +28,8 @@ STOPPABLE_EFFICIENT_SHARE = 0.98
 """A pass that can be stopped and continued need not be longer than what gives this share of the best throughput."""
 SMALLEST_SLICE_OVERHEADS = 2.0
 """A slice of a pass that is shorter than this many times the smallest iteration costs more than it brings."""
+LONGEST_SLICE_OVERHEADS = 20.0
+"""A longer one gains little, and those who decode wait for it, however loose their objective."""
 SLICE_MARGIN_SHARE = 0.05
 """Share of the time between tokens that is left over behind a slice."""
 _SMALLEST_PASS_TOKENS = 16
@@ -120,7 +122,9 @@ def find_slack(
     if math.isinf(token_due_s):
         return None
     margin_ms = SLICE_MARGIN_SHARE * tbt_slo_ms
-    until_s = token_due_s - (decodes_ms + margin_ms) / 1e3
+    latest_s = token_due_s - (decodes_ms + margin_ms) / 1e3
+    last_tokens_s = token_due_s - tbt_slo_ms / 1e3
+    until_s = min(latest_s, last_tokens_s + LONGEST_SLICE_OVERHEADS * overhead_ms / 1e3)
     least_ms = SMALLEST_SLICE_OVERHEADS * overhead_ms
     return Slack(
         until_s,

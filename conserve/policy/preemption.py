@@ -10,6 +10,11 @@ PLENTY_SHARE = 0.25
 blocks are used up oldest first."""
 
 
+LAST_PROMPT_TOKENS = 512
+"""What it costs to preempt the only prompt under way, besides its own work: until one of those that decode has come to
+its end, the iterations have room that nobody fills."""
+
+
 @dataclass(frozen=True)
 class Victim:
     """A running offline request that may be preempted.

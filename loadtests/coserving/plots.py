@@ -38,7 +38,7 @@ FloatArray = NDArray[np.float64]
 DOTS_PER_INCH = 150
 TIMELINE_BINS = 40
 CURVE_POINTS = 400
-_SETTINGS: Final[Any] = {
+PLOT_SETTINGS: Final[Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -75,11 +75,11 @@ def write_plots(results: WorkloadResults, out: Path) -> list[Path]:
     """Writes the plots for which there are results, `<workload>.*` and `<workload>-frontier.*`; returns the paths."""
     written: list[Path] = []
     out.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(PLOT_SETTINGS):
         if any(result.ttft_groups for result in results.runs):
-            written += _save(draw_workload(results), out / results.workload)
+            written += save_figure(draw_workload(results), out / results.workload)
         if any(point.ttft_p99_ms is not None for point in results.frontier):
-            written += _save(draw_frontier(results), out / f"{results.workload}-frontier")
+            written += save_figure(draw_frontier(results), out / f"{results.workload}-frontier")
     return written
 
 
@@ -109,7 +109,7 @@ def draw_workload(results: WorkloadResults) -> Figure:
     drawn = [run for run in runs if any(result.ttft_groups for result in results.of(run))]
     figure.legend(
         handles=[_legend_entry(run, styles[run]) for run in drawn],
-        title=_title(results),
+        title=make_title(results),
         title_fontsize=11,
         loc="outside upper center",
         ncols=min(len(drawn), 5),
@@ -149,7 +149,7 @@ def draw_frontier(results: WorkloadResults) -> Figure:
     axes.set_xlabel("Offline prompt and output tokens/s (more is better)")
     axes.set_ylabel("P99 TTFT, ms (less is better)")
     axes.legend(frameon=False)
-    axes.set_title(f"{_title(results)}\nNumbers at the points: sizes of a pass, tokens", fontsize=11)
+    axes.set_title(f"{make_title(results)}\nNumbers at the points: sizes of a pass, tokens", fontsize=11)
     return figure
 
 
@@ -257,7 +257,7 @@ def _draw_timeline(online: Axes, offline: Axes, runs: Sequence[RunResult], style
     online.tick_params(labelbottom=False)
 
 
-def _title(results: WorkloadResults) -> str:
+def make_title(results: WorkloadResults) -> str:
     return f"{results.workload}: {results.model} on {results.machine}"
 
 
@@ -292,7 +292,7 @@ def _name_size(point: CalibrationPoint, points: Sequence[CalibrationPoint]) -> s
     return " / ".join(f"{point.knobs[name]:g}" for name in differing)
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
     paths = [stem.parent / f"{stem.name}{suffix}" for suffix in (".png", ".svg")]
     figure.savefig(paths[0], dpi=DOTS_PER_INCH)
     figure.savefig(paths[1], metadata={"Date": None})

@@ -16,7 +16,7 @@ SAFEPOINT_LAYERS = 2
 
 def describe_stops(repeats: Sequence[RunResult]) -> StopReport | None:
     """What the log of iterations says of the stops in the windows; None if there is none."""
-    stopped = [iteration for result in repeats for iteration in _list_stopped(result)]
+    stopped = [iteration for result in repeats for iteration in list_stopped(result)]
     if not stopped:
         return None
     layers_ms = [_layer_ms(iteration) for iteration in stopped]
@@ -45,8 +45,9 @@ def _list_measured(result: RunResult) -> Iterable[Iteration]:
     return (each for each in result.iterations if result.window_start_s <= each.end_s < result.window_end_s)
 
 
-def _list_stopped(result: RunResult) -> Iterable[Iteration]:
-    return (each for each in _list_measured(result) if each.stop_layer >= 0)
+def list_stopped(result: RunResult) -> list[Iteration]:
+    """The iterations in the window that were stopped."""
+    return [each for each in _list_measured(result) if each.stop_layer >= 0]
 
 
 def _layer_ms(iteration: Iteration) -> float | None:

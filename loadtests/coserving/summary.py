@@ -41,7 +41,8 @@ from loadtests.coserving.results import (
     pool_rates,
 )
 from loadtests.coserving.slow_gaps import explain_gaps, find_iteration_wait_ms
-from loadtests.coserving.stops import describe_stops
+from loadtests.coserving.stop_plots import write_stop_plots
+from loadtests.coserving.stops import describe_stops, list_stopped
 from loadtests.coserving.table import print_workload
 from loadtests.latency import percentile_ratio, percentiles, pool
 from loadtests.report import (
@@ -91,6 +92,7 @@ def write_workload_report(results: WorkloadResults, out: Path, console: Console 
     report = make_report(results)
     write_report(out / f"{results.workload}.json", report)
     write_plots(results, out)
+    write_stop_plots(results, out)
     print_workload(console or Console(), report)
     return report
 
@@ -345,6 +347,9 @@ def _describe_counters(repeats: Sequence[RunResult]) -> dict[str, object]:
         figures["wasted_tokens"] = sum(each.wasted_tokens for each in counters)
         figures["missing_arrivals"] = _count(counters, "missing_arrivals")
         figures["stops"] = describe_stops(repeats)
+        figures["aborted_layers"] = sum(
+            int(each.stop_layer - each.first_layer) for result in repeats for each in list_stopped(result)
+        )
     if scheduled := _count(counters, "offline_prefill_tokens", "offline_decode_tokens"):
         figures["offline_scheduled_tokens"] = scheduled
     if all(result.objective is not None for result in repeats):

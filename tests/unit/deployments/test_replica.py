@@ -11,6 +11,7 @@ from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.ingress import OpenAiIngress
 
 from conserve.config import load_settings
+from conserve.engine.arrival_board import ArrivalBoard
 from conserve.engine.engine import CoServeEngine
 from conserve.policy.priority import ONLINE_PRIORITY
 from deployments import replica
@@ -70,6 +71,26 @@ async def test_the_engine_never_sees_a_client_s_priority(
     assert asked == [Asked(ONLINE_PRIORITY, {"x-request-id": "1"})]
     assert server._co_engine.stats().online_requests == 1
     assert len(headers) == 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_the_announcement_of_a_request_that_the_engine_refuses_is_taken_back(
+    server: ConServeReplica, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    board = ArrivalBoard.create()
+    try:
+        server._co_engine = CoServeEngine(server._co_engine._serving, board=board)
+
+        async def refuse(self: Any, request: Any, raw_request_info: Any = None) -> Any:
+            assert board.pending() is not None
+            raise ValueError("no")
+
+        monkeypatch.setattr(LLMServer, method, refuse)
+        with pytest.raises(ValueError, match="no"):
+            await getattr(server, method)(SimpleNamespace(priority=0, vllm_xargs=None))
+        assert board.pending() is None
+    finally:
+        board.remove()
 
 
 @pytest.mark.parametrize("method", METHODS)

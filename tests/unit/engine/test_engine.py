@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
+from conserve.engine.arrival_board import SLOTS, ArrivalBoard
 from conserve.engine.contract import EngineFault, InvalidRequest
 from conserve.engine.engine import CoServeEngine
 from conserve.engine.page import Counters, EnginePage
+from conserve.engine.pass_control import ANNOUNCEMENT
 from conserve.engine.vllm_compat import ChatCompletionRequest, CompletionRequest
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
 
@@ -227,6 +230,87 @@ def test_unknown_class_is_refused_with_those_that_are(name: Any) -> None:
     with pytest.raises(InvalidRequest, match="'default', 'a'") as caught:
         CoServeEngine(FakeServing(), dict.fromkeys(["default", "a"], 500.0)).claim_online(request)
     assert caught.value.param == "slo_class"
+
+
+@pytest.fixture
+def board() -> Iterator[ArrivalBoard]:
+    board = ArrivalBoard.create()
+    yield board
+    board.remove()
+
+
+def claim(engine: CoServeEngine, endpoint: str = CHAT, **extra: Any) -> tuple[Any, int]:
+    kind = ChatCompletionRequest if endpoint == CHAT else CompletionRequest
+    request = kind.model_validate({**BODIES[endpoint], **extra})
+    return request, engine.claim_online(request)
+
+
+@pytest.mark.parametrize("endpoint", [CHAT, COMPLETIONS])
+def test_an_online_request_is_announced_and_carries_its_number(board: ArrivalBoard, endpoint: str) -> None:
+    engine = CoServeEngine(FakeServing(), {"default": 500.0, "fast": 100.0}, board=board)
+    _, first = claim(engine, endpoint)
+    before_s = time.monotonic()
+    request, number = claim(engine, endpoint, slo_class="fast", n=4, vllm_xargs={"mine": 1, ANNOUNCEMENT: first})
+    assert request.vllm_xargs == {"mine": 1, ANNOUNCEMENT: number}
+    params = request.to_sampling_params(10, {})
+    assert params.extra_args[ANNOUNCEMENT] == number
+    assert params.clone().extra_args[ANNOUNCEMENT] == number, "each of several requests has it"
+    board.settle(first)
+    pending = board.pending()
+    assert pending is not None
+    assert before_s + 0.1 <= pending.due_s <= time.monotonic() + 0.1
+
+
+async def test_an_announcement_ends_with_the_first_answer(board: ArrivalBoard) -> None:
+    async def answer() -> AsyncGenerator[str, None]:
+        yield "a"
+        yield "b"
+
+    engine = CoServeEngine(FakeServing(), board=board)
+    _, number = claim(engine)
+    stream = engine.online(answer(), number)
+    assert board.pending() is not None
+    await anext(stream)
+    assert board.pending() is None
+    await stream.aclose()
+
+
+async def test_an_announcement_ends_with_a_client_that_leaves_and_with_a_request_that_fails(
+    board: ArrivalBoard,
+) -> None:
+    async def hang() -> AsyncGenerator[str, None]:
+        await asyncio.Event().wait()
+        yield "never"
+
+    async def fail() -> AsyncGenerator[str, None]:
+        raise ValueError("no")
+        yield "never"
+
+    engine = CoServeEngine(FakeServing(), board=board)
+    for _ in range(3):
+        task = asyncio.ensure_future(anext(engine.online(hang(), claim(engine)[1])))
+        await asyncio.sleep(0)
+        assert board.pending() is not None
+        task.cancel()
+        await asyncio.wait([task])
+        assert board.pending() is None
+    with pytest.raises(ValueError, match="no"):
+        await anext(engine.online(fail(), claim(engine)[1]))
+    assert board.pending() is None
+
+
+async def test_many_refused_requests_leave_nothing_behind(board: ArrivalBoard) -> None:
+    engine = CoServeEngine(FakeServing(), board=board)
+    for _ in range(3 * SLOTS):
+        engine.withdraw(claim(engine)[1])
+    assert board.pending() is None
+    assert claim(engine)[1] > 0
+    assert board.pending() is not None
+
+
+def test_nobody_is_announced_to_an_engine_without_safepoints() -> None:
+    request, number = claim(CoServeEngine(FakeServing()))
+    assert (number, request.vllm_xargs) == (0, None)
 
 
 def test_scheduler_s_counters_are_read_from_the_page() -> None:

@@ -108,14 +108,14 @@ def test_held_requests_keep_their_blocks_and_lose_nothing(start: Start) -> None:
     engine.step()
     engine.add_offline("offline", prompt(100, 1), 5)
     assert list(scheduled(engine)) == ["online"], "nothing fits beside it"
-    engine.scheduler._objectives = (NO_LIMIT,)
+    engine.scheduler._settings.objectives = (NO_LIMIT,)
     assert scheduled(engine)["offline"] == 100
-    engine.scheduler._objectives = (Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=37.0),)
+    engine.scheduler._settings.objectives = (Objective(ttft_slo_ms=INFINITE, tbt_slo_ms=37.0),)
     free = free_blocks(engine)
     assert [list(scheduled(engine)) for _ in range(3)] == [["online"]] * 3
     assert running(engine) == ["online", "offline"]
     assert free - free_blocks(engine) <= 1, "the online request's own growth"
-    engine.scheduler._objectives = (NO_LIMIT,)
+    engine.scheduler._settings.objectives = (NO_LIMIT,)
     assert scheduled(engine) == {"online": 1, "offline": 1}
 
 
@@ -358,7 +358,7 @@ def test_later_it_is_as_long_as_an_arrival_can_bear(start: Start) -> None:
 @pytest.mark.parametrize("pass_tokens", [1, 5, 15])
 def test_an_offline_pass_computes_something_however_small_it_is_to_be(start: Start, pass_tokens: int) -> None:
     engine = start()
-    engine.scheduler._knobs = Knobs(offline_pass_tokens=pass_tokens)
+    engine.scheduler._settings.knobs = Knobs(offline_pass_tokens=pass_tokens)
     engine.add_offline("offline", prompt(100), 3)
     engine.run(max_steps=400)
     assert engine.finished == ["offline"]
@@ -374,7 +374,7 @@ def test_a_pass_that_could_take_fewer_tokens_than_a_chunk_takes_a_chunk(
     engine.run()
     limit_ms = 100.0 - (35 + 1.5 * 27)
     assert limit_ms < 35
-    engine.scheduler._objectives = (Objective(ttft_slo_ms=120.0, tbt_slo_ms=INFINITE),)
+    engine.scheduler._settings.objectives = (Objective(ttft_slo_ms=120.0, tbt_slo_ms=INFINITE),)
     engine.add_offline("offline", prompt(100, 1), 3)
     assert scheduled(engine) == {"offline": 16}
     engine.run(max_steps=100)
@@ -530,7 +530,7 @@ def test_an_iteration_never_ends_in_blocks_that_were_hashed_and_not_computed(sta
         else:
             outcomes[kind] = "right" if engine.answers["first"] == sample_tokens(prompt(60, 1), 3) else "wrong"
     assert outcomes["conserve"] == "right"
-    assert outcomes["vllm"] != "right", "vLLM does not do it any more: _preempt_beforehand can go"
+    assert outcomes["vllm"] != "right", "vLLM does not do it any more: preempt_beforehand can go"
 
 
 def test_reset_of_the_prefix_cache_and_cancellations_leave_nothing_behind(start: Start) -> None:

@@ -11,6 +11,7 @@ import vllm
 
 from conserve.engine import vllm_compat
 from conserve.engine.testing.scheduling import EngineSize, FakeEngine, VirtualClock, make_config, make_scheduler
+from conserve.engine.vllm_runner_compat import RUNNER_RELIED_ON
 
 
 def test_version_is_a_tested_one() -> None:
@@ -103,3 +104,27 @@ def test_the_scheduler_has_what_ours_relies_on() -> None:
     for kind, names in vllm_compat.RELIED_ON.items():
         missing = [name for name in names if not hasattr(found[kind], name)]
         assert not missing, f"vLLM's {kind} has no {', '.join(missing)} any more"
+
+
+def test_the_model_runner_has_what_our_workers_rely_on() -> None:
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    found = {
+        "runner": GPUModelRunner,
+        "input_batch": InputBatch,
+        "request_state": CachedRequestState,
+        "forward_context": ForwardContext,
+    }
+    assert found.keys() == RUNNER_RELIED_ON.keys()
+    for kind, names in RUNNER_RELIED_ON.items():
+        # Attributes are set in __init__, or are fields of a dataclass.
+        known = {*dir(found[kind]), *getattr(found[kind], "__annotations__", ())}
+        known |= {*inspect.unwrap(found[kind].__init__).__code__.co_names}
+        missing = [name for name in names if name not in known]
+        assert not missing, f"vLLM's {kind} has no {', '.join(missing)} any more"
+    parameters = [*inspect.signature(GPUModelRunner._model_forward).parameters]
+    assert parameters[:3] == ["self", "input_ids", "positions"]
+    source = inspect.getsource(GPUModelRunner.execute_model)
+    assert "_model_forward(" in source, "vLLM's model runner does not call _model_forward any more"

@@ -54,7 +54,7 @@ def test_a_stoppable_pass_is_as_long_as_an_arrival_can_wait_for_two_layers() -> 
 
 
 def test_those_who_decode_leave_time_for_a_slice() -> None:
-    slack = find_slack(10.0, 10.3, tbt_slo_ms=300, decodes_ms=60, overhead_ms=40)
+    slack = find_slack(10.0, 10.3, tbt_slo_ms=300, decodes_ms=60, overhead_ms=80)
     assert slack == Slack(pytest.approx(10.3 - 0.060 - 0.015), is_enough=True, is_regular=True)
     later = find_slack(10.2, 10.3, tbt_slo_ms=300, decodes_ms=60, overhead_ms=40)
     assert later is not None
@@ -63,6 +63,12 @@ def test_those_who_decode_leave_time_for_a_slice() -> None:
     assert tight is not None
     assert (tight.is_enough, tight.is_regular) == (False, False)
     assert find_slack(10.0, math.inf, math.inf, 60, 40) is None
+
+
+def test_a_slice_is_no_longer_than_efficient() -> None:
+    slack = find_slack(10.0, 70.0, tbt_slo_ms=60_000, decodes_ms=60, overhead_ms=40)
+    assert slack is not None
+    assert slack.until_s == pytest.approx(10.0 + 20 * 0.040)
 
 
 def test_a_slice_ends_before_a_layer_that_would_take_too_long() -> None:
