@@ -198,6 +198,8 @@ class CoServing(Scheduler):
         self._preempted_in_step = False
         self._resuming = []
         self._until_s = math.inf
+        if self._control is not None:
+            self._control.drop_aged(now_s)
         online, offline = split_lanes(self.running)
         self.max_num_scheduled_tokens = self._settings.full_batch
         has_offline = bool(offline or self.waiting.backlog or self.kv_holding_waiting.backlog)
@@ -210,15 +212,13 @@ class CoServing(Scheduler):
             self.max_num_scheduled_tokens = demand.tokens if demand.is_cut else self._settings.full_batch
             return float("inf"), []
         offline.sort(key=_arrival_time)
-        if self._control is not None:
-            self._control.drop_aged(now_s)
-            if not demand.is_present:
-                if self._is_awaited(now_s):
-                    self.running = []
-                    return math.inf, offline
-                self._resuming = self._control.find_resumable()
-                if self._resuming:
-                    return math.inf, self._resume(offline)
+        if self._control is not None and not demand.is_present:
+            if self._is_awaited(now_s):
+                self.running = []
+                return math.inf, offline
+            self._resuming = self._control.find_resumable()
+            if self._resuming:
+                return math.inf, self._resume(offline)
         reserve_blocks = self._reserve.blocks(now_s)
         self._counters.kv_reserve_blocks = reserve_blocks
         demand = self._make_way(demand, offline, now_s, deadlines)

@@ -34,6 +34,8 @@ class Application:
 
     def up(self, **settings: str) -> None:
         """Starts it; settings by the names of their environment variables."""
+        # In bfloat16 the answers of so small a model depend on the processor.
+        settings = {"CONSERVE_ENGINE__DTYPE": "float32"} | settings
         environ = {name: value for name, value in os.environ.items() if not name.startswith("CONSERVE_")}
         cache = {"CONSERVE_CACHE": os.environ["CONSERVE_CACHE"]} if "CONSERVE_CACHE" in os.environ else {}
         self.stack = LocalStack(CONFIG, self.state_dir, environ | cache | settings, http_port=self.http_port)
