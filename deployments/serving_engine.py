@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
+
 from conserve.engine.arguments import Places, settle_places
 from conserve.engine.arrival_board import ArrivalBoard
 from conserve.engine.executor import SleepingMultiprocExecutor
 from conserve.engine.options import KEY
-from conserve.engine.page import EnginePage
-from conserve.engine.stoppable import WATCH_ARRIVALS, WATCH_TIMEOUT_S, has_safepoints
+from conserve.engine.page import EnginePage, Knobs
+from conserve.engine.stoppable import NO_SAFEPOINTS, WATCH_ARRIVALS, WATCH_TIMEOUT_S, has_safepoints
 from conserve.models import profiles_dir
 from deployments.ray_compat import VLLMEngine
+
+log = structlog.get_logger(__name__)
 
 
 class ServingEngine(VLLMEngine):
@@ -30,7 +34,12 @@ class ServingEngine(VLLMEngine):
         try:
             await super().start()
             if self.board is not None:
-                await self.collective_rpc(WATCH_ARRIVALS, timeout=WATCH_TIMEOUT_S, args=(str(self.board.path),))
+                answers = await self.collective_rpc(
+                    WATCH_ARRIVALS, timeout=WATCH_TIMEOUT_S, args=(str(self.board.path),)
+                )
+                if not all(answers) and self.page is not None:
+                    log.warning("offline passes are not stopped for online requests", reason=NO_SAFEPOINTS)
+                    self.page.write_knobs(Knobs(safepoints_off=1))
         finally:
             # Who has mapped it goes on using it, so nothing is left behind however this process ends.
             if self.board is not None:

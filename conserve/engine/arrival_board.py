@@ -26,7 +26,7 @@ SLOTS: Final = 512
 STALE_S: Final = 5.0
 """A slot that was not settled for so long may be used again: the engine was idle, so nobody has looked at it."""
 
-_ANNOUNCED, _VERDICT = range(2)  # words of the head
+_ANNOUNCED, _VERDICT, _STOP = range(3)  # words of the head
 _HEAD_WORDS = 8
 _NUMBER, _DUE, _AT, _SETTLED = range(4)  # columns of a slot
 _SHAPE = (SLOTS, 4)
@@ -126,10 +126,18 @@ class ArrivalBoard:
 
     # The workers of one engine, among themselves.
 
-    def publish_verdict(self, verdict: float) -> None:
-        """The first rank tells the others what it has decided."""
-        self._head[_VERDICT] = verdict
+    def publish_verdict(self, place: float, *, stops: bool) -> None:
+        """The first rank tells the others that it has come to a place in its passes, and whether it stops there.
 
-    def read_verdict(self) -> float:
-        """What the first rank has decided last."""
-        return self._head[_VERDICT]
+        Places grow from layer to layer and from pass to pass.
+        """
+        if stops:
+            self._head[_STOP] = place
+        self._head[_VERDICT] = place
+
+    def read_verdict(self, place: float) -> bool | None:
+        """Whether the first rank has stopped at a place; None if it has not come there yet."""
+        if self._head[_VERDICT] < place:
+            return None
+        # It may be in its next pass by now: the place of its last stop is remembered.
+        return self._head[_STOP] == place

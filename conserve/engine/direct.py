@@ -29,7 +29,7 @@ from conserve.engine.iteration_log import Iteration, read_iterations
 from conserve.engine.options import Objective
 from conserve.engine.page import Counters, EnginePage, Knobs
 from conserve.engine.pass_control import ANNOUNCEMENT
-from conserve.engine.stoppable import WATCH_ARRIVALS, WATCH_TIMEOUT_S, has_safepoints
+from conserve.engine.stoppable import NO_SAFEPOINTS, WATCH_ARRIVALS, WATCH_TIMEOUT_S, has_safepoints
 from conserve.engine.vllm_compat import (
     AsyncEngineArgs,
     AsyncLLM,
@@ -99,8 +99,10 @@ class DirectEngine:
             before = {child.pid for child in psutil.Process().children(recursive=True)}
             async with asyncio.timeout(START_TIMEOUT_S):
                 llm, has_stops = await asyncio.to_thread(_start_llm, config, page, board)
-                if has_stops:
-                    await llm.collective_rpc(WATCH_ARRIVALS, WATCH_TIMEOUT_S, (str(board.path),))
+                if has_stops and not all(await llm.collective_rpc(WATCH_ARRIVALS, WATCH_TIMEOUT_S, (str(board.path),))):
+                    raise RuntimeError(
+                        f"passes cannot be stopped (engine.preempt: never does without): {NO_SAFEPOINTS}"
+                    )
         except BaseException as error:
             _remove_files(page, board)
             if isinstance(error, TimeoutError):

@@ -192,6 +192,7 @@ class PassControl:
         if self.stopped is not None:
             self._counters.wasted_tokens += self.stopped.computed_tokens
             self.stopped = None
+            self._stops_in_a_row += 1
 
     def _is_unchanged(self, part: _Part, blocks: list[list[int]]) -> bool:
         request = part.request
@@ -282,10 +283,11 @@ class PassControl:
             What the batch was to compute.
         """
         done = self._in_flight.popleft()
-        if note is None:
-            self._stops_in_a_row = 0
-            return done.work
-        if note.is_void:
+        if note is None or note.is_void:
+            # An iteration of the request that a pass was stopped for is none of offline work.
+            is_pass = done.work.offline_tokens > 0 and done.work.online_prefill_tokens + done.work.online_decodes == 0
+            if note is None and is_pass:
+                self._stops_in_a_row = 0
             return done.work
         self.generation += 1
         # Of what is in flight behind it nothing will be computed either.
@@ -325,7 +327,7 @@ class PassControl:
         self._counters.stops += 1
         self._counters.kept_bytes = max(self._counters.kept_bytes, note.kept_bytes)
         self.stopped = None
-        self._stops_in_a_row = 0 if kept_tokens else self._stops_in_a_row + 1
+        self._stops_in_a_row += not kept_tokens
         if kept_tokens:
             blocks = {request_id: list_block_ids(self._scheduler, part.request) for request_id, part in parts.items()}
             self.stopped = StoppedPass(done.step, note.layer, note.layers, now_s, parts, blocks)

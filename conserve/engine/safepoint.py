@@ -23,7 +23,7 @@ from conserve.policy.pass_stop import LAYERS_TO_STOP, PassProgress, is_time_up, 
 MOST_KEPT_BYTES: Final = 256 * 2**20
 """A pass with larger tensors is not kept when it is stopped."""
 VERDICT_TIMEOUT_S: Final = 60.0
-_LAYERS_IN_VERDICT: Final = 8_192
+MOST_LAYERS: Final = 8_192
 _LLAMA_LIKE: Final = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 ListRows = Callable[[], Mapping[str, Row]]
 _LLAMA_INPUTS: Final = ["positions", "hidden_states", "residual"]
@@ -191,18 +191,18 @@ class PassGate:
         board = self._board
         if board is None:
             return False
-        base = plan.step * _LAYERS_IN_VERDICT * 2
+        place = float(plan.step * MOST_LAYERS + layer)
         if self._rank == 0:
             self._wait_for_device()
             stops = self._decide(plan, layer)
-            board.publish_verdict(base + 2 * layer + stops)
+            board.publish_verdict(place, stops=stops)
             return stops
         deadline_s = time.monotonic() + VERDICT_TIMEOUT_S
-        while (verdict := board.read_verdict()) < base + 2 * layer:
+        while (verdict := board.read_verdict(place)) is None:
             if time.monotonic() > deadline_s:
                 raise RuntimeError(f"the first rank has not come to layer {layer} within {VERDICT_TIMEOUT_S:g} s")
             time.sleep(0)
-        return verdict == base + 2 * layer + 1
+        return verdict
 
     def _wait_for_device(self) -> None:
         """Keeps the launches of a stoppable pass within two layers of what the GPU has computed.

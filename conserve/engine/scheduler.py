@@ -197,6 +197,7 @@ class CoServing(Scheduler):
         """Sets vLLM's scheduler up for a step. Returns the longest the iteration may take, and who is held back."""
         self._preempted_in_step = False
         self._resuming = []
+        was_slice = math.isfinite(self._until_s)
         self._until_s = math.inf
         if self._control is not None:
             self._control.drop_aged(now_s)
@@ -225,7 +226,8 @@ class CoServing(Scheduler):
         offline = [request for request in offline if is_running(request)]
         slack = self._find_slack(demand, offline, deadlines, now_s)
         # Prompts that are computed in slices are not computed beside those who decode.
-        decodes_only = slack is not None and slack.is_regular
+        # But if there is no time for one now, nor was there just before, they ride along.
+        decodes_only = slack is not None and slack.is_regular and (slack.is_enough or was_slice)
         if slack is not None and slack.is_enough and self._may_slice:
             room = Room(self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks, reserve_blocks)
             if (held := self._slice(demand, offline, deadlines, room)) is not None:

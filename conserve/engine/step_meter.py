@@ -20,10 +20,11 @@ class _InFlight(NamedTuple):
     limit_ms: float
     first_layer: int
     spent_ms: float
+    is_void: bool = False
 
     @property
     def has_tokens(self) -> bool:
-        """Whether online requests get tokens with it."""
+        """Whether online requests get tokens with it, unless it is void."""
         return self.work.online_prefill_tokens + self.work.online_decodes > 0
 
 
@@ -80,11 +81,15 @@ class StepMeter:
         self._ended_s = now_s
         if note is None and step.has_tokens:
             self._tokens_s = now_s
+        if note is not None and not note.is_void:
+            # What is in flight behind a stopped iteration will compute nothing.
+            self._in_flight = deque(each._replace(predicted_ms=0.0, is_void=True) for each in self._in_flight)
         # A part of the layers says little about all of them.
         if note is None and (not step.first_layer or step.spent_ms):
             measured_ms = step.spent_ms + (now_s - start_s) * 1e3
             self._model.observe(step.work.shape, measured_ms)
-            self.rates.observe(step.work.shape, measured_ms)
+            if not step.spent_ms:
+                self.rates.observe(step.work.shape, measured_ms)
         self.spent_ms = step.spent_ms + (now_s - start_s) * 1e3
         return Iteration(
             *(start_s, now_s, *step.work[1:4], step.predicted_ms, step.limit_ms),
@@ -108,6 +113,6 @@ class StepMeter:
         tokens_s, previous_s = self._tokens_s, self._ended_s
         for step in self._in_flight:
             previous_s = max(step.scheduled_s, previous_s) + step.predicted_ms / 1e3
-            if step.has_tokens:
+            if step.has_tokens and not step.is_void:
                 tokens_s = max(previous_s, now_s)
         return tokens_s

@@ -13,6 +13,7 @@ WORKERS: Final = {
 WATCH_ARRIVALS: Final = "watch_arrivals"
 """Their method that shows them the `ArrivalBoard`, for `collective_rpc`."""
 WATCH_TIMEOUT_S: Final = 60.0
+NO_SAFEPOINTS: Final = "a worker has not found the layers of the model, or is on another machine"
 RESUMABLE: Final = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Models whose layers hand on hidden states and residual and nothing else."""
 
@@ -53,4 +54,6 @@ def explain_unresumable(vllm_config: VllmConfig) -> str | None:
         return f"not tried with {vllm_config.model_config.architecture}"
     if vllm_config.lora_config is not None:
         return "not tried with LoRA"
+    if vllm_config.scheduler_config.long_prefill_token_threshold > 0:
+        return "long_prefill_token_threshold is set"
     return None

@@ -15,7 +15,7 @@ RUNNER_RELIED_ON: Final = {
     "runner": ("_model_forward", "input_batch", "requests", "get_model"),
     "input_batch": (
         *("req_ids", "num_computed_tokens_cpu", "remove_request"),
-        *("prev_sampled_token_ids", "prev_req_id_to_index"),
+        *("prev_sampled_token_ids", "prev_req_id_to_index", "sampled_token_ids_cpu", "async_copy_ready_event"),
     ),
     "request_state": ("block_ids",),
     "forward_context": ("skip_compiled", "cudagraph_runtime_mode"),
@@ -68,3 +68,6 @@ def forget_previous_batch(runner: Any) -> None:
         batch.remove_request(request_id)
     batch.prev_sampled_token_ids = None
     batch.prev_req_id_to_index = None
+    # For penalties and the like, which want the output tokens: those come from the scheduler, too.
+    batch.sampled_token_ids_cpu = None
+    batch.async_copy_ready_event = None

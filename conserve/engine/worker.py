@@ -51,7 +51,7 @@ class Safepoints:
         Returns:
             How many layers have a safepoint: 0 if the layers of the model were not found.
         """
-        if self._gate is None:
+        if self._gate is None or not Path(path).exists():  # another machine's
             return 0
         self._gate.watch(ArrivalBoard(Path(path)))
         return self._gate.layers

@@ -10,6 +10,8 @@ from conserve.policy.latency import IterationShape
 
 LEAST_TOKENS = 64
 """Smaller iterations say nothing about passes."""
+MEMORY = 500
+"""After so many iterations of other sizes a size is tried again: it may have been slow for another reason."""
 NEAR_BEST = 1.03
 """Among sizes that differ by no more than this, the largest one: it has the least overhead elsewhere."""
 _WEIGHT = 0.1
@@ -23,6 +25,8 @@ class PassRates:
     def __init__(self) -> None:
         self._token_ms: dict[int, float] = {}
         self._observed: dict[int, int] = {}
+        self._latest: dict[int, int] = {}
+        self._count = 0
 
     def observe(self, shape: IterationShape, measured_ms: float) -> None:
         """Takes note of an iteration that has come to its end; only those that are mostly prompts count."""
@@ -33,10 +37,16 @@ class PassRates:
         known = self._token_ms.get(size, token_ms)
         self._token_ms[size] = known + _WEIGHT * (token_ms - known)
         self._observed[size] = self._observed.get(size, 0) + 1
+        self._count += 1
+        self._latest[size] = self._count
 
     def best_tokens(self, max_tokens: int) -> int:
         """Tokens of a pass, at most; `max_tokens` as long as too few sizes are known to choose from."""
-        known = {size: self._token_ms[size] for size, count in self._observed.items() if count >= _LEAST_OBSERVED}
+        known = {
+            size: self._token_ms[size]
+            for size, count in self._observed.items()
+            if count >= _LEAST_OBSERVED and self._count - self._latest[size] < MEMORY
+        }
         if len(known) < 2:
             return max_tokens
         best_ms = min(known.values())

@@ -91,5 +91,12 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_verdict_of_the_first_rank_is_there_for_others(front: ArrivalBoard, engine: ArrivalBoard) -> None:
-    front.publish_verdict(12_345.0)
-    assert engine.read_verdict() == 12_345.0
+    assert front.read_verdict(5.0) is None
+    front.publish_verdict(5.0, stops=False)
+    assert engine.read_verdict(5.0) is False
+    assert engine.read_verdict(6.0) is None
+    front.publish_verdict(6.0, stops=True)
+    assert engine.read_verdict(6.0) is True
+    front.publish_verdict(100.0, stops=False)
+    assert engine.read_verdict(6.0) is True, "whoever is late still learns of the stop"
+    assert engine.read_verdict(5.0) is False

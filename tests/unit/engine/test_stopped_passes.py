@@ -304,3 +304,34 @@ def test_why_passes_of_an_engine_cannot_be_stopped() -> None:
     assert explain_unstoppable(stock) is None
     connected = make_config(EngineSize(), has_safepoints=True, kv_transfer=use_fake_connector())
     assert explain_unstoppable(connected) == "a KV connector would store blocks of a stopped pass"
+
+
+def test_those_who_decode_go_on_in_time_beside_slices_with_a_batch_in_flight(start: Start) -> None:
+    stops = Stops({number: number % LAYERS for number in range(1, 100)})
+    objective = Objective(ttft_slo_ms=5_000.0, tbt_slo_ms=400.0)
+    size = EngineSize(max_num_batched_tokens=200)
+    engine = start(size, objective, has_safepoints=True, choose_stop=stops, async_scheduling=True)
+    engine.add("online", prompt(10), 12)
+    run_until_answered(engine, "online")
+    for number in range(4):
+        engine.add_offline(f"offline-{number}", prompt(190, 1 + number), 1)
+    tokens, latest_s = len(engine.answers["online"]), engine.clock.now_s
+    while "online" not in engine.finished:
+        engine.step()
+        if len(engine.answers["online"]) > tokens:
+            tokens, latest_s = len(engine.answers["online"]), engine.clock.now_s
+        assert engine.clock.now_s - latest_s < 0.5
+    assert engine.scheduler._counters.stops > 3
+
+
+def test_a_stop_for_an_arrival_counts_although_its_iterations_come_between(start: Start) -> None:
+    stops = Stops(dict.fromkeys(range(1, 1_000), 0))
+    tight = Objective(ttft_slo_ms=60.0, tbt_slo_ms=INFINITE)
+    engine = start(EngineSize(), tight, has_safepoints=True, choose_stop=stops)
+    engine.add_offline("offline", prompt(200), 1)
+    rules = []
+    for number in range(MOST_STOPS_IN_A_ROW + 1):
+        rules.append(step(engine)[1].rule)
+        engine.add(f"online-{number}", prompt(10, 1 + number), 1)
+        run_until_answered(engine, f"online-{number}")
+    assert rules == ["slo"] * MOST_STOPS_IN_A_ROW + ["never"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conserve.policy.latency import IterationShape
-from conserve.policy.pass_rates import PassRates
+from conserve.policy.pass_rates import MEMORY, PassRates
 
 
 def measure(rates: PassRates, tokens: int, token_ms: float, times: int = 5, decodes: int = 0) -> None:
@@ -37,6 +37,16 @@ def test_too_little_to_go_by_limits_nothing() -> None:
     measure(rates, 1_500, 0.8, times=2)
     measure(rates, 20, 0.1)
     measure(rates, 1_000, 0.1, decodes=900)
+    assert rates.best_tokens(2_048) == 2_048
+
+
+def test_a_size_that_was_slow_long_ago_is_tried_again() -> None:
+    rates = PassRates()
+    measure(rates, 1_500, 0.8)
+    measure(rates, 100, 0.9)
+    measure(rates, 200, 0.5, times=MEMORY - 6)
+    assert rates.best_tokens(2_048) == 255
+    measure(rates, 200, 0.5, times=20)
     assert rates.best_tokens(2_048) == 2_048
 
 
