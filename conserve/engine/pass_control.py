@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from conserve.engine.arrival_board import ArrivalBoard
@@ -73,7 +73,7 @@ class StoppedPass:
     layers: int
     stopped_s: float
     parts: Mapping[str, _Part]
-    blocks: Mapping[str, list[list[int]]] = field(default_factory=dict)
+    blocks: Mapping[str, list[list[int]]]
     spent_ms: float = 0.0
 
     @property
@@ -196,16 +196,10 @@ class PassControl:
 
     def _is_unchanged(self, part: _Part, blocks: list[list[int]]) -> bool:
         request = part.request
-        return (
-            self._scheduler.requests.get(request.request_id) is request
-            and is_running(request)
-            and request.num_computed_tokens == part.start
-            and request.num_preemptions == part.preemptions
-            and all(
-                now[: len(then)] == then
-                for then, now in zip(blocks, list_block_ids(self._scheduler, request), strict=True)
-            )
-        )
+        if not self._is_there(part) or request.num_computed_tokens != part.start:
+            return False
+        held = list_block_ids(self._scheduler, request)
+        return all(now[: len(then)] == then for then, now in zip(blocks, held, strict=True))
 
     # Batches.
 
@@ -250,7 +244,7 @@ class PassControl:
             until_s: When it has to give way to online requests that decode; `inf` if there are none.
         """
         self._steps += 1
-        is_offline = work.online_prefill_tokens + work.online_decodes == 0
+        is_offline = not work.has_online
         plan = StepPlan(
             step=self._steps,
             generation=self.generation,
@@ -284,9 +278,8 @@ class PassControl:
         """
         done = self._in_flight.popleft()
         if note is None or note.is_void:
-            # An iteration of the request that a pass was stopped for is none of offline work.
-            is_pass = done.work.offline_tokens > 0 and done.work.online_prefill_tokens + done.work.online_decodes == 0
-            if note is None and is_pass:
+            # An iteration of the request that a pass was stopped for is no pass that was let go.
+            if note is None and not done.work.has_online:
                 self._stops_in_a_row = 0
             return done.work
         self.generation += 1

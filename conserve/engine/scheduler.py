@@ -225,8 +225,8 @@ class CoServing(Scheduler):
         demand = self._make_way(demand, offline, now_s, deadlines)
         offline = [request for request in offline if is_running(request)]
         slack = self._find_slack(demand, offline, deadlines, now_s)
-        # Prompts that are computed in slices are not computed beside those who decode.
-        # But if there is no time for one now, nor was there just before, they ride along.
+        # Prompts that are computed in slices are not computed beside those who decode, unless there is no time for a
+        # slice now, nor was just before.
         decodes_only = slack is not None and slack.is_regular and (slack.is_enough or was_slice)
         if slack is not None and slack.is_enough and self._may_slice:
             room = Room(self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks, reserve_blocks)

@@ -25,7 +25,7 @@ class _InFlight(NamedTuple):
     @property
     def has_tokens(self) -> bool:
         """Whether online requests get tokens with it, unless it is void."""
-        return self.work.online_prefill_tokens + self.work.online_decodes > 0
+        return self.work.has_online and not self.is_void
 
 
 class StepMeter:
@@ -113,6 +113,6 @@ class StepMeter:
         tokens_s, previous_s = self._tokens_s, self._ended_s
         for step in self._in_flight:
             previous_s = max(step.scheduled_s, previous_s) + step.predicted_ms / 1e3
-            if step.has_tokens and not step.is_void:
+            if step.has_tokens:
                 tokens_s = max(previous_s, now_s)
         return tokens_s

@@ -22,9 +22,14 @@ class Work(NamedTuple):
     offline_prefill_tokens: int = 0
 
     @property
+    def has_online(self) -> bool:
+        """Whether it is for online requests, too."""
+        return self.online_prefill_tokens + self.online_decodes > 0
+
+    @property
     def is_mixed(self) -> bool:
         """Whether it is for online and for offline requests."""
-        return self.offline_tokens > 0 and self.online_prefill_tokens + self.online_decodes > 0
+        return self.offline_tokens > 0 and self.has_online
 
 
 class WorkTally:

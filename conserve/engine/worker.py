@@ -23,7 +23,7 @@ graphs of up to 512 tokens; a larger pass has no launches to save."""
 
 
 class Safepoints:
-    """What our workers add to vLLM's."""
+    """What our workers add to vLLM's, whose methods `super()` finds behind this class: mypy does not see them there."""
 
     _gate: PassGate | None = None
     _batch: SchedulerOutput | None = None

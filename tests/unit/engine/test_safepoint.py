@@ -106,6 +106,18 @@ def run(
         gate.close()
 
 
+def announce_after(layer: nn.Module, board: ArrivalBoard) -> None:
+    """Has a request announced when the layer has been computed."""
+    forward = layer.forward
+
+    def announce(*args: torch.Tensor) -> object:
+        outputs = forward(*args)
+        board.announce(time.monotonic(), due_s=0.0)
+        return outputs
+
+    layer.forward = announce
+
+
 def make_plan(step: int = 1, **fields: object) -> StepPlan:
     return StepPlan(**{"step": step, "generation": 0, "rule": "never", "keep": True, **fields})  # type: ignore[arg-type]
 
@@ -234,15 +246,7 @@ def test_a_pass_is_stopped_for_those_whose_objective_it_would_break(
 
 @torch.inference_mode()
 def test_an_announcement_in_the_middle_of_a_pass_is_seen(model: Model, gate: PassGate, board: ArrivalBoard) -> None:
-    layer = model.layers[2]
-    forward = layer.forward
-
-    def announce(*args: torch.Tensor) -> object:
-        outputs = forward(*args)
-        board.announce(time.monotonic(), due_s=0.0)
-        return outputs
-
-    layer.forward = announce
+    announce_after(model.layers[2], board)
     note = run(gate, model, make_plan(rule="slo", predicted_end_s=time.monotonic()), BATCH)
     assert isinstance(note, StopNote)
     assert note.layer == 3
@@ -251,15 +255,7 @@ def test_an_announcement_in_the_middle_of_a_pass_is_seen(model: Model, gate: Pas
 @torch.inference_mode()
 def test_safepoints_lie_as_far_apart_as_wanted(model: Model, gate: PassGate, board: ArrivalBoard) -> None:
     plan = make_plan(rule="always", interval_layers=4, predicted_end_s=0.0)
-    layer = model.layers[1]
-    forward = layer.forward
-
-    def announce(*args: torch.Tensor) -> object:
-        outputs = forward(*args)
-        board.announce(time.monotonic(), due_s=0.0)
-        return outputs
-
-    layer.forward = announce
+    announce_after(model.layers[1], board)
     note = run(gate, model, plan, BATCH)
     assert isinstance(note, StopNote)
     assert note.layer == 4
