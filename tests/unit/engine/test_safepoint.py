@@ -261,6 +261,28 @@ def test_safepoints_lie_as_far_apart_as_wanted(model: Model, gate: PassGate, boa
     assert note.layer == 4
 
 
+@torch.inference_mode()
+def test_a_slice_gives_way_in_time(model: Model, gate: PassGate) -> None:
+    layer = model.layers[2]
+    forward = layer.forward
+
+    def take_time(*args: torch.Tensor) -> object:
+        outputs = forward(*args)
+        time.sleep(0.3)
+        return outputs
+
+    layer.forward = take_time
+    expected = model(inputs_of(BATCH))
+    note = run(gate, model, make_plan(until_s=time.monotonic() + 0.2), BATCH)
+    assert isinstance(note, StopNote)
+    assert (note.layer, note.announced_s) == (3, 0)
+    assert isinstance(run(gate, model, make_plan(until_s=time.monotonic() + 60), BATCH), torch.Tensor)
+    run(gate, model, make_plan(3, until_s=time.monotonic() + 0.2), BATCH)
+    outputs = run(gate, model, make_plan(4, resumes=3, until_s=time.monotonic() + 60), BATCH)
+    assert isinstance(outputs, torch.Tensor)
+    torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
+
+
 def test_layers_of_other_models_can_be_stopped_but_not_continued() -> None:
     layers = nn.ModuleList(OtherDecoderLayer() for _ in range(3))
     gate = PassGate(list(layers))

@@ -222,6 +222,23 @@ def test_what_is_left_of_a_stopped_pass_goes_on_without_who_has_gone(start: Star
     assert engine.scheduler._counters.wasted_tokens == pytest.approx(len(prompts[gone]) / 2)
 
 
+@pytest.mark.parametrize("change", ["preempted", "other blocks"])
+def test_who_has_other_blocks_than_then_is_not_continued(start: Start, change: str) -> None:
+    """Today nobody comes back with as many computed tokens as then; what is kept must not rest on that."""
+    engine = start(EngineSize(), has_safepoints=True, choose_stop=Stops({1: 4}))
+    engine.add_offline("a", prompt(100), 4)
+    engine.add_offline("b", prompt(90, 1), 4)
+    step(engine)
+    control = engine.scheduler._control
+    assert [request.request_id for request, _ in control.find_resumable()] == ["a", "b"]
+    if change == "preempted":
+        engine.scheduler.requests["a"].num_preemptions += 1
+    else:
+        (manager,) = engine.scheduler.kv_cache_manager.coordinator.single_type_managers
+        manager.req_to_blocks["a"].reverse()
+    assert [request.request_id for request, _ in control.find_resumable()] == ["b"]
+
+
 def test_who_counted_on_a_prefix_of_the_stopped_pass_begins_anew(start: Start) -> None:
     engine = start(EngineSize(max_num_batched_tokens=128), has_safepoints=True, choose_stop=Stops({1: 4}))
     prompts = {"first": [*prompt(96), 1], "second": [*prompt(96), 2]}
