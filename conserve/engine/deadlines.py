@@ -13,6 +13,7 @@ from conserve.policy.latency import IterationShape, LatencyModel
 from conserve.policy.pass_stop import (
     STOPPABLE_EFFICIENT_SHARE,
     Slack,
+    can_bear_mixed,
     choose_pass_tokens,
     find_slack,
     limit_stoppable_ms,
@@ -114,11 +115,17 @@ class Deadlines:
     def find_slack(self, demand: OnlineDemand, offline_decodes: IterationShape) -> Slack | None:
         """Time for offline work alone before those who decode have to go on; None if there is none for sure.
 
+        None, too, where arrivals can bear an iteration of some length in any case: prompts that ride with those who
+        decode then cost less than a pass of their own.
+
         Args:
             demand: Of the online requests.
             offline_decodes: The offline requests that will decode beside them.
         """
         if not demand.decoding or demand.arrivals or demand.prompts or not self.model.ready:
+            return None
+        ttft_slos_ms = [objective.ttft_slo_ms for objective in self._objectives]
+        if can_bear_mixed(self._guard.spare_ms(self._now_s, ttft_slos_ms, self.model), self.model.overhead_ms()):
             return None
         tbt_slo_ms = self._tbt_slo_ms(demand.decoding)
         shape = demand.shape.add_decodes(offline_decodes.decode_sequences, offline_decodes.decode_context)

@@ -6,6 +6,7 @@ import heapq
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import NamedTuple
 
 from conserve.engine.deadlines import Deadlines
@@ -19,6 +20,9 @@ from conserve.engine.vllm_compat import (
 )
 from conserve.policy.latency import IterationShape
 from conserve.policy.token_budget import SMALLEST_CHUNK_TOKENS
+
+MOST_COUNTED = 64
+"""Waiting requests whose prompts are counted: behind so many, the objective to the first token is lost in any case."""
 
 
 def tokens_wanted(scheduler: Scheduler, request: Request) -> int:
@@ -168,6 +172,17 @@ def measure_demand(
             demand.blocks += admission.blocks
             demand.arrivals.append(request)
     return demand
+
+
+def count_prompt_tokens(running: Iterable[Request], waiting: Iterable[Sequence[Request]]) -> int:
+    """Prompt tokens that online requests have yet to compute. Of those that wait all count, cached or not.
+
+    Args:
+        running: Online requests with a slot.
+        waiting: Those without, in any order; of many only some count.
+    """
+    left = sum(max(0, request.num_prompt_tokens - request.num_computed_tokens) for request in running)
+    return int(left + sum(request.num_prompt_tokens for request in islice(chain(*waiting), MOST_COUNTED)))
 
 
 def _in_order(heaps: Iterable[Sequence[Request]]) -> Iterator[Request]:

@@ -32,6 +32,7 @@ from conserve.engine.offline_share import OfflineShare, Room, share_out
 from conserve.engine.online_demand import (
     OnlineDemand,
     count_decodes,
+    count_prompt_tokens,
     count_slots,
     is_decoding,
     measure_demand,
@@ -167,7 +168,9 @@ class CoServing(Scheduler):
         """Takes a new request in."""
         if not is_offline(request) and request.request_id not in self.requests:
             now_s = time.monotonic()
-            self._guard.observe(now_s, request.num_prompt_tokens, request.priority)
+            before = (other for other in self.running if not is_offline(other))
+            tokens = count_prompt_tokens(before, (self.kv_holding_waiting.online, self.waiting.online))
+            self._guard.observe(now_s, tokens + request.num_prompt_tokens, request.priority)
             self._reserve.observe(now_s, -(-request.num_prompt_tokens // self.block_size) + 1)
             if self._control is not None:
                 self._control.settle(request)

@@ -105,7 +105,13 @@ class ArrivalGuard:
         self._typical: int | None = None
 
     def observe(self, now_s: float, prompt_tokens: int, request_class: int) -> None:
-        """Takes note of an online arrival, whose class has this place among all classes."""
+        """Takes note of an online arrival.
+
+        Args:
+            now_s: Now.
+            prompt_tokens: To be computed before its first token: its prompt, and those of online requests before it.
+            request_class: Place of its class among all classes.
+        """
         self._prompt_tokens.append(prompt_tokens)
         self._classes.append(request_class)
         self._times_s.append(now_s)
@@ -114,7 +120,7 @@ class ArrivalGuard:
 
     @property
     def typical_tokens(self) -> int:
-        """Length of a long prompt among those seen lately (the 95th percentile); 0 before the first one."""
+        """Prompt tokens before the first one of an arrival, at most (95th percentile of recent ones); 0 without any."""
         if self._typical is None:
             ordered = sorted(self._prompt_tokens)
             self._typical = ordered[math.ceil(ARRIVAL_QUANTILE * len(ordered)) - 1] if ordered else 0
@@ -149,14 +155,21 @@ class ArrivalGuard:
             ttft_slos_ms: TTFT objectives of the classes. Those that no recent request was of do not count.
             model: Predicts the time of a prompt.
         """
-        ttft_slo_ms = self.ttft_slo_ms(now_s, ttft_slos_ms)
-        if math.isinf(ttft_slo_ms):
+        spare_ms = self.spare_ms(now_s, ttft_slos_ms, model)
+        if math.isinf(spare_ms):
             return math.inf
         return max(
-            ttft_slo_ms - self.first_token_ms(model),
-            SMALLEST_WAIT_SHARE * ttft_slo_ms,
+            spare_ms,
+            SMALLEST_WAIT_SHARE * self.ttft_slo_ms(now_s, ttft_slos_ms),
             SMALLEST_WAIT_OVERHEADS * model.overhead_ms(),
         )
+
+    def spare_ms(self, now_s: float, ttft_slos_ms: Sequence[float], model: LatencyModel) -> float:
+        """How long a typical long prompt can wait and still meet its objective; negative if it cannot, as `limit_ms`.
+
+        `limit_ms` never leaves less than a few small iterations, whether that keeps the objective or not.
+        """
+        return self.ttft_slo_ms(now_s, ttft_slos_ms) - self.first_token_ms(model)
 
 
 def limit_efficient_ms(model: LatencyModel, share: float = EFFICIENT_SHARE) -> float:

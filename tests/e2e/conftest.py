@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -44,7 +45,8 @@ class Application:
     def kill(self) -> None:
         """SIGKILL to everything at once, Redis included: as when the machine loses its power, but for the disk."""
         for process in self.processes():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended between the look and the blow
+                process.kill()
         psutil.wait_procs(self.processes(), timeout=20)
 
     def processes(self) -> list[psutil.Process]:

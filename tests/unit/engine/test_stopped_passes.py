@@ -20,6 +20,8 @@ from conserve.policy.pass_stop import HOLD_S
 from tests.unit.engine.engines import Start, prompt, run_until_answered, scheduled
 
 INFINITE = float("inf")
+LONG, TIGHT_MS = 450, 650.0
+"""An online prompt and an objective to its first token that leave arrivals no time to wait for what rides along."""
 SECOND = Objective(ttft_slo_ms=1_000.0, tbt_slo_ms=INFINITE)
 
 
@@ -142,11 +144,11 @@ def test_those_who_decode_do_not_wait_for_an_announced_request(start: Start, boa
 
 def test_prompts_are_computed_in_slices_between_those_who_decode(start: Start) -> None:
     stops = Stops({1: 3, 2: 6})
-    objective = Objective(ttft_slo_ms=5_000.0, tbt_slo_ms=400.0)
+    objective = Objective(ttft_slo_ms=TIGHT_MS, tbt_slo_ms=400.0)
     engine = start(EngineSize(max_num_batched_tokens=200), objective, has_safepoints=True, choose_stop=stops)
-    engine.add("online", prompt(10), 12)
+    engine.add("online", prompt(LONG), 12)
     run_until_answered(engine, "online")
-    engine.add_offline("offline", prompt(150, 1), 3)
+    engine.add_offline("offline", prompt(140, 1), 3)
     turns, untils = [], []
     while not engine.answers["offline"]:
         tokens_s = engine.clock.now_s
@@ -154,20 +156,31 @@ def test_prompts_are_computed_in_slices_between_those_who_decode(start: Start) -
         turns.append(dict(batch.num_scheduled_tokens))
         if "offline" in turns[-1]:
             untils.append(plan.until_s - tokens_s)
-    slice_of_it = {"offline": 150}
+    slice_of_it = {"offline": 140}
     # The second slice has the time that the first one has left.
     assert turns == [slice_of_it, slice_of_it, {"online": 1}, slice_of_it]
     assert 0.30 < untils[0] < 0.36
     assert engine.scheduler._counters.mixed_iterations == 0
     engine.run()
-    assert engine.answers["offline"] == sample_tokens(prompt(150, 1), 3)
-    assert engine.answers["online"] == sample_tokens(prompt(10), 12)
+    assert engine.answers["offline"] == sample_tokens(prompt(140, 1), 3)
+    assert engine.answers["online"] == sample_tokens(prompt(LONG), 12)
+
+
+def test_where_arrivals_can_wait_prompts_ride_with_those_who_decode(start: Start) -> None:
+    objective = Objective(ttft_slo_ms=5_000.0, tbt_slo_ms=400.0)
+    engine = start(EngineSize(max_num_batched_tokens=200), objective, has_safepoints=True)
+    engine.add("online", prompt(10), 12)
+    run_until_answered(engine, "online")
+    engine.add_offline("offline", prompt(150, 1), 3)
+    batch, plan = step(engine)
+    assert set(batch.num_scheduled_tokens) == {"online", "offline"}
+    assert plan.until_s == INFINITE
 
 
 def test_without_time_for_a_slice_prompts_ride_with_those_who_decode(start: Start) -> None:
-    objective = Objective(ttft_slo_ms=5_000.0, tbt_slo_ms=90.0)
+    objective = Objective(ttft_slo_ms=TIGHT_MS, tbt_slo_ms=90.0)
     engine = start(EngineSize(), objective, has_safepoints=True)
-    engine.add("online", prompt(10), 12)
+    engine.add("online", prompt(LONG), 12)
     run_until_answered(engine, "online")
     engine.add_offline("offline", prompt(150, 1), 3)
     batch, plan = step(engine)
@@ -325,10 +338,10 @@ def test_why_passes_of_an_engine_cannot_be_stopped() -> None:
 
 def test_those_who_decode_go_on_in_time_beside_slices_with_a_batch_in_flight(start: Start) -> None:
     stops = Stops({number: number % LAYERS for number in range(1, 100)})
-    objective = Objective(ttft_slo_ms=5_000.0, tbt_slo_ms=400.0)
+    objective = Objective(ttft_slo_ms=TIGHT_MS, tbt_slo_ms=400.0)
     size = EngineSize(max_num_batched_tokens=200)
     engine = start(size, objective, has_safepoints=True, choose_stop=stops, async_scheduling=True)
-    engine.add("online", prompt(10), 12)
+    engine.add("online", prompt(LONG), 12)
     run_until_answered(engine, "online")
     for number in range(4):
         engine.add_offline(f"offline-{number}", prompt(190, 1 + number), 1)

@@ -13,6 +13,7 @@ from conserve.policy.latency import IterationShape, LatencyModel
 from conserve.policy.pass_stop import (
     PassProgress,
     Slack,
+    can_bear_mixed,
     choose_pass_tokens,
     expected_useful_rate,
     find_slack,
@@ -63,6 +64,13 @@ def test_those_who_decode_leave_time_for_a_slice() -> None:
     assert tight is not None
     assert (tight.is_enough, tight.is_regular) == (False, False)
     assert find_slack(10.0, math.inf, math.inf, 60, 40) is None
+
+
+def test_prompts_ride_with_those_who_decode_where_arrivals_can_bear_it() -> None:
+    assert can_bear_mixed(spare_ms=121, overhead_ms=40)
+    assert not can_bear_mixed(spare_ms=119, overhead_ms=40)
+    assert not can_bear_mixed(spare_ms=-50, overhead_ms=40)
+    assert can_bear_mixed(spare_ms=math.inf, overhead_ms=40), "nobody is expected"
 
 
 def test_a_slice_is_no_longer_than_efficient() -> None:
