@@ -30,8 +30,6 @@ SMALLEST_SLICE_OVERHEADS = 2.0
 """A slice of a pass that is shorter than this many times the smallest iteration costs more than it brings."""
 LONGEST_SLICE_OVERHEADS = 20.0
 """A longer one gains little, and those who decode wait for it, however loose their objective."""
-LEAST_MIXED_OVERHEADS = 3.0
-"""An iteration of so many times the smallest one holds enough prompts beside those who decode."""
 SLICE_MARGIN_SHARE = 0.05
 """Share of the time between tokens that is left over behind a slice."""
 _SMALLEST_PASS_TOKENS = 16
@@ -106,17 +104,17 @@ class Slack(NamedTuple):
     is_regular: bool
 
 
-def can_bear_mixed(spare_ms: float, overhead_ms: float) -> bool:
+def can_bear_mixed(spare_ms: float, tbt_slo_ms: float) -> bool:
     """Whether prompts go into the iterations of those who decode, and not into slices of passes of their own.
 
-    Tokens cost least in an iteration that runs anyway. But an arrival waits for its end: where it can bear one that is
-    long enough to hold much, slices bring nothing.
+    Tokens cost less in an iteration that runs anyway, but an arrival waits for its end. Where it can bear one as long
+    as the objective between tokens allows, slices bring nothing.
 
     Args:
         spare_ms: How long arrivals can wait and still meet their objective.
-        overhead_ms: Time of the smallest iteration.
+        tbt_slo_ms: Objective of those who decode.
     """
-    return spare_ms >= LEAST_MIXED_OVERHEADS * overhead_ms
+    return spare_ms >= tbt_slo_ms
 
 
 def find_slack(

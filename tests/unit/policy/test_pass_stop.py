@@ -67,10 +67,10 @@ def test_those_who_decode_leave_time_for_a_slice() -> None:
 
 
 def test_prompts_ride_with_those_who_decode_where_arrivals_can_bear_it() -> None:
-    assert can_bear_mixed(spare_ms=121, overhead_ms=40)
-    assert not can_bear_mixed(spare_ms=119, overhead_ms=40)
-    assert not can_bear_mixed(spare_ms=-50, overhead_ms=40)
-    assert can_bear_mixed(spare_ms=math.inf, overhead_ms=40), "nobody is expected"
+    assert can_bear_mixed(spare_ms=300, tbt_slo_ms=300)
+    assert not can_bear_mixed(spare_ms=299, tbt_slo_ms=300)
+    assert not can_bear_mixed(spare_ms=-50, tbt_slo_ms=300)
+    assert can_bear_mixed(spare_ms=math.inf, tbt_slo_ms=300), "nobody is expected"
 
 
 def test_a_slice_is_no_longer_than_efficient() -> None:
