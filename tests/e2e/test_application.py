@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import openai
@@ -13,6 +15,13 @@ from tests.e2e.conftest import MODEL, Application, make_lines
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+
+BAD: list[dict[str, Any]] = [
+    {"messages": "hello"},
+    {"messages": CAPITAL, "max_tokens": -1},
+    {"messages": [{"role": "user", "content": "word " * 6000}]},
+    {"messages": CAPITAL, "slo_class": "nobody"},
+]
 
 
 def ask(application: Application) -> str:
@@ -121,6 +130,41 @@ def test_a_batch_is_worked_off_while_chats_arrive(application: Application) -> N
     assert replica["offline_requests"] >= 40
     assert replica["offline_busy_s"] > 0
     assert replica["engine_cpu_s"] > 0
+
+
+def test_passes_go_on_beside_requests_that_are_refused_or_many_or_gone(application: Application) -> None:
+    """Each is announced to the engine before it is known what becomes of it; the passes that run meanwhile go on."""
+    batch = application.submit(make_lines(10, words=600))
+    application.wait_for(batch.id, completed=1)
+    client = application.client()
+    url = f"{application.base_url}/v1/chat/completions"
+
+    def refuse() -> None:
+        for body in BAD * 8:
+            assert httpx.post(url, json={"model": MODEL, **body}, timeout=60).status_code == 400
+
+    def leave() -> None:
+        for _ in range(8):
+            with pytest.raises(httpx.TimeoutException):
+                httpx.post(url, json={"model": MODEL, "messages": CAPITAL, "max_tokens": 500}, timeout=0.1)
+
+    def ask_for_many() -> None:
+        four = client.chat.completions.create(
+            model=MODEL,
+            messages=CAPITAL,  # type: ignore[arg-type]
+            n=4,
+            max_tokens=8,
+        )
+        assert len(four.choices) == 4
+        prompts = client.completions.create(model=MODEL, prompt=["One", "Two", "Three"], n=2, max_tokens=4)
+        assert sorted(choice.index for choice in prompts.choices) == [*range(6)]
+
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(call) for call in (refuse, leave, ask_for_many, ask_for_many)]:
+            done.result(timeout=120)
+    batch = application.wait_for(batch.id)
+    assert batch.request_counts is not None
+    assert (batch.status, batch.request_counts.completed) == ("completed", 10)
 
 
 def test_a_cancelled_batch_keeps_what_is_done(application: Application) -> None:
