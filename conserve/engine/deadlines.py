@@ -115,7 +115,7 @@ class Deadlines:
     def find_slack(self, demand: OnlineDemand, offline_decodes: IterationShape) -> Slack | None:
         """Time for offline work alone before those who decode have to go on; None if there is none for sure.
 
-        None, too, where arrivals can bear iterations as long as that: prompts that ride in them cost less.
+        None, too, where arrivals can bear iterations that prompts ride in: those cost less.
 
         Args:
             demand: Of the online requests.
@@ -125,7 +125,8 @@ class Deadlines:
             return None
         tbt_slo_ms = self._tbt_slo_ms(demand.decoding)
         ttft_slos_ms = [objective.ttft_slo_ms for objective in self._objectives]
-        if can_bear_mixed(self._guard.spare_ms(self._now_s, ttft_slos_ms, self.model), tbt_slo_ms):
+        spare_ms = self._guard.spare_ms(self._now_s, ttft_slos_ms, self.model)
+        if can_bear_mixed(spare_ms, tbt_slo_ms, self.model.overhead_ms()):
             return None
         shape = demand.shape.add_decodes(offline_decodes.decode_sequences, offline_decodes.decode_context)
         return find_slack(

@@ -238,7 +238,7 @@ class CoServing(Scheduler):
                 return math.inf, held
             decodes_only = False
         limit_ms = self._limit_ms(demand, deadlines)
-        full_batch = self._settings.full_batch if demand.is_present else self._size_pass(deadlines)
+        full_batch = self._size_pass(deadlines) if not demand.is_present else self._size_mixed(demand)
 
         def share_out_rest() -> OfflineShare:
             free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
@@ -340,6 +340,13 @@ class CoServing(Scheduler):
         if self._control is None or not self._can_stop or self._control.can_resume:
             return tokens
         return min(tokens, deadlines.choose_pass_tokens(tokens))
+
+    def _size_mixed(self, demand: OnlineDemand) -> int:
+        """Tokens of an iteration with online requests: with offline ones, no more than the most efficient pass has."""
+        full_batch = self._settings.full_batch
+        if self._settings.knobs.token_budget_off:
+            return full_batch
+        return max(demand.tokens, self._meter.rates.best_tokens(full_batch))
 
     def _resume(self, offline: list[Request]) -> list[Request]:
         """Sets vLLM's scheduler up to continue the stopped pass. Returns who is held back."""

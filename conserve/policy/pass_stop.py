@@ -28,8 +28,10 @@ STOPPABLE_EFFICIENT_SHARE = 0.98
 """A pass that can be stopped and continued need not be longer than what gives this share of the best throughput."""
 SMALLEST_SLICE_OVERHEADS = 2.0
 """A slice of a pass that is shorter than this many times the smallest iteration costs more than it brings."""
-LONGEST_SLICE_OVERHEADS = 20.0
+LONGEST_SLICE_OVERHEADS = 10.0
 """A longer one gains little, and those who decode wait for it, however loose their objective."""
+LEAST_MIXED_OVERHEADS = 6.0
+"""An iteration of so many times the smallest one holds enough prompts beside those who decode."""
 SLICE_MARGIN_SHARE = 0.05
 """Share of the time between tokens that is left over behind a slice."""
 _SMALLEST_PASS_TOKENS = 16
@@ -104,17 +106,18 @@ class Slack(NamedTuple):
     is_regular: bool
 
 
-def can_bear_mixed(spare_ms: float, tbt_slo_ms: float) -> bool:
+def can_bear_mixed(spare_ms: float, tbt_slo_ms: float, overhead_ms: float) -> bool:
     """Whether prompts go into the iterations of those who decode, and not into slices of passes of their own.
 
-    Tokens cost less in an iteration that runs anyway, but an arrival waits for its end. Where it can bear one as long
-    as the objective between tokens allows, slices bring nothing.
+    Tokens cost less in an iteration that runs anyway, but an arrival waits for its end. Where it can bear one that is
+    long enough to be efficient, or as long as the objective between tokens allows, slices bring nothing.
 
     Args:
         spare_ms: How long arrivals can wait and still meet their objective.
         tbt_slo_ms: Objective of those who decode.
+        overhead_ms: Time of the smallest iteration.
     """
-    return spare_ms >= tbt_slo_ms
+    return spare_ms >= min(tbt_slo_ms, LEAST_MIXED_OVERHEADS * overhead_ms)
 
 
 def find_slack(

@@ -67,16 +67,18 @@ def test_those_who_decode_leave_time_for_a_slice() -> None:
 
 
 def test_prompts_ride_with_those_who_decode_where_arrivals_can_bear_it() -> None:
-    assert can_bear_mixed(spare_ms=300, tbt_slo_ms=300)
-    assert not can_bear_mixed(spare_ms=299, tbt_slo_ms=300)
-    assert not can_bear_mixed(spare_ms=-50, tbt_slo_ms=300)
-    assert can_bear_mixed(spare_ms=math.inf, tbt_slo_ms=300), "nobody is expected"
+    assert can_bear_mixed(spare_ms=200, tbt_slo_ms=200, overhead_ms=40)
+    assert not can_bear_mixed(spare_ms=199, tbt_slo_ms=200, overhead_ms=40)
+    assert can_bear_mixed(spare_ms=240, tbt_slo_ms=2_000, overhead_ms=40), "six of the smallest iterations"
+    assert not can_bear_mixed(spare_ms=239, tbt_slo_ms=2_000, overhead_ms=40)
+    assert not can_bear_mixed(spare_ms=-50, tbt_slo_ms=300, overhead_ms=40)
+    assert can_bear_mixed(spare_ms=math.inf, tbt_slo_ms=300, overhead_ms=40), "nobody is expected"
 
 
 def test_a_slice_is_no_longer_than_efficient() -> None:
     slack = find_slack(10.0, 70.0, tbt_slo_ms=60_000, decodes_ms=60, overhead_ms=40)
     assert slack is not None
-    assert slack.until_s == pytest.approx(10.0 + 20 * 0.040)
+    assert slack.until_s == pytest.approx(10.0 + 10 * 0.040)
 
 
 def test_a_slice_ends_before_a_layer_that_would_take_too_long() -> None:
