@@ -19,7 +19,6 @@ from conserve.policy.pass_stop import (
     limit_stoppable_ms,
 )
 from conserve.policy.token_budget import (
-    EFFICIENT_PROMPTS_SHARE,
     ArrivalGuard,
     PromptDemand,
     limit_efficient_ms,
@@ -71,7 +70,7 @@ class Deadlines:
         if math.isinf(token_due_s) or not self.model.ready:
             return math.inf
         available_ms = (token_due_s - self._start_s) * 1e3 / self.model.safety_factor()
-        efficient_ms = limit_efficient_ms(self.model, EFFICIENT_PROMPTS_SHARE)
+        efficient_ms = limit_efficient_ms(self.model)
         return limit_prompts_ms(min(available_ms, efficient_ms), self.model.predict_ms(shape))
 
     def limit_ms(self, demand: OnlineDemand) -> float:

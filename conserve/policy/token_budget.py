@@ -23,10 +23,9 @@ from dataclasses import dataclass
 
 from conserve.policy.latency import IterationShape, LatencyModel
 
-EFFICIENT_SHARE = 0.95
-"""An iteration need not be longer than what gives this share of the throughput of an endless one."""
-EFFICIENT_PROMPTS_SHARE = 0.9
-"""The same for online prompts beside online decodes: they are a small part of the work, and hold people up."""
+EFFICIENT_SHARE = 0.9
+"""An iteration need not be longer than what gives this share of the throughput of an endless one: those who read an
+answer are held up by a longer one, and on a CPU tokens take longer in a large batch than the overhead saves."""
 ARRIVAL_QUANTILE = 0.95
 ARRIVALS_KEPT = 128
 IDLE_S = 120.0

@@ -24,7 +24,7 @@ from conserve.engine.testing.worker import WrongBatch, sample_tokens
 from conserve.engine.vllm_compat import RequestStatus
 from conserve.policy import token_budget
 from conserve.policy.latency import IterationShape
-from conserve.policy.token_budget import EFFICIENT_PROMPTS_SHARE, EFFICIENT_SHARE
+from conserve.policy.token_budget import EFFICIENT_SHARE
 from tests.unit.engine.engines import Start, prompt, run_until_answered, running, scheduled
 
 INFINITE = float("inf")
@@ -227,7 +227,7 @@ def test_nor_those_with_online_prompts_beside_readers(start: Start, offline: boo
     batch = scheduled(engine)
     assert batch.keys() == {"online", "long"}
     tokens = sum(batch.values())
-    assert 35 + 1.5 * tokens == pytest.approx(SMALLEST_MS / (1 - EFFICIENT_PROMPTS_SHARE), abs=5)
+    assert 35 + 1.5 * tokens == pytest.approx(SMALLEST_MS / (1 - EFFICIENT_SHARE), abs=5)
 
 
 def test_without_objectives_they_are_full(start: Start) -> None:
