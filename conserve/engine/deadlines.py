@@ -54,6 +54,7 @@ class Deadlines:
         self.model = model
         self._guard = guard
         self._objectives = objectives
+        self._ttft_slos_ms = [objective.ttft_slo_ms for objective in objectives]
         self._now_s = now_s
         self._wall_offset_s = now_s - wall_s
         self._start_s = meter.free_at_s(now_s)
@@ -90,18 +91,17 @@ class Deadlines:
             self._start_s,
             self._token_due_s(demand.decoding),
             prompts,
-            self._guard.limit_ms(self._now_s, [objective.ttft_slo_ms for objective in self._objectives], self.model),
+            self._guard.limit_ms(self._now_s, self._ttft_slos_ms, self.model),
             self.model.safety_factor(),
         )
         return limit_ms if math.isinf(limit_ms) else min(limit_ms, limit_efficient_ms(self.model))
 
     def limit_pass_ms(self, layers: int) -> float:
         """The longest predicted time of an offline iteration that an arrival can stop between two of its layers."""
-        ttft_slos_ms = [objective.ttft_slo_ms for objective in self._objectives]
-        arrival_ms = self._guard.limit_ms(self._now_s, ttft_slos_ms, self.model)
+        arrival_ms = self._guard.limit_ms(self._now_s, self._ttft_slos_ms, self.model)
         if math.isinf(arrival_ms):
             return math.inf
-        ttft_slo_ms = self._guard.ttft_slo_ms(self._now_s, ttft_slos_ms)
+        ttft_slo_ms = self._guard.ttft_slo_ms(self._now_s, self._ttft_slos_ms)
         stoppable_ms = limit_stoppable_ms(arrival_ms, ttft_slo_ms, layers) / self.model.safety_factor()
         return min(stoppable_ms, limit_efficient_ms(self.model, STOPPABLE_EFFICIENT_SHARE))
 
@@ -123,8 +123,7 @@ class Deadlines:
         if not demand.decoding or demand.arrivals or demand.prompts or not self.model.ready:
             return None
         tbt_slo_ms = self._tbt_slo_ms(demand.decoding)
-        ttft_slos_ms = [objective.ttft_slo_ms for objective in self._objectives]
-        spare_ms = self._guard.spare_ms(self._now_s, ttft_slos_ms, self.model)
+        spare_ms = self._guard.spare_ms(self._now_s, self._ttft_slos_ms, self.model)
         if can_bear_mixed(spare_ms, tbt_slo_ms, self.model.overhead_ms()):
             return None
         shape = demand.shape.add_decodes(offline_decodes.decode_sequences, offline_decodes.decode_context)

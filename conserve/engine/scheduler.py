@@ -238,7 +238,7 @@ class CoServing(Scheduler):
                 return math.inf, held
             decodes_only = False
         limit_ms = self._limit_ms(demand, deadlines)
-        full_batch = self._size_pass(deadlines) if not demand.is_present else self._size_mixed(demand)
+        full_batch = self._size_mixed(demand) if demand.is_present else self._size_pass(deadlines)
 
         def share_out_rest() -> OfflineShare:
             free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks

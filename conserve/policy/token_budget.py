@@ -164,9 +164,9 @@ class ArrivalGuard:
         )
 
     def spare_ms(self, now_s: float, ttft_slos_ms: Sequence[float], model: LatencyModel) -> float:
-        """How long a typical long prompt can wait and still meet its objective; negative if it cannot, as `limit_ms`.
+        """How long a typical long prompt can wait and still meet its objective; negative if it cannot even at once.
 
-        `limit_ms` never leaves less than a few small iterations, whether that keeps the objective or not.
+        In contrast to `limit_ms`, which takes the same and never leaves less than a few small iterations.
         """
         return self.ttft_slo_ms(now_s, ttft_slos_ms) - self.first_token_ms(model)
 

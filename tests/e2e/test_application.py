@@ -9,12 +9,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.e2e.conftest import MODEL, Application, make_lines
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+CAPITAL: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
 
 BAD: list[dict[str, Any]] = [
     {"messages": "hello"},
@@ -27,7 +28,7 @@ BAD: list[dict[str, Any]] = [
 def ask(application: Application) -> str:
     answer = application.client().chat.completions.create(
         model=MODEL,
-        messages=CAPITAL,  # type: ignore[arg-type]
+        messages=CAPITAL,
         max_tokens=16,
         temperature=0,
     )
@@ -43,7 +44,7 @@ def test_chat_answers_whole_and_streamed(application: Application) -> None:
     assert "Paris" in ask(application)
     stream = application.client().chat.completions.create(
         model=MODEL,
-        messages=CAPITAL,  # type: ignore[arg-type]
+        messages=CAPITAL,
         max_tokens=16,
         temperature=0,
         stream=True,
@@ -151,7 +152,7 @@ def test_passes_go_on_beside_requests_that_are_refused_or_many_or_gone(applicati
     def ask_for_many() -> None:
         four = client.chat.completions.create(
             model=MODEL,
-            messages=CAPITAL,  # type: ignore[arg-type]
+            messages=CAPITAL,
             n=4,
             max_tokens=8,
         )

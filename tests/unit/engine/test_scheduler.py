@@ -215,6 +215,30 @@ def test_under_loose_objectives_iterations_are_no_longer_than_efficient(start: S
     assert 35 + 1.5 * tokens == pytest.approx(SMALLEST_MS / (1 - EFFICIENT_SHARE), abs=5)
 
 
+def test_nor_larger_than_the_most_efficient_pass(start: Start) -> None:
+    engine = start(EngineSize(max_num_batched_tokens=256), Objective(ttft_slo_ms=60_000, tbt_slo_ms=60_000))
+    for tokens, token_ms in ((100, 1.0), (200, 2.0)):
+        for _ in range(5):
+            shape = IterationShape().add_prefill(tokens, 0)
+            engine.scheduler._meter.rates.observe(shape, tokens * token_ms)
+    engine.add("online", prompt(10), 20)
+    run_until_answered(engine, "online")
+    engine.add_offline("offline", prompt(400, 1), 1)
+    assert sum(scheduled(engine).values()) <= 127
+
+
+def test_an_arrival_waits_for_the_prompts_before_it(start: Start) -> None:
+    engine = start(EngineSize(max_num_seqs=1), Objective(ttft_slo_ms=60_000, tbt_slo_ms=60_000))
+    engine.add("running", prompt(300), 2)
+    engine.step()
+    engine.add_offline("offline", prompt(200, 3), 2)
+    engine.add("waiting", prompt(50, 1), 2)
+    engine.add("last", prompt(30, 2), 2)
+    assert engine.scheduler._guard.typical_tokens == 300
+    # 44 tokens of the first prompt are left.
+    assert [*engine.scheduler._guard._prompt_tokens] == [300, 44 + 50, 44 + 50 + 30]
+
+
 @pytest.mark.parametrize("offline", [True, False])
 def test_nor_those_with_online_prompts_beside_readers(start: Start, offline: bool) -> None:
     """Offline work has the longer limit, but its tokens would go to the prompt that is cut short."""
