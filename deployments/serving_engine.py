@@ -11,7 +11,8 @@ from conserve.engine.arrival_board import ArrivalBoard
 from conserve.engine.executor import SleepingMultiprocExecutor
 from conserve.engine.options import KEY
 from conserve.engine.page import EnginePage, Knobs
-from conserve.engine.stoppable import NO_SAFEPOINTS, WATCH_ARRIVALS, WATCH_TIMEOUT_S, has_safepoints
+from conserve.engine.stoppable import NO_SAFEPOINTS, has_safepoints
+from conserve.engine.worker_setup import prepare_workers
 from conserve.models import profiles_dir
 from deployments.ray_compat import VLLMEngine
 
@@ -33,13 +34,14 @@ class ServingEngine(VLLMEngine):
         """Starts the engine, and shows its workers where online requests are announced."""
         try:
             await super().start()
-            if self.board is not None:
-                answers = await self.collective_rpc(
-                    WATCH_ARRIVALS, timeout=WATCH_TIMEOUT_S, args=(str(self.board.path),)
-                )
-                if not all(answers) and self.page is not None:
+            if self.board is not None and self.page is not None:
+                host_kv_bytes = int(self.page.read_counters().host_kv_bytes)
+                prepared = await prepare_workers(self.collective_rpc, self.board.path, host_kv_bytes)
+                if not prepared.stops:
                     log.warning("offline passes are not stopped for online requests", reason=NO_SAFEPOINTS)
-                    self.page.write_knobs(Knobs(safepoints_off=1))
+                self.page.write_knobs(
+                    Knobs(safepoints_off=float(not prepared.stops), checkpoints_off=float(not prepared.copies))
+                )
         finally:
             # Who has mapped it goes on using it, so nothing is left behind however this process ends.
             if self.board is not None:

@@ -108,6 +108,33 @@ class StopReport(_Part):
     beyond_two_layers_ms: Percentiles | None = None
 
 
+class CheckpointReport(_Part):
+    """KV blocks of offline requests that were copied to host memory, and back.
+
+    Attributes:
+        saved_blocks, restored_blocks: Sent to host memory, and back; `restored_in_vain` of the latter were not used.
+        dropped_blocks, uncovered_blocks: With host memory full: given up for others, and not copied at all.
+        failed_copies: Blocks that could not be copied, and were computed again.
+        copy_gb_per_s: Rate of the copies while they were made.
+        copy_share: Part of the time in which copies were made.
+        copy_wait_ms: How long batches waited for copies, all together.
+        host_share: Part of host memory in use at the end; the most of any repeat.
+        block_tokens: Tokens of a block: what a preempted request computes again at most if all of it was copied.
+    """
+
+    block_tokens: int
+    saved_blocks: int
+    restored_blocks: int
+    restored_in_vain: int
+    dropped_blocks: int
+    uncovered_blocks: int
+    failed_copies: int
+    copy_gb_per_s: float | None = None
+    copy_share: float
+    copy_wait_ms: float
+    host_share: float
+
+
 class Objectives(_Part):
     """Latency objectives of the online requests; `tightness` times the P99 of `online-only` where they were so made."""
 
@@ -168,7 +195,9 @@ class RunReport(_Part):
         ttft_slo_attainment: Share of online requests whose first token came in time; failed ones are not.
         tbt_slo_attainment: Share of the gaps between tokens within their objective, of answered requests.
         preemptions: Of requests, online and offline.
-        recomputed_tokens: Computed tokens that preempted requests lost and did not get back from the prefix cache.
+        recomputed_tokens: Computed tokens that preempted requests lost and did not get back from the prefix cache or
+            from host memory.
+        checkpoint_bytes: Of KV blocks, copied to host memory and back.
         iterations: Iterations of the engine with at least one token, in `duration_s`; `mixed_iterations` had online and
             offline requests, `offline_iterations` offline ones only.
         over_budget_iterations: Mixed iterations that took longer than their objective allowed.
@@ -183,6 +212,7 @@ class RunReport(_Part):
         slow_requests: What is known of the slowest tenth.
         slow_gaps: What is known of the gaps above the objective.
         stops: What is known of stopped passes.
+        checkpoints: What is known of KV blocks in host memory.
     """
 
     repeats: int | None = None
@@ -235,6 +265,7 @@ class RunReport(_Part):
     slow_requests: SlowRequests | None = None
     slow_gaps: SlowGaps | None = None
     stops: StopReport | None = None
+    checkpoints: CheckpointReport | None = None
 
 
 class BatchReport(_Part):

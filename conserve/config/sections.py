@@ -61,6 +61,14 @@ class EngineSettings(_Section):
     max_num_batched_tokens: int = Field(512, ge=16, le=1_048_576, description="Tokens in one iteration.")
     kv_cache_gib: float = Field(1.0, gt=0, le=4096, description="KV cache of a CPU replica, in GiB.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1.0, description="Share of GPU memory the engine may take.")
+    host_kv_gib: Annotated[float, Field(ge=0, le=4096)] | Literal["auto"] = Field(
+        "auto",
+        description="Host memory of a replica for KV blocks of batch work, in GiB, so that a preempted request goes on "
+        "where it was; 0 computes it again. `auto`: 4, or a quarter of what is available if that is less.",
+    )
+    host_copy_share: float = Field(
+        0.1, gt=0, le=1.0, description="Part of the time in which KV blocks may be copied to host memory."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     cpu_threads_bind: str = Field(
         "auto",

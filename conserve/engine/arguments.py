@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conserve.config import EngineSettings, SloSettings
+from conserve.engine.host_memory import choose_host_kv_bytes
 from conserve.engine.options import KEY, Objective, SchedulerOptions
 from conserve.engine.stoppable import WORKERS
 from conserve.engine.vllm_compat import VllmConfig, find_by_name
@@ -58,6 +59,8 @@ def make_options(engine: EngineSettings, objectives: Sequence[Objective]) -> Sch
         objectives=tuple(objectives),
         preempt=engine.preempt,
         safepoint_interval_layers=engine.safepoint_interval_layers,
+        host_kv_bytes=None if engine.host_kv_gib == "auto" else int(engine.host_kv_gib * 2**30),
+        host_copy_share=engine.host_copy_share,
     )
 
 
@@ -76,11 +79,14 @@ def choose_runner(engine: EngineSettings) -> None:
         os.environ.setdefault(_RUNNER_VERSION, "0")
 
 
-def settle_places(vllm_config: VllmConfig, places: Places) -> None:
-    """Tells the scheduler of an engine that is about to start the places on this machine.
+def settle_places(vllm_config: VllmConfig, places: Places) -> SchedulerOptions:
+    """Tells the scheduler of an engine that is about to start the places on this machine. Returns all it is told.
 
     They go with the scheduler's factory and leave `additional_config`: its hash is part of the key of compiled models
     (vLLM 0.32), which would otherwise be compiled anew at each start.
+
+    Raises:
+        ValueError: there is not so much host memory as it is to take; names the setting.
     """
     options = SchedulerOptions.from_additional_config(vllm_config.additional_config)
     options = options.model_copy(
@@ -89,11 +95,13 @@ def settle_places(vllm_config: VllmConfig, places: Places) -> None:
             "arrivals": places.arrivals,
             "profile_dir": places.profiles,
             "iteration_log": places.iteration_log,
+            "host_kv_bytes": choose_host_kv_bytes(options.host_kv_bytes),
         }
     )
     del vllm_config.additional_config[KEY]
     scheduler = vllm_config.scheduler_config
     scheduler.scheduler_cls = partial(find_by_name(scheduler.scheduler_cls), options=options)
+    return options
 
 
 def add_extra_arguments(arguments: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from conserve.engine.arguments import (
 from conserve.engine.arrival_board import ArrivalBoard
 from conserve.engine.executor import SleepingMultiprocExecutor
 from conserve.engine.iteration_log import Iteration, read_iterations
-from conserve.engine.options import Objective
+from conserve.engine.options import Objective, SchedulerOptions
 from conserve.engine.page import Counters, EnginePage, Knobs
 from conserve.engine.pass_control import ANNOUNCEMENT
-from conserve.engine.stoppable import NO_SAFEPOINTS, WATCH_ARRIVALS, WATCH_TIMEOUT_S, has_safepoints
+from conserve.engine.stoppable import NO_SAFEPOINTS, has_safepoints
 from conserve.engine.vllm_compat import (
     AsyncEngineArgs,
     AsyncLLM,
@@ -39,6 +39,7 @@ from conserve.engine.vllm_compat import (
     is_cpu_platform,
     stop_llm,
 )
+from conserve.engine.worker_setup import Prepared, prepare_workers
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
 
 START_TIMEOUT_S = 600.0
@@ -98,11 +99,11 @@ class DirectEngine:
         try:
             before = {child.pid for child in psutil.Process().children(recursive=True)}
             async with asyncio.timeout(START_TIMEOUT_S):
-                llm, has_stops = await asyncio.to_thread(_start_llm, config, page, board)
-                if has_stops and not all(await llm.collective_rpc(WATCH_ARRIVALS, WATCH_TIMEOUT_S, (str(board.path),))):
-                    raise RuntimeError(
-                        f"passes cannot be stopped (engine.preempt: never does without): {NO_SAFEPOINTS}"
-                    )
+                llm, options = await asyncio.to_thread(_start_llm, config, page, board)
+                if options.arrivals is not None:
+                    host_kv_bytes = page.read_counters().host_kv_bytes
+                    prepared = await prepare_workers(llm.collective_rpc, options.arrivals, int(host_kv_bytes))
+                    _check(prepared)
         except BaseException as error:
             _remove_files(page, board)
             if isinstance(error, TimeoutError):
@@ -221,17 +222,24 @@ def build_engine_args(config: DirectEngineConfig) -> dict[str, Any]:
     return add_extra_arguments(args, engine.extra_args)
 
 
-def _start_llm(config: DirectEngineConfig, page: EnginePage, board: ArrivalBoard) -> tuple[AsyncLLM, bool]:
-    """The engine, and whether its workers can stop passes."""
+def _start_llm(config: DirectEngineConfig, page: EnginePage, board: ArrivalBoard) -> tuple[AsyncLLM, SchedulerOptions]:
+    """The engine, and what its scheduler is told."""
     choose_runner(config.engine)
     # The CPU build reads it at start.
     if config.engine.cpu_threads_bind != "auto":
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.engine.cpu_threads_bind
     vllm_config: VllmConfig = AsyncEngineArgs(**build_engine_args(config)).create_engine_config()
     log = _iteration_log(page) if config.log_iterations else None
-    has_stops = has_safepoints(vllm_config)
-    settle_places(vllm_config, Places(page.path, board.path if has_stops else None, config.profile_dir, log))
-    return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True), has_stops
+    arrivals = board.path if has_safepoints(vllm_config) else None
+    options = settle_places(vllm_config, Places(page.path, arrivals, config.profile_dir, log))
+    return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True), options
+
+
+def _check(prepared: Prepared) -> None:
+    if not prepared.stops:
+        raise RuntimeError(f"passes cannot be stopped (engine.preempt: never does without): {NO_SAFEPOINTS}")
+    if not prepared.copies:
+        raise RuntimeError("KV blocks cannot be copied, as the log says (engine.host_kv_gib: 0 does without)")
 
 
 def _remove_files(page: EnginePage, board: ArrivalBoard) -> None:

@@ -25,6 +25,7 @@ def preempt_cheapest(
     blocks_short: int,
     now_s: float,
     count_kept_tokens: Callable[[Request], int] = lambda request: 0,
+    count_saved_blocks: Callable[[Request], int] = lambda request: 0,
 ) -> bool:
     """Preempts those of the candidates that lose least, as many as it takes.
 
@@ -35,6 +36,7 @@ def preempt_cheapest(
         blocks_short: KV blocks needed besides those that are free.
         now_s: Now.
         count_kept_tokens: What a request loses besides its computed tokens.
+        count_saved_blocks: Leading blocks of a request that are in host memory.
 
     Returns:
         False if it is none.
@@ -50,7 +52,8 @@ def preempt_cheapest(
         return count_kept_tokens(request) + (LAST_PROMPT_TOKENS if prompts == [request] else 0)
 
     victims = [
-        _as_victim(scheduler, request, stays_cached, count_further_tokens(request)) for request in by_id.values()
+        _as_victim(scheduler, request, stays_cached, count_further_tokens(request), count_saved_blocks(request))
+        for request in by_id.values()
     ]
     chosen = choose_victims(victims, max(0, slots_short), max(0, blocks_short))
     for request_id in chosen:
@@ -58,16 +61,24 @@ def preempt_cheapest(
     return bool(chosen)
 
 
-def _as_victim(scheduler: Scheduler, request: Request, stays_cached: bool, further_tokens: int) -> Victim:
+def _as_victim(
+    scheduler: Scheduler, request: Request, stays_cached: bool, further_tokens: int, saved_blocks: int
+) -> Victim:
     freed = count_freed_blocks(scheduler, request)
     shared = count_held_blocks(scheduler, request) - freed // count_groups(scheduler)
-    lost = count_lost_tokens(request.num_computed_tokens, shared, scheduler.block_size, stays_cached=stays_cached)
+    kept = max(shared, saved_blocks)
+    lost = count_lost_tokens(request.num_computed_tokens, kept, scheduler.block_size, stays_cached=stays_cached)
     # The blocks of a batch in flight may become free later only, the slot at once.
     return Victim(request.request_id, freed if can_free_blocks(scheduler, request) else 0, lost + further_tokens)
 
 
-def preempt_beforehand(scheduler: Scheduler, now_s: float) -> bool:
+def preempt_beforehand(scheduler: Scheduler, now_s: float, release: Callable[[], bool] | None = None) -> bool:
     """Preempts those whom vLLM would preempt within this step for want of KV blocks; False if it is nobody.
+
+    Args:
+        scheduler: vLLM's, set up for the step.
+        now_s: Now.
+        release: Gives back blocks that are held for those who wait; False if there are none.
 
     vLLM 0.32 takes blocks for computed as soon as it has allocated them. Those of a request that it preempts later
     in the same step stay in the prefix cache, and the next request with this prefix is served garbage.
@@ -79,6 +90,8 @@ def preempt_beforehand(scheduler: Scheduler, now_s: float) -> bool:
         return False
     preempted = False
     while count_growth(scheduler, scheduler.running, scheduler.max_num_scheduled_tokens) > pool.get_num_free_blocks():
+        if release is not None and release():
+            continue
         victim = max(scheduler.running, key=attrgetter("priority", "arrival_time"))
         if not can_free_blocks(scheduler, victim):
             break

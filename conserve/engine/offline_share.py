@@ -23,10 +23,17 @@ from conserve.policy.token_budget import SMALLEST_CHUNK_TOKENS, size_offline_pas
 
 
 class Room(NamedTuple):
-    """KV blocks for offline requests: those free after the online demand, of which `reserve_blocks` stay free."""
+    """KV blocks for offline requests.
+
+    Attributes:
+        free_blocks: Free after the online demand.
+        reserve_blocks: Of these, what new requests leave free.
+        growth_reserve_blocks: Of these, what requests that run leave free.
+    """
 
     free_blocks: int
     reserve_blocks: int
+    growth_reserve_blocks: int
 
 
 @dataclass
@@ -40,6 +47,7 @@ class OfflineShare:
         offer: Waiting offline requests that may be taken in.
         holding_offer: Likewise of those that have KV blocks already, from a connector.
         blocks_kept_free: KV blocks that taking in leaves free.
+        headroom_blocks: KV blocks that are to stay free beside the next one that is taken in.
         wanting: Running requests in order, if some of them are held back for want of blocks only.
         blocks_short: KV blocks that those miss.
     """
@@ -50,6 +58,7 @@ class OfflineShare:
     offer: int = 0
     holding_offer: int = 0
     blocks_kept_free: int = 0
+    headroom_blocks: int = 0
     wanting: list[Request] = field(default_factory=list)
     blocks_short: int = 0
 
@@ -108,9 +117,10 @@ class _Filling:
         self._oldest = offline[0] if offline else None
         self._free_blocks = room.free_blocks
         self._reserve_blocks = room.reserve_blocks
+        self._growth_reserve_blocks = room.growth_reserve_blocks
         # So many blocks are enough for whatever the batch can hold: no need to count.
         worst = (len(offline) + self._room_tokens // scheduler.block_size + 1) * count_groups(scheduler)
-        self._counts_blocks = 2 * worst > room.free_blocks - room.reserve_blocks
+        self._counts_blocks = 2 * worst > room.free_blocks - room.growth_reserve_blocks
 
     def fill(self, offline: Sequence[Request], kept_back: int, decodes_only: bool) -> OfflineShare:
         prompts = [request for request in offline if request.is_prefill_chunk]
@@ -140,7 +150,7 @@ class _Filling:
         if (
             in_time
             and counted.tokens <= self._room_tokens
-            and blocks <= max(0, self._free_blocks - self._reserve_blocks)
+            and blocks <= max(0, self._free_blocks - self._growth_reserve_blocks)
         ):
             self._share.admitted += decodes
             self._shape = shape
@@ -203,6 +213,7 @@ class _Filling:
         admission = look_up_admission(self._scheduler, request)
         # Where none runs, one may use the reserve, so that offline work goes on whatever the reserve is.
         headroom = self._reserve_blocks + len(self._share.admitted) if running else 0
+        self._share.headroom_blocks = headroom
         most = min(len(backlog), slots)
         if self._demand.arrivals:
             # The arrivals must not be held up by what is to stay free, so it is checked here, for one request.
@@ -243,7 +254,7 @@ class _Filling:
             self._share.admitted.append(request)
             return True
         blocks = blocks_to_grow(self._scheduler, request, tokens)
-        kept = 0 if request is self._oldest else self._reserve_blocks
+        kept = 0 if request is self._oldest else self._growth_reserve_blocks
         if blocks > max(0, self._free_blocks - kept):
             self._share.blocks_short += blocks - max(0, self._free_blocks - kept)
             self._share.held.append(request)

@@ -33,6 +33,9 @@ class SchedulerOptions(BaseModel):
         arrivals: File of the `ArrivalBoard`; without it no pass is stopped for an arrival.
         preempt: When a pass of offline work is stopped between two layers.
         safepoint_interval_layers: Layers from one safepoint to the next.
+        host_kv_bytes: Host memory for KV blocks of offline requests, of all workers; 0 for none, None for as much as
+            `host_memory.choose_host_kv_bytes` chooses.
+        host_copy_share: Part of the time in which blocks may be copied there.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +47,8 @@ class SchedulerOptions(BaseModel):
     arrivals: Path | None = None
     preempt: PreemptRule = "slo"
     safepoint_interval_layers: int = Field(default=1, ge=1)
+    host_kv_bytes: int | None = Field(default=0, ge=0)
+    host_copy_share: float = Field(default=0.1, gt=0, le=1)
 
     def to_additional_config(self) -> dict[str, Any]:
         """The value of vLLM's `additional_config`. Infinity is written as a string, since JSON has none."""

@@ -32,6 +32,7 @@ class Knobs:
         prefix_order_off: 1 takes offline requests in the order of arrival (ablation).
         safepoints_off: 1 lets every pass come to its end (ablation).
         resume_off: 1 throws away what was computed of a stopped pass (ablation).
+        checkpoints_off: 1 copies no more KV blocks to host memory (ablation).
         full_passes: 1 fills iterations without online requests up to `offline_pass_tokens`, whatever the objectives.
         save_profile: Each new value makes the scheduler store its latency profile, in its next step.
     """
@@ -46,6 +47,7 @@ class Knobs:
     prefix_order_off: float = 0.0
     safepoints_off: float = 0.0
     resume_off: float = 0.0
+    checkpoints_off: float = 0.0
     full_passes: float = 0.0
     save_profile: float = 0.0
 
@@ -75,6 +77,16 @@ class Counters:
         wasted_tokens: Tokens computed in vain by stopped passes; a part of the layers counts for its share.
         kept_bytes: Memory of the largest pass that was kept.
         missing_arrivals: Announced online requests that did not come in time and were waited for.
+        saved_blocks: KV blocks of offline requests that were sent to host memory.
+        restored_blocks: Those that were sent back; `restored_in_vain` of them were given back unused.
+        dropped_blocks: Copies given up for others, with host memory full.
+        uncovered_blocks: Blocks that found no room in host memory.
+        failed_copies: Blocks whose copy has failed.
+        copied_blocks, copy_s: Blocks copied to and fro, and the time that took.
+        copy_wait_s: Time that batches have waited for copies.
+        host_blocks: Blocks in host memory now, of `host_slots` that it has room for. Each has `host_block_bytes` and
+            `host_block_tokens`.
+        host_kv_bytes: Host memory that workers are to take for them; 0 for none.
         schedule_s: Seconds spent in the scheduler's `schedule`.
         counted_until_s: When the last of the counted iterations ended, by `time.monotonic`; 0 before the first.
     """
@@ -103,6 +115,20 @@ class Counters:
     wasted_tokens: float = 0.0
     kept_bytes: float = 0.0
     missing_arrivals: float = 0.0
+    saved_blocks: float = 0.0
+    restored_blocks: float = 0.0
+    restored_in_vain: float = 0.0
+    dropped_blocks: float = 0.0
+    uncovered_blocks: float = 0.0
+    failed_copies: float = 0.0
+    copied_blocks: float = 0.0
+    copy_s: float = 0.0
+    copy_wait_s: float = 0.0
+    host_blocks: float = 0.0
+    host_slots: float = 0.0
+    host_block_bytes: float = 0.0
+    host_block_tokens: float = 0.0
+    host_kv_bytes: float = 0.0
     schedule_s: float = 0.0
     counted_until_s: float = 0.0
 

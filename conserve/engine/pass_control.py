@@ -232,6 +232,7 @@ class PassControl:
         first_token_ms: float,
         may_stop: bool,
         until_s: float,
+        may_lack_blocks: bool = False,
     ) -> None:
         """Tells the workers what to do with the batch.
 
@@ -242,6 +243,7 @@ class PassControl:
             first_token_ms: Of a request that arrives, once the engine is free.
             may_stop: Whether it may be stopped, if it has no online request in it.
             until_s: When it has to give way to online requests that decode; `inf` if there are none.
+            may_lack_blocks: Whether it waits for KV blocks that come back, and is stopped if they do not.
         """
         self._steps += 1
         is_offline = not work.has_online
@@ -260,7 +262,7 @@ class PassControl:
         )
         attach_plan(batch, plan)
         # Only what may be undone has to be known: what may be stopped, and what is scheduled behind it.
-        may_be_undone = plan.is_stoppable or any(each.may_be_undone for each in self._in_flight)
+        may_be_undone = plan.is_stoppable or may_lack_blocks or any(each.may_be_undone for each in self._in_flight)
         parts = self._list_parts(batch) if may_be_undone else {}
         self._in_flight.append(_Pass(plan.step, work, parts, may_be_undone))
 
@@ -284,7 +286,8 @@ class PassControl:
             return done.work
         self.generation += 1
         # Of what is in flight behind it nothing will be computed either.
-        self._undo([part for each in (done, *self._in_flight) for part in each.parts.values()], now_s)
+        parts = [part for each in (done, *self._in_flight) for part in each.parts.values()]
+        self._undo(parts, set(note.failed_blocks), now_s)
         # Workers forget void batches, and who is sent back may be in the next one again.
         forget_scheduled(self._scheduler)
         self._keep(done, note, now_s)
@@ -295,9 +298,9 @@ class PassControl:
         if self.stopped is not None:
             self.stopped.spent_ms = spent_ms
 
-    def _undo(self, undone: Sequence[_Part], now_s: float) -> None:
+    def _undo(self, undone: Sequence[_Part], missing_blocks: set[int], now_s: float) -> None:
         # Blocks of requests that have gone meanwhile, too: they are free, and would be found by their content.
-        uncomputed = {block for part in undone for block in part.blocks}
+        uncomputed = missing_blocks.union(block for part in undone for block in part.blocks)
         uncache_blocks(self._scheduler, uncomputed)
         going = {part.request.request_id: part for part in reversed(undone) if self._is_there(part)}
         for part in going.values():
@@ -307,8 +310,14 @@ class PassControl:
             # have counted on them.
             if count_blocks_before(self._scheduler, part.request, part.start, uncomputed):
                 preempt(self._scheduler, part.request, now_s, drops_output=True)
+        for request in [*self._scheduler.running] if missing_blocks else []:
+            if count_blocks_before(self._scheduler, request, request.num_computed_tokens, missing_blocks):
+                preempt(self._scheduler, request, now_s, drops_output=True)
 
     def _keep(self, done: _Pass, note: StopNote, now_s: float) -> None:
+        if note.failed_blocks:
+            # Nothing of it was computed, and nobody has arrived; what is kept of another pass is still there.
+            return
         parts = {
             request_id: part
             for request_id, part in done.parts.items()

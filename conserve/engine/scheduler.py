@@ -23,6 +23,8 @@ from typing import Any
 
 import structlog
 
+from conserve.engine.checkpoints import create_checkpoints
+from conserve.engine.copy_plan import read_copy_note
 from conserve.engine.deadlines import Deadlines
 from conserve.engine.iteration_log import IterationWriter
 from conserve.engine.lanes import LaneQueue, is_offline, split_lanes
@@ -32,6 +34,7 @@ from conserve.engine.offline_share import OfflineShare, Room, share_out
 from conserve.engine.online_demand import (
     OnlineDemand,
     count_decodes,
+    count_growth,
     count_prompt_tokens,
     count_slots,
     is_decoding,
@@ -40,7 +43,9 @@ from conserve.engine.online_demand import (
 from conserve.engine.options import SchedulerOptions
 from conserve.engine.page import Counters
 from conserve.engine.pass_control import PassControl
+from conserve.engine.pass_sizer import PassSizer
 from conserve.engine.profile_store import ProfileSaver, load_profile, profile_key
+from conserve.engine.saving import Pressure
 from conserve.engine.step_meter import StepMeter
 from conserve.engine.step_plan import read_stop
 from conserve.engine.stoppable import explain_unresumable, explain_unstoppable
@@ -95,12 +100,17 @@ class CoServing(Scheduler):
         self._reserve = KvReserve(self.kv_cache_manager.block_pool.num_gpu_blocks)
         self._watermark_blocks = self.kv_cache_manager.watermark_blocks
         self._control = self._make_control(options, control_class)
+        self._checkpoints = create_checkpoints(self, options, self._counters, can_stop=self._control is not None)
         self._layers = self.vllm_config.model_config.get_num_layers(self.vllm_config.parallel_config)
+        self._sizer = PassSizer(self._settings, self._meter, self._control, self._layers)
         self._resuming: list[tuple[Request, int]] = []
         self._until_s = math.inf
         self._may_slice = True
         self._preempted_in_step = False
+        self._lacks_blocks = False
         self._next_arrival: Request | None = None
+        # Workers take host memory only where there are checkpoints.
+        self._settings.report(self._counters, self._model, 0)
 
     def _make_control(self, options: SchedulerOptions, control_class: type[PassControl]) -> PassControl | None:
         if options.preempt == "never":
@@ -124,7 +134,8 @@ class CoServing(Scheduler):
         limit_ms, held = self._prepare(now_s)
         self.max_num_running_reqs -= len(held)
         # What continues a stopped pass has its blocks.
-        preempted = not self._resuming and preempt_beforehand(self, now_s)
+        release = self._checkpoints.release_landed if self._checkpoints is not None else None
+        preempted = not self._resuming and preempt_beforehand(self, now_s, release)
         self.max_num_active_reqs = 0 if preempted else self.max_num_active_reqs - len(held)
         try:
             output = super().schedule(throttle_prefills)
@@ -135,8 +146,9 @@ class CoServing(Scheduler):
             self.waiting.offer = self.kv_holding_waiting.offer = 0
             set_blocks_kept_free(self, self._watermark_blocks)
         self._counters.held_requests += len(held)
+        may_lack_blocks = self._copy_blocks(output, now_s)
         if output.total_num_scheduled_tokens > 0:
-            self._begin(output, now_s, limit_ms)
+            self._begin(output, now_s, limit_ms, may_lack_blocks)
         # A slice that vLLM found no room for would keep those waiting who come after it.
         self._may_slice = output.total_num_scheduled_tokens > 0 or math.isinf(self._until_s)
         self._counters.schedule_s += time.monotonic() - now_s
@@ -147,12 +159,16 @@ class CoServing(Scheduler):
     ) -> dict[int, Any]:
         """Takes in what an iteration has computed."""
         note = read_stop(model_runner_output)
+        if self._checkpoints is not None and scheduler_output.total_num_scheduled_tokens > 0:
+            self._checkpoints.end(read_copy_note(model_runner_output), note)
         if self._control is not None and scheduler_output.total_num_scheduled_tokens > 0:
             work = self._control.take_in(note, time.monotonic())
             if note is not None:
                 self._tally.uncount(work)
         outputs: dict[int, Any] = super().update_from_output(scheduler_output, model_runner_output)
         now_s = time.monotonic()
+        if self._checkpoints is not None and self.finished_req_ids:
+            self._checkpoints.release_gone(self.finished_req_ids)
         if scheduler_output.total_num_scheduled_tokens > 0:
             iteration = self._meter.end(now_s, note)
             if self._control is not None and note is not None and not note.is_void:
@@ -176,8 +192,28 @@ class CoServing(Scheduler):
                 self._control.settle(request)
         super().add_request(request)
 
+    def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
+        """Ends requests, as those whose client has gone."""
+        ended = super().finish_requests(request_ids, finished_status)
+        if self._checkpoints is not None:
+            self._checkpoints.release_gone(self.finished_req_ids)
+        return ended
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        """Forgets what is in the prefix cache and in host memory; False if requests use it."""
+        if self._checkpoints is None:
+            return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
+        # What is held for requests that wait is in no one's use.
+        self._checkpoints.release_landed()
+        done = bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
+        if done:
+            self._checkpoints.forget()
+        return done
+
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         self._tally.preempt(request)
+        if self._checkpoints is not None and is_offline(request):
+            self._checkpoints.note_preempted(request, time.monotonic(), for_blocks=self._lacks_blocks)
         self._preempted_in_step = True
         super()._preempt_request(request, timestamp, drop_stale_output)
 
@@ -193,6 +229,8 @@ class CoServing(Scheduler):
         self.waiting.backlog.ordered = not knobs.prefix_order_off
         if self._control is not None:
             self._control.may_resume = not knobs.resume_off
+        if self._checkpoints is not None:
+            self._checkpoints.enabled = not knobs.checkpoints_off
 
     # One step.
 
@@ -224,7 +262,17 @@ class CoServing(Scheduler):
             if self._resuming:
                 return math.inf, self._resume(offline)
         reserve_blocks = self._reserve.blocks(now_s)
+        growth_reserve_blocks = reserve_blocks
+        if self._checkpoints is not None and self._checkpoints.is_on:
+            # What is saved is given up at once, and at little cost: it serves a burst as well as what is free. So who
+            # runs may grow into what is kept free: to preempt another one for that would help nobody.
+            reserve_blocks = max(0, reserve_blocks - self._checkpoints.count_saved_of(offline))
+            growth_reserve_blocks = 0
         self._counters.kv_reserve_blocks = reserve_blocks
+        is_short = demand.blocks > self.kv_cache_manager.block_pool.get_num_free_blocks()
+        if is_short and self._checkpoints is not None and self._checkpoints.release_landed():
+            # Arrivals may have counted on blocks that were held for others.
+            demand = self._measure(demand.running, deadlines)
         demand = self._make_way(demand, offline, now_s, deadlines)
         offline = [request for request in offline if is_running(request)]
         slack = self._find_slack(demand, offline, deadlines, now_s)
@@ -232,22 +280,25 @@ class CoServing(Scheduler):
         # slice now, nor was just before.
         decodes_only = slack is not None and slack.is_regular and (slack.is_enough or was_slice)
         if slack is not None and slack.is_enough and self._may_slice:
-            room = Room(self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks, reserve_blocks)
-            if (held := self._slice(demand, offline, deadlines, room)) is not None:
+            free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
+            room = Room(free_blocks, reserve_blocks, growth_reserve_blocks)
+            if (held := self._slice(demand, offline, deadlines, room, now_s)) is not None:
                 self._until_s = slack.until_s
                 return math.inf, held
             decodes_only = False
-        limit_ms = self._limit_ms(demand, deadlines)
-        full_batch = self._size_mixed(demand) if demand.is_present else self._size_pass(deadlines)
+        limit_ms = self._sizer.limit_ms(demand, deadlines)
+        full_batch = self._sizer.size_mixed(demand) if demand.is_present else self._sizer.size_pass(deadlines)
 
         def share_out_rest() -> OfflineShare:
             free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
-            return self._share(offline, demand, limit_ms, Room(free_blocks, reserve_blocks), full_batch, decodes_only)
+            room = Room(free_blocks, reserve_blocks, growth_reserve_blocks)
+            return self._share(offline, demand, limit_ms, room, full_batch, decodes_only)
 
         share = share_out_rest()
         if share.blocks_short and self._give_way(share, now_s):
             offline = [request for request in offline if is_running(request)]
             share = share_out_rest()
+        self._prefetch(share, demand, not (demand.is_present or share.admitted), now_s)
         self.running = [*demand.running, *share.admitted]
         self.max_num_scheduled_tokens = min(demand.tokens + share.tokens, self._settings.full_batch)
         self.waiting.offer = 0 if self._preempted_in_step else share.offer
@@ -302,6 +353,8 @@ class CoServing(Scheduler):
 
     def _give_way(self, share: OfflineShare, now_s: float) -> bool:
         """Preempts offline requests for others of them that cannot go on; True if one was preempted."""
+        if self._checkpoints is not None and self._checkpoints.release_landed():
+            return True
         first, *others = share.wanting
         # The oldest goes on, so there is always one that gets to its end: unless requests that wait have the blocks.
         candidates = others if others or not self.kv_holding_waiting.backlog else [first]
@@ -309,44 +362,24 @@ class CoServing(Scheduler):
 
     def _preempt(self, candidates: Iterable[Request], slots_short: int, blocks_short: int, now_s: float) -> bool:
         """Preempts those of the candidates that lose least, as many as it takes; False if it is none."""
-        return preempt_cheapest(self, candidates, slots_short, blocks_short, now_s, self._count_kept_tokens)
+        self._lacks_blocks = blocks_short > 0
+        try:
+            return preempt_cheapest(
+                self, candidates, slots_short, blocks_short, now_s, self._count_kept_tokens, self._count_saved_blocks
+            )
+        finally:
+            self._lacks_blocks = False
 
     def _count_kept_tokens(self, request: Request) -> int:
         return self._control.count_kept_tokens(request) if self._control is not None else 0
 
+    def _count_saved_blocks(self, request: Request) -> int:
+        return self._checkpoints.count_saved_blocks(request) if self._checkpoints is not None else 0
+
     # Passes that can be stopped.
 
-    @property
-    def _can_stop(self) -> bool:
-        return self._control is not None and self._control.may_stop and not self._settings.knobs.safepoints_off
-
     def _is_awaited(self, now_s: float) -> bool:
-        return self._control is not None and self._can_stop and self._control.is_awaited(now_s)
-
-    def _limit_ms(self, demand: OnlineDemand, deadlines: Deadlines) -> float:
-        if demand.is_present:
-            return deadlines.limit_ms(demand)
-        if self._settings.knobs.full_passes:
-            return math.inf
-        return deadlines.limit_pass_ms(self._layers) if self._can_stop else deadlines.limit_ms(demand)
-
-    def _size_pass(self, deadlines: Deadlines) -> int:
-        """Tokens of an iteration without online requests, at most."""
-        knobs, full_batch = self._settings.knobs, self._settings.full_batch
-        tokens = min(full_batch, int(knobs.offline_pass_tokens) or full_batch)
-        if knobs.full_passes or knobs.offline_pass_tokens:
-            return tokens
-        tokens = self._meter.rates.best_tokens(tokens)
-        if self._control is None or not self._can_stop or self._control.can_resume:
-            return tokens
-        return min(tokens, deadlines.choose_pass_tokens(tokens))
-
-    def _size_mixed(self, demand: OnlineDemand) -> int:
-        """Tokens of an iteration with online requests: with offline ones, no more than the most efficient pass has."""
-        full_batch = self._settings.full_batch
-        if self._settings.knobs.token_budget_off:
-            return full_batch
-        return max(demand.tokens, self._meter.rates.best_tokens(full_batch))
+        return self._control is not None and self._sizer.can_stop and self._control.is_awaited(now_s)
 
     def _resume(self, offline: list[Request]) -> list[Request]:
         """Sets vLLM's scheduler up to continue the stopped pass. Returns who is held back."""
@@ -357,14 +390,14 @@ class CoServing(Scheduler):
     def _find_slack(
         self, demand: OnlineDemand, offline: list[Request], deadlines: Deadlines, now_s: float
     ) -> Slack | None:
-        if self._control is None or not self._can_stop or not self._control.can_resume or not demand.is_present:
+        if self._control is None or not self._sizer.can_stop or not self._control.can_resume or not demand.is_present:
             return None
         decodes = count_decodes(self, [request for request in offline if is_decoding(request)])
         slack = deadlines.find_slack(demand, IterationShape().add_decodes(decodes.sequences, decodes.context))
         return slack._replace(is_enough=False) if slack is not None and self._is_awaited(now_s) else slack
 
     def _slice(
-        self, demand: OnlineDemand, offline: list[Request], deadlines: Deadlines, room: Room
+        self, demand: OnlineDemand, offline: list[Request], deadlines: Deadlines, room: Room, now_s: float
     ) -> list[Request] | None:
         """Sets vLLM's scheduler up for a pass of offline prompts between two iterations of those who decode.
 
@@ -380,15 +413,16 @@ class CoServing(Scheduler):
         decodes = [request for request in offline if is_decoding(request)]
         limit_ms = deadlines.limit_pass_ms(self._layers)
         alone = OnlineDemand([])
-        tokens = self._size_pass(deadlines)
+        tokens = self._sizer.size_pass(deadlines)
         share = share_out(self, prompts, alone, self._model, limit_ms, tokens, room, [*demand.running, *decodes])
         shape = IterationShape().add_prefill(max(1, share.tokens), 0)
         if self._model.predict_ms(shape) < SMALLEST_SLICE_OVERHEADS * self._model.overhead_ms():
             return None  # So little rides with those who decode.
+        self._prefetch(share, demand, is_alone=False, now_s=now_s)
         if not share.admitted:
+            free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
             fits = share.offer and (
-                look_up_admission(self, self.waiting.backlog.peek_next()).blocks + share.blocks_kept_free
-                <= room.free_blocks
+                look_up_admission(self, self.waiting.backlog.peek_next()).blocks + share.blocks_kept_free <= free_blocks
             )
             if not fits:
                 return None
@@ -398,7 +432,37 @@ class CoServing(Scheduler):
         set_blocks_kept_free(self, share.blocks_kept_free)
         return share.held
 
-    def _begin(self, output: SchedulerOutput, now_s: float, limit_ms: float) -> None:
+    # KV blocks in host memory.
+
+    def _prefetch(self, share: OfflineShare, demand: OnlineDemand, is_alone: bool, now_s: float) -> None:
+        """Has the blocks of the preempted request that is offered next brought back before it is admitted.
+
+        Where others are computed meanwhile it waits for them; `is_alone` says that nobody is.
+        """
+        if self._checkpoints is None or not share.offer or self._preempted_in_step:
+            return
+        kept_free = demand.blocks + share.headroom_blocks + count_growth(self, share.admitted, share.tokens)
+        is_awaited = self._checkpoints.prefetch(self.waiting.backlog.peek_next(), kept_free, now_s)
+        if is_awaited and not is_alone:
+            share.offer = 0
+        elif self._checkpoints.has_preempted:
+            # Those behind it have blocks to come back, too.
+            share.offer = 1
+
+    def _copy_blocks(self, output: SchedulerOutput, now_s: float) -> bool:
+        """Has KV blocks copied while a batch is computed; True if it may be stopped for want of some."""
+        if self._checkpoints is None:
+            return False
+        online, offline = split_lanes(self.running)
+        offline.sort(key=_arrival_time)
+        burst_blocks, wanted_blocks = self._reserve.predict_burst(now_s), len(self.running)
+        if burst_blocks and self.waiting.backlog and len(self.running) < count_slots(self):
+            # It gets what is saved instead of being kept free.
+            wanted_blocks += -(-self.waiting.backlog.peek_next().num_tokens // self.block_size)
+        pressure = Pressure(burst_blocks, wanted_blocks, has_online=bool(online))
+        return self._checkpoints.begin(output, offline, pressure, now_s)
+
+    def _begin(self, output: SchedulerOutput, now_s: float, limit_ms: float, may_lack_blocks: bool) -> None:
         """An iteration was scheduled."""
         work = self._tally.count(output)
         limit_ms = limit_ms if work.is_mixed and math.isfinite(limit_ms) else 0.0
@@ -413,8 +477,9 @@ class CoServing(Scheduler):
             work,
             predicted_end_s=ends_s,
             first_token_ms=self._guard.first_token_ms(self._model),
-            may_stop=self._can_stop,
+            may_stop=self._sizer.can_stop,
             until_s=self._until_s,
+            may_lack_blocks=may_lack_blocks,
         )
 
 

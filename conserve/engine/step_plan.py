@@ -64,6 +64,7 @@ class StopNote:
         announced_s: When the request that it gave way to was announced, by `time.monotonic`; 0 if there is none.
         stopped_s: When it stopped.
         is_void: Whether it was void.
+        failed_blocks: KV blocks that were to come back from host memory and have not: it was stopped for them.
     """
 
     step: int
@@ -73,6 +74,7 @@ class StopNote:
     announced_s: float = 0.0
     stopped_s: float = 0.0
     is_void: bool = False
+    failed_blocks: tuple[int, ...] = ()
 
 
 def attach_plan(batch: Any, plan: StepPlan) -> None:

@@ -10,9 +10,6 @@ WORKERS: Final = {
     "cpu": "conserve.engine.cpu_worker.SafepointCPUWorker",
     "gpu": "conserve.engine.worker.SafepointWorker",
 }
-WATCH_ARRIVALS: Final = "watch_arrivals"
-"""Their method that shows them the `ArrivalBoard`, for `collective_rpc`."""
-WATCH_TIMEOUT_S: Final = 60.0
 NO_SAFEPOINTS: Final = "a worker has not found the layers of the model, or is on another machine"
 RESUMABLE: Final = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Models whose layers hand on hidden states and residual and nothing else."""

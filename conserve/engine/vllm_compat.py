@@ -44,6 +44,7 @@ RELIED_ON = {
         *("requires_kv_delivery", "kv_cache_manager", "schedule", "update_from_output", "add_request", "shutdown"),
         *("_preempt_request", "_is_blocked_waiting_status", "_handle_blocked_waiting_request"),
         *("_request_blocks_can_be_freed", "_inflight_prefills", "prev_step_scheduled_req_ids"),
+        *("kv_cache_config", "finished_req_ids", "finish_requests", "reset_prefix_cache"),
     ),
     "kv_cache_manager": (
         "evict_blocks",

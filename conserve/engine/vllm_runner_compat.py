@@ -12,7 +12,7 @@ from conserve.engine.resume import Row
 from conserve.engine.vllm_compat import SchedulerOutput
 
 RUNNER_RELIED_ON: Final = {
-    "runner": ("_model_forward", "input_batch", "requests", "get_model"),
+    "runner": ("_model_forward", "input_batch", "requests", "get_model", "kv_caches", "kv_cache_config"),
     "input_batch": (
         *("req_ids", "num_computed_tokens_cpu", "remove_request"),
         *("prev_sampled_token_ids", "prev_req_id_to_index", "sampled_token_ids_cpu", "async_copy_ready_event"),
@@ -36,6 +36,11 @@ def wrap_forward(runner: Any, begin: Callable[[int], None]) -> None:
         return forward(input_ids, positions, *args, **kwargs)
 
     runner._model_forward = begin_and_go_on
+
+
+def get_kv_allocation(runner: Any) -> Any:
+    """A view of the memory that holds the whole KV cache (vLLM 0.32 allocates it in one piece)."""
+    return runner.kv_caches[0]
 
 
 def run_eagerly() -> None:

@@ -1,4 +1,6 @@
-"""Workers that stop a pass between two layers and continue it later. vLLM takes them by name, as `worker_cls`.
+"""Workers that stop a pass between two layers and continue it later, and copy KV blocks to host memory and back.
+
+vLLM takes them by name, as `worker_cls`.
 
 The GPU worker has not been run on a GPU: it was written after the source of vLLM 0.32.
 """
@@ -9,14 +11,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
 from vllm.v1.worker.gpu_worker import Worker
 
 from conserve.engine.arrival_board import ArrivalBoard
+from conserve.engine.batch_copies import BatchCopies
+from conserve.engine.copier import open_copier
+from conserve.engine.copy_plan import read_copies
+from conserve.engine.kv_memory import count_slots, list_regions, view_blocks
 from conserve.engine.safepoint import PassGate, PassStopped, find_layers
 from conserve.engine.step_plan import StepPlan, StopNote, attach_stop, read_plan
 from conserve.engine.vllm_compat import ModelRunnerOutput, SchedulerOutput
-from conserve.engine.vllm_runner_compat import forget_previous_batch, list_rows, run_eagerly, wrap_forward
+from conserve.engine.vllm_runner_compat import (
+    forget_previous_batch,
+    get_kv_allocation,
+    list_rows,
+    run_eagerly,
+    wrap_forward,
+)
 
+_log = structlog.get_logger(__name__)
 EAGER_TOKENS = 512
 """A stoppable pass of so many tokens runs without compiled code, which has no layers to stop between. vLLM records CUDA
 graphs of up to 512 tokens; a larger pass has no launches to save."""
@@ -30,6 +44,7 @@ class Safepoints:
     _plan: StepPlan | None = None
     _void_generation = -1
     _stopped_output: ModelRunnerOutput | None = None
+    _copies = BatchCopies(None, 1)
 
     vllm_config: Any
     model_runner: Any
@@ -39,6 +54,7 @@ class Safepoints:
         """Loads the model and puts a safepoint before each of its layers."""
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         parallel = self.vllm_config.parallel_config
+        self._copies = BatchCopies(None, parallel.tensor_parallel_size)
         count = self.vllm_config.model_config.get_num_layers(parallel)
         layers = find_layers(self.model_runner.get_model(), count)
         if layers:
@@ -56,8 +72,32 @@ class Safepoints:
         self._gate.watch(ArrivalBoard(Path(path)))
         return self._gate.layers
 
+    def open_host_pool(self, host_kv_bytes: int) -> int:
+        """Takes host memory for KV blocks. For `collective_rpc`, before the first request.
+
+        Args:
+            host_kv_bytes: Of all workers of the engine.
+
+        Returns:
+            Blocks that it can hold; 0 if it cannot hold any, for a reason that is in the log.
+
+        Raises:
+            RuntimeError: there is not so much memory; names the setting.
+        """
+        parallel, config = self.vllm_config.parallel_config, self.model_runner.kv_cache_config
+        slots = count_slots(host_kv_bytes, config, parallel.tensor_parallel_size)
+        try:
+            regions = list_regions(config, self.vllm_config.cache_config.get_resolved_kv_cache_layout())
+        except ValueError as error:
+            _log.warning("preempted requests are computed again", reason=str(error))
+            return 0
+        blocks = view_blocks(get_kv_allocation(self.model_runner), regions, config.num_blocks)
+        self._copies = BatchCopies(open_copier(blocks, slots), parallel.tensor_parallel_size)
+        return slots
+
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """Computes a batch, or as much of it as there is time for."""
+        self._copies.begin(read_copies(scheduler_output))
         plan = read_plan(scheduler_output)
         if plan is None or self._gate is None:
             return super().execute_model(scheduler_output)  # type: ignore[misc]
@@ -82,7 +122,14 @@ class Safepoints:
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Samples from what was computed last; nothing, if it was stopped."""
         output, self._stopped_output = self._stopped_output, None
-        return output if output is not None else super().sample_tokens(grammar_output)  # type: ignore[misc]
+        if output is None:
+            output = super().sample_tokens(grammar_output)  # type: ignore[misc]
+        return self._copies.annotate(output)
+
+    def shutdown(self) -> None:
+        """Ends the copies, too."""
+        self._copies.close()
+        super().shutdown()  # type: ignore[misc]
 
     def _begin_pass(self, tokens: int) -> None:
         """Called before the model's own forward pass, with the tokens of its batch, padding included."""
@@ -91,6 +138,8 @@ class Safepoints:
             return
         if plan.generation == self._void_generation:
             raise PassStopped(StopNote(plan.step, 0, gate.layers, is_void=True))
+        if self._copies.is_missing:
+            raise PassStopped(StopNote(plan.step, 0, gate.layers, failed_blocks=self._copies.take_missing()))
         if not plan.is_stoppable and not plan.resumes:
             if plan.kept == 0:
                 gate.drop()

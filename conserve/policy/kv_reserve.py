@@ -51,9 +51,13 @@ class KvReserve:
 
     def blocks(self, now_s: float) -> int:
         """KV blocks to keep free now."""
+        return min(self._max_blocks, self.predict_burst(now_s))
+
+    def predict_burst(self, now_s: float) -> int:
+        """KV blocks of the largest burst to expect now, whether they are kept free or not."""
         if now_s - self._peak_s >= IDLE_S:
             return 0
-        return min(self._max_blocks, math.ceil(MARGIN * self._fade_peak(now_s)))
+        return math.ceil(MARGIN * self._fade_peak(now_s))
 
     def _fade_peak(self, now_s: float) -> float:
         return float(self._peak_blocks * 0.5 ** ((now_s - self._peak_s) / HALF_LIFE_S))

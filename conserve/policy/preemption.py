@@ -30,17 +30,18 @@ class Victim:
     lost_tokens: int
 
 
-def count_lost_tokens(computed_tokens: int, shared_blocks: int, block_size: int, *, stays_cached: bool) -> int:
+def count_lost_tokens(computed_tokens: int, kept_blocks: int, block_size: int, *, stays_cached: bool) -> int:
     """Tokens that a request has to compute again when it is preempted.
 
     Args:
         computed_tokens: Those it has computed.
-        shared_blocks: Its KV blocks that others use, too, so that they stay in the prefix cache.
+        kept_blocks: Its leading KV blocks that others use, too, so that they stay in the prefix cache, or that are in
+            host memory.
         block_size: Tokens of a KV block.
         stays_cached: Whether all of its full blocks stay there: with plenty of free blocks (`PLENTY_SHARE`), and if it
             does not give way for blocks.
     """
-    kept_blocks = computed_tokens // block_size if stays_cached else shared_blocks
+    kept_blocks = computed_tokens // block_size if stays_cached else kept_blocks
     return max(0, computed_tokens - kept_blocks * block_size)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from loadtests.coserving.results import CEILING, CONSERVE, ONLINE_ONLY, RELAXED
+from loadtests.coserving.results import CEILING, CONSERVE, NO_CHECKPOINTS, ONLINE_ONLY, RELAXED
 from loadtests.report import Ratio, Report, RunReport
 
-Subject = Literal["errors", "ttft", "tbt", "offline", "model", "stops"]
+Subject = Literal["errors", "ttft", "tbt", "offline", "model", "stops", "checkpoints"]
 Verdict = Literal["goal met", "met", "missed", "not measured"]
 
 
@@ -107,6 +107,8 @@ def _list_figures(report: Report) -> Iterator[Figure]:
         beyond = run.stops.beyond_two_layers_ms if run.stops is not None else None
         measured = Ratio(median=beyond.p99) if beyond is not None else None
         yield Figure("Signal to stop, less 2 layers, p99, ms", "stops", Bound("<= 5", 5), None, measured)
+    if NO_CHECKPOINTS in report.runs:
+        yield from _list_checkpoint_figures(ratio, report, run)
     errors = Ratio(median=run.online_errors) if run.online_errors is not None else None
     yield Figure("Online errors", "errors", Bound("<= 0", 0), None, errors)
     for label, must, goal, error in (
@@ -126,6 +128,19 @@ def _list_interrupt_figures(ratio: Callable[..., Figure]) -> Iterator[Figure]:
     yield ratio("Offline tok/s / no safepoints", "offline", must, goal, "offline_vs_no_safepoints")
     must = Bound(">= 0.99", 0.99)
     yield ratio("Alone: offline tok/s / no safepoints", "offline", must, None, "alone_offline_vs_no_safepoints")
+
+
+def _list_checkpoint_figures(ratio: Callable[..., Figure], report: Report, run: RunReport) -> Iterator[Figure]:
+    if report.workload == "pressure":
+        must, goal = Bound(">= 1.25", 1.25), Bound(">= 3", 3)
+        yield ratio("Offline tok/s / no checkpoints", "checkpoints", must, goal, "offline_vs_no_checkpoints")
+    must, goal = Bound("<= 1.03", 1.03), Bound("<= 1", 1)
+    yield ratio("P99 TTFT / no checkpoints", "ttft", must, goal, "ttft_p99_vs_no_checkpoints")
+    yield ratio("P99 TBT / no checkpoints", "tbt", must, goal, "tbt_p99_vs_no_checkpoints")
+    if run.checkpoints is not None and run.offline_preemptions and run.recomputed_tokens is not None:
+        must = Bound(f"<= {run.checkpoints.block_tokens}", run.checkpoints.block_tokens)
+        measured = Ratio(median=run.recomputed_tokens / run.offline_preemptions)
+        yield Figure("Tokens recomputed a preemption", "checkpoints", must, Bound("<= 0", 0), measured)
 
 
 def _find_waste(run: RunReport) -> Ratio | None:

@@ -180,6 +180,25 @@ def _explain_stops(report: Report) -> list[str]:
     ]
 
 
+def _explain_checkpoints(report: Report) -> list[str]:
+    lines = []
+    for name, run in report.runs.items():
+        if run.offline_preemptions and run.recomputed_tokens is not None:
+            lines.append(
+                f"{name}: {run.offline_preemptions:,} offline requests preempted, {run.recomputed_tokens:,} tokens of "
+                f"theirs computed again, {_share(run.recomputed_tokens, run.offline_scheduled_tokens or 0)} of all."
+            )
+        if (found := run.checkpoints) is not None:
+            rate = f" at {found.copy_gb_per_s:,.1f} GB/s" if found.copy_gb_per_s is not None else ""
+            lines.append(
+                f"{name}: {found.saved_blocks:,} KV blocks saved, {found.restored_blocks:,} restored "
+                f"({found.restored_in_vain:,} in vain), copied{rate} in {_percent(found.copy_share)} of the time; "
+                f"batches waited {found.copy_wait_ms:,.0f} ms for copies. Host memory full: {found.dropped_blocks:,} "
+                f"blocks dropped, {found.uncovered_blocks:,} not covered. {found.failed_copies:,} copies failed."
+            )
+    return lines
+
+
 _EXPLAIN: dict[Subject, Callable[[Report], list[str]]] = {
     "errors": _explain_errors,
     "ttft": _explain_ttft,
@@ -187,4 +206,5 @@ _EXPLAIN: dict[Subject, Callable[[Report], list[str]]] = {
     "offline": _explain_offline,
     "model": _explain_model,
     "stops": _explain_stops,
+    "checkpoints": _explain_checkpoints,
 }

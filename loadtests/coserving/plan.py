@@ -21,6 +21,7 @@ ABLATIONS: Final = {
     "prefix-order": Knobs(prefix_order_off=1),
     "safepoints": Knobs(safepoints_off=1),
     "resume": Knobs(resume_off=1),
+    "checkpoints": Knobs(checkpoints_off=1),
 }
 _NAMED: Final = {f"{ABLATION_PREFIX}{name}" for name in ABLATIONS}
 _FULL: Final = {

@@ -30,6 +30,7 @@ RELAXED: Final = "conserve-relaxed"
 ABLATION_PREFIX: Final = "no-"
 NO_SAFEPOINTS: Final = "no-safepoints"
 NO_RESUME: Final = "no-resume"
+NO_CHECKPOINTS: Final = "no-checkpoints"
 FULL_PASSES: Final = "full-passes"
 FULL_PASSES_NO_SAFEPOINTS: Final = "full-passes-no-safepoints"
 """Ours, with iterations without online requests as large as the batch, whatever the objectives."""
@@ -208,7 +209,7 @@ class RunResult:
         """What the counters grew by within the window; those that say how something is *now* are as at its end."""
         now = {
             *("backlog_requests", "kv_reserve_blocks", "model_ready", "model_error_median", "model_error_p95"),
-            "overhead_ms",
+            *("overhead_ms", "host_blocks", "host_slots", "host_block_bytes", "host_block_tokens", "host_kv_bytes"),
         }
         before, after = asdict(self.counters_before), asdict(self.counters_after)
         return Counters(**{name: value - (0.0 if name in now else before[name]) for name, value in after.items()})

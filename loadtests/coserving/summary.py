@@ -18,6 +18,7 @@ from rich.console import Console
 
 from conserve.engine.options import Objective
 from conserve.engine.page import Counters
+from loadtests.coserving.checkpoints import count_checkpoint_bytes, describe_checkpoints
 from loadtests.coserving.plots import sort_runs, write_plots
 from loadtests.coserving.results import (
     ALONE,
@@ -26,6 +27,7 @@ from loadtests.coserving.results import (
     CONSERVE,
     FULL_PASSES,
     FULL_PASSES_NO_SAFEPOINTS,
+    NO_CHECKPOINTS,
     NO_RESUME,
     NO_SAFEPOINTS,
     OFFLINE_ONLY,
@@ -74,6 +76,7 @@ _LATENCY_RATIOS: Final[tuple[LatencyRatio, ...]] = (
     (STOCK_TUNED, "stock_tuned", (99,)),
     (NO_SAFEPOINTS, "no_safepoints", (50, 99)),
     (NO_RESUME, "no_resume", (99,)),
+    (NO_CHECKPOINTS, "no_checkpoints", (99,)),
 )
 _RATE_RATIOS: Final[tuple[RateRatio, ...]] = (
     ("offline_vs_stock_tuned", STOCK_TUNED, _offline_rate),
@@ -81,6 +84,7 @@ _RATE_RATIOS: Final[tuple[RateRatio, ...]] = (
     ("offline_percent_of_optimum", CEILING, _offline_rate),
     ("offline_vs_no_safepoints", NO_SAFEPOINTS, _offline_rate),
     ("offline_vs_no_resume", NO_RESUME, _offline_rate),
+    ("offline_vs_no_checkpoints", NO_CHECKPOINTS, _offline_rate),
     ("total_vs_online_only", ONLINE_ONLY, lambda result: _total(result).total_per_s),
     ("prompt_vs_online_only", ONLINE_ONLY, lambda result: _total(result).prompt_per_s),
     ("output_vs_online_only", ONLINE_ONLY, lambda result: _total(result).output_per_s),
@@ -350,6 +354,9 @@ def _describe_counters(repeats: Sequence[RunResult]) -> dict[str, object]:
         figures["aborted_layers"] = sum(
             int(each.stop_layer - each.first_layer) for result in repeats for each in list_stopped(result)
         )
+    if any(each.saved_blocks or each.restored_blocks for each in counters):
+        figures["checkpoints"] = describe_checkpoints(repeats)
+        figures["checkpoint_bytes"] = count_checkpoint_bytes(counters)
     if scheduled := _count(counters, "offline_prefill_tokens", "offline_decode_tokens"):
         figures["offline_scheduled_tokens"] = scheduled
     if all(result.objective is not None for result in repeats):

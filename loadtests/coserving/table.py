@@ -24,6 +24,7 @@ _SUBJECTS: dict[Subject, str] = {
     "offline": "Offline work",
     "model": "Latency model",
     "stops": "Stopped passes",
+    "checkpoints": "KV checkpoints",
 }
 
 

@@ -40,6 +40,8 @@ from conserve.policy.pass_stop import PreemptRule
 from conserve.policy.priority import OFFLINE_PRIORITY
 
 NO_LIMIT = Objective(ttft_slo_ms=float("inf"), tbt_slo_ms=float("inf"))
+_BLOCK_BYTES = 8
+"""For each token, of the KV cache that `make_scheduler` describes."""
 _MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -78,6 +80,7 @@ def make_config(
     has_safepoints: bool = False,
     async_scheduling: bool = False,
     kv_transfer: KVTransferConfig | None = None,
+    host_slots: float = 0,
 ) -> VllmConfig:
     """The configuration of an engine, for a model of which there is nothing but a description."""
     options = SchedulerOptions(
@@ -87,6 +90,8 @@ def make_config(
         iteration_log=iteration_log,
         arrivals=arrivals,
         preempt=preempt,
+        host_kv_bytes=int(host_slots * _BLOCK_BYTES * size.block_size),
+        host_copy_share=1.0,
     )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(_MODEL))

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from vllm.v1.outputs import KVConnectorOutput
 
+from conserve.engine.copy_plan import attach_copy_note, read_copies
 from conserve.engine.step_plan import StepPlan, StopNote, attach_stop, read_plan
 from conserve.engine.testing.connector import Load
+from conserve.engine.testing.copies import CopyFails, CountEarly, FakeCopies
 from conserve.engine.vllm_compat import ModelRunnerOutput, SchedulerOutput
 
 VOCABULARY = 1_000
@@ -26,13 +28,13 @@ def sample_tokens(prompt: Sequence[int], max_tokens: int, stop_token_ids: Sequen
     """What `FakeWorker` answers to a prompt, whatever else the batches hold."""
     prefix = 0
     for token in prompt:
-        prefix = _extend(prefix, token)
+        prefix = extend(prefix, token)
     answer: list[int] = []
     while len(answer) < max_tokens:
         answer.append(_next_token(prefix))
         if answer[-1] in stop_token_ids:
             break
-        prefix = _extend(prefix, answer[-1])
+        prefix = extend(prefix, answer[-1])
     return answer
 
 
@@ -62,6 +64,8 @@ class FakeWorker:
         checks_context: False trusts the scheduler: for long contexts, where the check takes its time.
         load_batches: Batches that go by until KV that `FakeConnector` has is loaded.
         choose_stop: Stops batches, as the safepoints of a real worker do.
+        copy_fails: Which copies to host memory and back fail.
+        count_early: As in `FakeCopies`.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class FakeWorker:
         checks_context: bool = True,
         load_batches: int = 3,
         choose_stop: ChooseStop | None = None,
+        copy_fails: CopyFails = lambda plan: False,
+        count_early: CountEarly = lambda: 1,
     ) -> None:
         self._choose_stop = choose_stop
         self._void_generation = -1
@@ -82,6 +88,7 @@ class FakeWorker:
         self._checks_context = checks_context
         self._cache: dict[tuple[int, int], int] = {}
         self._sequences: dict[str, _Sequence] = {}
+        self.copies = FakeCopies(self._cache, block_size, copy_fails, count_early)
 
     def execute(self, batch: SchedulerOutput) -> ModelRunnerOutput:
         """Computes a batch.
@@ -90,6 +97,7 @@ class FakeWorker:
             WrongBatch: tokens are not known yet, blocks are missing, or have another request's tokens in them; or a
                 stopped pass is continued that was not kept, or with other rows.
         """
+        self.copies.begin(read_copies(batch))
         for request_id in batch.finished_req_ids:
             self._sequences.pop(request_id, None)
         starts: dict[str, int] = {}
@@ -108,7 +116,7 @@ class FakeWorker:
             output = ModelRunnerOutput(req_ids=request_ids, req_id_to_index=index_of)
             attach_stop(output, note)
             return output
-        return ModelRunnerOutput(
+        output = ModelRunnerOutput(
             req_ids=request_ids,
             req_id_to_index=index_of,
             sampled_token_ids=[
@@ -117,6 +125,8 @@ class FakeWorker:
             ],
             kv_connector_output=self._load(batch),
         )
+        attach_copy_note(output, self.copies.take_note())
+        return output
 
     def _stop(self, batch: SchedulerOutput, starts: dict[str, int]) -> StopNote | None:
         plan = read_plan(batch)
@@ -124,6 +134,9 @@ class FakeWorker:
             return None
         if plan.generation == self._void_generation:
             return StopNote(plan.step, 0, LAYERS, is_void=True)
+        if self.copies.is_missing:
+            self._void_generation = plan.generation
+            return StopNote(plan.step, 0, LAYERS, failed_blocks=self.copies.take_missing())
         rows = {request_id: (starts[request_id], tokens) for request_id, tokens in batch.num_scheduled_tokens.items()}
         first_layer = self._continue(plan, rows)
         if plan.rule == "never" or self._choose_stop is None:
@@ -162,7 +175,7 @@ class FakeWorker:
         for load in done:
             prefix = 0
             for position, token in enumerate(load.tokens):
-                prefix = _extend(prefix, token)
+                prefix = extend(prefix, token)
                 self._cache[load.blocks[position // self._block_size], position % self._block_size] = prefix
         return KVConnectorOutput(finished_recving={load.request_id for load in done})
 
@@ -190,16 +203,22 @@ class FakeWorker:
             raise WrongBatch(f"{request_id}: tokens {start} to {end} of {len(sequence.tokens)} known ones")
         if end > len(sequence.blocks) * self._block_size:
             raise WrongBatch(f"{request_id}: {len(sequence.blocks)} blocks for {end} tokens")
+        size = self._block_size
+        for number, block in enumerate(sequence.blocks[: -(-end // size)]):
+            if (number + 1) * size <= start:
+                self.copies.check_read(block)
+            else:
+                self.copies.check_written(block)
         prefix = 0
         if self._checks_context:
             for position in range(start):
-                prefix = _extend(prefix, sequence.tokens[position])
+                prefix = extend(prefix, sequence.tokens[position])
                 if self._cache.get(self._locate(sequence, position)) != prefix:
                     raise WrongBatch(f"{request_id}: KV of token {position} of {start} is not there")
         elif start:
             prefix = self._cache[self._locate(sequence, start - 1)]
         for position in range(start, end):
-            prefix = _extend(prefix, sequence.tokens[position])
+            prefix = extend(prefix, sequence.tokens[position])
             self._cache[self._locate(sequence, position)] = prefix
         if end < len(sequence.tokens):
             return []
@@ -211,7 +230,8 @@ class FakeWorker:
         return sequence.blocks[position // self._block_size], position % self._block_size
 
 
-def _extend(prefix: int, token: int) -> int:
+def extend(prefix: int, token: int) -> int:
+    """What `FakeWorker` has in its KV cache for a token: a hash of it and all before."""
     return hash((prefix, token))
 
 

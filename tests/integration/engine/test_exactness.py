@@ -77,14 +77,19 @@ async def test_requests_that_give_way_for_slots(engine: DirectEngine, stock: Out
 @in_loop_of_module
 async def test_requests_that_give_way_for_kv_blocks(engine: DirectEngine, stock: Outputs) -> None:
     before = engine.counters()
-    offline = [call for call in LONG if not call.online]
-    assert await run_together(engine, offline) == [stock[call] for call in offline]
-    among_themselves = subtract(engine.counters(), before)
-    assert among_themselves.offline_preemptions > 0
     assert await run_together(engine, LONG, bursts=5) == [stock[call] for call in LONG]
     counted = subtract(engine.counters(), before)
-    assert counted.offline_recomputed_tokens > among_themselves.offline_recomputed_tokens
+    assert counted.offline_preemptions > 0
     assert counted.mixed_iterations > 0
+
+    # Among themselves: without checkpoints nobody grows into what is kept free for bursts such as these.
+    engine.set_knobs(Knobs(checkpoints_off=1))
+    before = engine.counters()
+    offline = [call for call in LONG if not call.online]
+    assert await run_together(engine, offline) == [stock[call] for call in offline]
+    counted = subtract(engine.counters(), before)
+    assert counted.offline_preemptions > 0
+    assert counted.offline_recomputed_tokens > 0
 
 
 @in_loop_of_module

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from conserve.engine.options import Objective
+from conserve.engine.testing.copies import CopyFails
 from conserve.engine.testing.scheduling import (
     NO_LIMIT,
     EngineSize,
@@ -29,10 +30,11 @@ def start() -> Iterator[Start]:
         *objectives: Objective,
         taught: bool = True,
         choose_stop: ChooseStop | None = None,
+        copy_fails: CopyFails = lambda plan: False,
         **settings: Any,
     ) -> FakeEngine:
         config = make_config(size, objectives=objectives or (NO_LIMIT,), **settings)
-        worker = FakeWorker(size.block_size, choose_stop=choose_stop)
+        worker = FakeWorker(size.block_size, choose_stop=choose_stop, copy_fails=copy_fails)
         engine = FakeEngine(make_scheduler("conserve", config), clock, worker=worker)
         model = engine.scheduler._model
         for number in range(400 if taught else 0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from conserve.engine.page import EnginePage, Knobs
 from conserve.engine.step_plan import StepPlan, read_plan
 from conserve.engine.testing.connector import REMOTE_TOKEN, use_fake_connector
 from conserve.engine.testing.scheduling import EngineSize, FakeEngine, VirtualClock, make_config, make_scheduler
-from conserve.engine.testing.worker import LAYERS, FakeWorker, sample_tokens
+from conserve.engine.testing.worker import LAYERS, FakeWorker, extend, sample_tokens
 from conserve.engine.vllm_compat import Request, SchedulerOutput, is_running
 from conserve.policy.latency import IterationShape
 from conserve.policy.priority import OFFLINE_PRIORITY
@@ -63,6 +64,11 @@ class Scenario:
     connector: bool = False
     stops: tuple[int, ...] = ()
     """Layers before which batches are stopped, one after the other; LAYERS lets one come to its end."""
+    host_slots: int = 0
+    early_copies: tuple[int, ...] = (0,)
+    """Copies made with each batch before anything waits for them, one number after the other."""
+    failing_copies: tuple[bool, ...] = (False,)
+    """Which of the copies fail, one after the other."""
 
 
 def limits() -> st.SearchStrategy[float]:
@@ -70,7 +76,7 @@ def limits() -> st.SearchStrategy[float]:
 
 
 @st.composite
-def scenarios(draw: st.DrawFn, *, connector: bool = False, stops: bool = False) -> Scenario:
+def scenarios(draw: st.DrawFn, *, connector: bool = False, stops: bool = False, checkpoints: bool = False) -> Scenario:
     max_model_len = draw(st.sampled_from([64, 160, 320]))
     block_size = draw(st.sampled_from([4, 16]))
     least_blocks = max_model_len // block_size + 1
@@ -119,6 +125,11 @@ def scenarios(draw: st.DrawFn, *, connector: bool = False, stops: bool = False) 
         arrivals=tuple(arrivals),
         connector=connector,
         stops=tuple(draw(st.lists(st.integers(0, LAYERS), min_size=1, max_size=8))) if stops else (),
+        host_slots=draw(st.sampled_from([1, 5, 40, 400])) if checkpoints else 0,
+        early_copies=tuple(draw(st.lists(st.integers(0, 2), min_size=1, max_size=4))) if checkpoints else (0,),
+        failing_copies=draw(st.sampled_from([(False,), (False,), (False, False, True), (True,)]))
+        if checkpoints
+        else (),
     )
 
 
@@ -136,8 +147,15 @@ class Watched(FakeEngine):
             async_scheduling=scenario.async_scheduling,
             kv_transfer=use_fake_connector() if scenario.connector else None,
             has_safepoints=bool(scenario.stops),
+            host_slots=scenario.host_slots,
         )
-        worker = FakeWorker(scenario.size.block_size, choose_stop=self.choose_stop if scenario.stops else None)
+        early, fails = itertools.cycle(scenario.early_copies), itertools.cycle(scenario.failing_copies or (False,))
+        worker = FakeWorker(
+            scenario.size.block_size,
+            choose_stop=self.choose_stop if scenario.stops else None,
+            copy_fails=lambda plan: next(fails),
+            count_early=lambda: next(early),
+        )
         super().__init__(make_scheduler("conserve", config, runner=scenario.runner), VirtualClock(), worker=worker)
         self.stoppable = 0
         self.scenario = scenario
@@ -240,6 +258,7 @@ class Watched(FakeEngine):
 
     def update(self) -> None:
         super().update()
+        self.check_host_memory()
         self.check_blocks()
         self.check_queues()
 
@@ -368,7 +387,7 @@ class Watched(FakeEngine):
         pool = self.scheduler.kv_cache_manager.block_pool
         # With a connector, blocks that a batch in flight may write to are free only after it.
         deferred = [blocks for _, blocks in self.scheduler.deferred_frees]
-        held = [*self.manager.req_to_blocks.values(), *deferred]
+        held = [*self.manager.req_to_blocks.values(), *deferred, *self.landed()]
         users = Counter(block.block_id for blocks in held for block in blocks)
         for block in pool.blocks:
             if not block.is_null:
@@ -378,6 +397,26 @@ class Watched(FakeEngine):
         entitled |= self.scheduler.requests.keys() & self.loading_for_nobody()
         strangers = {request_id for request_id, blocks in self.manager.req_to_blocks.items() if blocks} - entitled
         assert not strangers, f"{strangers} have blocks and do not run"
+
+    def landed(self) -> list[list[Any]]:
+        """Blocks that are held for waiting requests."""
+        checkpoints = self.scheduler._checkpoints
+        return checkpoints._landings.blocks if checkpoints is not None else []
+
+    def check_host_memory(self) -> None:
+        """Each slot holds what the tokens say by whose hash it is known."""
+        checkpoints, copies = self.scheduler._checkpoints, self._worker.copies
+        if checkpoints is None:
+            return
+        pool, size = checkpoints._pool, self.scheduler.block_size
+        unmade = {slot for plan in copies.waiting for _, slot in plan.saves}
+        for request_id in pool.request_ids:
+            request = self.scheduler.requests[request_id]
+            slots = pool.find_slots(request_id, 0, pool.count_saved(request_id))
+            expected = list(itertools.accumulate(request.all_token_ids[: len(slots) * size], extend, initial=0))[1:]
+            for number, slot in enumerate(slots):
+                if slot not in unmade and slot not in copies.bad_slots:
+                    assert copies.host[slot] == expected[number * size : (number + 1) * size], f"slot {slot}"
 
     def check_queues(self) -> None:
         scheduler = self.scheduler
@@ -442,6 +481,12 @@ class Watched(FakeEngine):
         assert not scheduler.deferred_waiting
         pool = scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+        if scheduler._checkpoints is not None:
+            checkpoints = scheduler._checkpoints
+            assert checkpoints._pool.free_slots == self.scenario.host_slots
+            assert (checkpoints._landings.blocks, len(checkpoints._in_flight), checkpoints._unproved) == ([], 0, {})
+            # By KV block, however many requests have come and gone.
+            assert max(len(checkpoints._saved_by), len(checkpoints._loaded_by)) <= self.scenario.size.kv_blocks
 
 
 def is_stale(request: Request) -> bool:
@@ -485,6 +530,20 @@ def test_properties_hold_in_every_step(scenario: Scenario) -> None:
 @given(scenario=scenarios(stops=True))
 def test_properties_hold_with_passes_that_are_stopped_and_continued(scenario: Scenario) -> None:
     play(scenario)
+
+
+def test_properties_hold_with_blocks_that_are_copied_to_host_memory_and_back() -> None:
+    counted: Counter[str] = Counter()
+
+    @PROFILE
+    @given(scenario=scenarios(stops=True, checkpoints=True))
+    def check(scenario: Scenario) -> None:
+        counters = play(scenario).scheduler._counters
+        for name in ("saved_blocks", "restored_blocks", "failed_copies", "dropped_blocks"):
+            counted[name] += int(getattr(counters, name))
+
+    check()
+    assert min(counted[name] for name in ("saved_blocks", "restored_blocks", "failed_copies", "dropped_blocks")) > 0
 
 
 @settings(PROFILE, max_examples=80)

@@ -11,6 +11,7 @@ import vllm
 
 from conserve.engine import vllm_compat
 from conserve.engine.testing.scheduling import EngineSize, FakeEngine, VirtualClock, make_config, make_scheduler
+from conserve.engine.vllm_blocks_compat import BLOCKS_RELIED_ON
 from conserve.engine.vllm_runner_compat import RUNNER_RELIED_ON
 
 
@@ -101,7 +102,8 @@ def test_the_scheduler_has_what_ours_relies_on() -> None:
         "request": request,
     }
     assert found.keys() == vllm_compat.RELIED_ON.keys()
-    for kind, names in vllm_compat.RELIED_ON.items():
+    assert BLOCKS_RELIED_ON.keys() <= found.keys()
+    for kind, names in [*vllm_compat.RELIED_ON.items(), *BLOCKS_RELIED_ON.items()]:
         missing = [name for name in names if not hasattr(found[kind], name)]
         assert not missing, f"vLLM's {kind} has no {', '.join(missing)} any more"
 
@@ -122,6 +124,8 @@ def test_the_model_runner_has_what_our_workers_rely_on() -> None:
         # Attributes are set in __init__, or are fields of a dataclass.
         known = {*dir(found[kind]), *getattr(found[kind], "__annotations__", ())}
         known |= {*inspect.unwrap(found[kind].__init__).__code__.co_names}
+        if kind == "runner":
+            known |= {*inspect.unwrap(GPUModelRunner.initialize_kv_cache).__code__.co_names}
         missing = [name for name in names if name not in known]
         assert not missing, f"vLLM's {kind} has no {', '.join(missing)} any more"
     parameters = [*inspect.signature(GPUModelRunner._model_forward).parameters]

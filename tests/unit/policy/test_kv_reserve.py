@@ -82,3 +82,12 @@ def test_reserve_covers_the_last_burst_as_far_as_it_has_faded(arrivals: list[tup
             # Left alone it only falls, by half in each half-life.
             later = reserve.blocks(now_s + wait_s)
             assert min(MAX_BLOCKS, blocks * 0.5 ** (wait_s / HALF_LIFE_S)) <= later <= kept
+
+
+def test_a_burst_is_predicted_whole_also_where_not_all_of_it_is_kept_free() -> None:
+    reserve = KvReserve(100)
+    assert reserve.predict_burst(0.0) == 0
+    reserve.observe(1.0, 80)
+    assert reserve.predict_burst(1.0) == 80 * MARGIN
+    assert reserve.blocks(1.0) == 100 * MAX_POOL_SHARE
+    assert reserve.predict_burst(1.0 + IDLE_S) == 0
