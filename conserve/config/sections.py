@@ -6,7 +6,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 EMBEDDED_REDIS = "embedded"
 
@@ -78,6 +87,16 @@ class EngineSettings(_Section):
     extra_args: dict[str, Any] = Field(
         default_factory=dict, description="Further vLLM engine arguments, passed on as they are."
     )
+
+    @field_validator("host_kv_gib", mode="wrap")
+    @classmethod
+    def _name_what_is_allowed(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> float | Literal["auto"]:
+        try:
+            checked: float | Literal["auto"] = handler(value)
+        except ValidationError:
+            # One message, in place of one for each kind of value.
+            raise ValueError("must be `auto`, or GiB from 0 to 4096") from None
+        return checked
 
     @field_validator("extra_args")
     @classmethod

@@ -219,7 +219,7 @@ def open_copier(blocks: Sequence[torch.Tensor], slots: int) -> Copier:
     Raises:
         RuntimeError: there is not so much host memory; names the setting.
     """
-    from conserve.engine.stream_copier import StreamCopier
+    from conserve.engine.stream_copier import StreamCopier  # It is a `Copier`, so it imports this module.
 
     try:
         return StreamCopier(blocks, slots) if blocks[0].is_cuda else ThreadCopier(blocks, slots)

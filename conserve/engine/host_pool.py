@@ -17,7 +17,6 @@ class HostPool:
     """
 
     def __init__(self, slots: int) -> None:
-        self.slots = slots
         self._free = list(range(slots - 1, -1, -1))
         self._slot_of: dict[Hashable, int] = {}
         self._users: dict[Hashable, set[str]] = {}

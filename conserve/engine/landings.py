@@ -144,11 +144,6 @@ class Landings:
         return {self._origins[block] for block in blocks if block in self._origins}
 
     @property
-    def is_loading(self) -> bool:
-        """Whether blocks are yet to be sent."""
-        return any(landing.unsent for landing in self._held.values())
-
-    @property
     def blocks(self) -> list[list[object]]:
         """KV blocks that are held, vLLM's, by request."""
         return [landing.landed.blocks for landing in self._held.values()]

@@ -127,6 +127,25 @@ def test_a_request_waits_a_step_for_its_blocks_while_others_are_computed(start: 
     finish(engine, texts)
 
 
+def test_what_is_given_back_before_it_has_come_is_not_found_in_the_prefix_cache(start: Start) -> None:
+    engine = start(EngineSize(kv_blocks=22), has_safepoints=True, host_slots=64)
+    texts = {"offline": (prompt(130), 60), "other": (prompt(20, 7), 40)}
+    engine.add_offline("offline", *texts["offline"])
+    interrupt(engine, 2)
+    engine.add_offline("other", *texts["other"])
+    run_until_answered(engine, "other")
+    engine.add("online", prompt(220, 900), 3)
+    while "online" not in engine.finished:
+        engine.step()
+    checkpoints = engine.scheduler._checkpoints
+    assert checkpoints is not None
+    checkpoints._saving._block_s = 1.0
+    _, copies = next_with_loads(engine)
+    assert len(copies.loads) == 1, "a piece is a block, if copying one takes so long"
+    assert checkpoints.release_landed()
+    finish(engine, texts)
+
+
 def test_where_nobody_else_runs_blocks_come_with_the_batch_that_needs_them(start: Start) -> None:
     engine = start_small(start)
     interrupt(engine, 2)
