@@ -38,6 +38,7 @@ class ServeUnreachableError(ServeApiError):
 class ApplicationStatus:
     """An application as Serve sees it.
 
+    `message` ends with what the deployments that are not healthy say: the reason for a start that fails stands there.
     `deployments` has the status of each by name. `import_path` is None for one that no configuration declared, and for
     a moment after it was deployed.
     """
@@ -120,10 +121,13 @@ class ServeApi:
 
 
 def _read_status(details: Mapping[str, Any]) -> ApplicationStatus:
-    deployments = {name: str(found.get("status")) for name, found in (details.get("deployments") or {}).items()}
+    found = details.get("deployments") or {}
+    deployments = {name: str(each.get("status")) for name, each in found.items()}
+    unwell = [each for each in found.values() if each.get("status") != "HEALTHY"]
+    messages = [str(each["message"]) for each in (details, *unwell) if each.get("message")]
     return ApplicationStatus(
         status=str(details.get("status")),
-        message=str(details.get("message") or ""),
+        message="\n".join(messages),
         deployments=deployments,
         import_path=(details.get("deployed_app_config") or {}).get("import_path"),
     )

@@ -18,6 +18,7 @@ class FakeServe:
     port: int = 0
     applications: dict[str, dict[str, Any]] = field(default_factory=dict)
     deployed_status: str = "RUNNING"
+    deployments: dict[str, dict[str, Any]] = field(default_factory=dict)
     put_status: int = 200
     delete_status: int = 200
     calls: list[str] = field(default_factory=list)
@@ -44,6 +45,7 @@ def serve() -> Iterator[FakeServe]:
                 for app in content["applications"]:
                     fake.run(app["name"], app["import_path"])
                     fake.applications[app["name"]]["status"] = fake.deployed_status
+                    fake.applications[app["name"]]["deployments"] = fake.deployments
             self.reply(fake.put_status, {})
 
         def do_DELETE(self) -> None:

@@ -142,6 +142,21 @@ def test_failed_deployment_is_removed_from_the_cluster(world: World) -> None:
     assert (world.serve.calls, world.serve.applications, read_record(world.state)) == (["PUT", "DELETE"], {}, None)
 
 
+def test_the_reason_of_a_failed_deployment_is_that_of_its_replica(world: World) -> None:
+    world.serve.deployed_status = "DEPLOY_FAILED"
+    world.serve.deployments = {
+        "Ingress": {"status": "HEALTHY", "message": "ValueError: of long ago"},
+        "Replica": {
+            "status": "DEPLOY_FAILED",
+            "message": "Traceback ...\nValueError: engine.x: set less\nRetried 3 times.",
+        },
+    }
+    stack = world.stack(world.serve.url)
+    with pytest.raises(StackError, match=r"did not start: ValueError: engine\.x: set less"):
+        stack.up()
+    assert stack.undo()
+
+
 @pytest.mark.parametrize("put_status", [200, 400])
 def test_failed_redeployment_leaves_what_was_on_the_cluster(world: World, put_status: int) -> None:
     world.serve.run("conserve")
