@@ -57,8 +57,8 @@ class ServingEngine(VLLMEngine):
         self.board = ArrivalBoard.create() if has_safepoints(vllm_engine_config) else None
         # Here and not before: the configuration may have been made on another machine.
         places = Places(self.page.path, self.board.path if self.board else None, profiles_dir())
-        settle_places(vllm_engine_config, places)
         try:
+            settle_places(vllm_engine_config, places)
             return super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
         finally:
             # The scheduler is there and has mapped it.

@@ -18,9 +18,9 @@ from deployments.ray_compat import VLLMEngine
 from deployments.serving_engine import ServingEngine
 
 
-def make_config(mode: Any) -> Any:
+def make_config(mode: Any, **settings: Any) -> Any:
     """The parts of a `VllmConfig` that are looked at."""
-    arguments = scheduler_arguments(EngineSettings(mode=mode), SloSettings(), "cpu")
+    arguments = scheduler_arguments(EngineSettings(mode=mode, **settings), SloSettings(), "cpu")
     worker = arguments.get("worker_cls", "vllm.v1.worker.cpu_worker.CPUWorker")
     return SimpleNamespace(
         parallel_config=SimpleNamespace(distributed_executor_backend="mp", worker_cls=worker),
@@ -80,6 +80,15 @@ def test_no_file_stays_of_an_engine_that_does_not_start(monkeypatch: pytest.Monk
     with pytest.raises(RuntimeError, match="no memory"):
         start(monkeypatch, make_config("conserve"), fail)
     assert not paths[0].exists()
+
+
+def test_no_file_stays_where_the_host_memory_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[EnginePage] = []
+    create = EnginePage.create
+    monkeypatch.setattr(EnginePage, "create", lambda: made.append(create()) or made[0])
+    with pytest.raises(ValueError, match=r"engine\.host_kv_gib"):
+        start(monkeypatch, make_config("conserve", host_kv_gib=4_000.0), lambda config: "client")
+    assert not made[0].path.exists()
 
 
 def test_stock_engine_has_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
