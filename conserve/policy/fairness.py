@@ -1,0 +1,122 @@
+"""Tenants share harvested tokens by weight: deficit round robin (Shreedhar and Varghese, 1996), on tokens.
+
+A request that takes many tokens counts for as many; a tenant that has nothing to do saves nothing up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+QUANTUM_TOKENS: Final = 2_048
+"""What a tenant of weight 1 gets in a round: the smaller, the more evenly tenants take turns."""
+
+
+@dataclass(frozen=True)
+class JobWork:
+    """Requests of one batch that can be taken.
+
+    Attributes:
+        batch_id: Its id.
+        ready: How many there are.
+        request_tokens: What one of them takes, prompt and output, on average.
+    """
+
+    batch_id: str
+    ready: int
+    request_tokens: float
+
+
+@dataclass
+class DeficitRoundRobin:
+    """Whose turn it is, from one round to the next.
+
+    Attributes:
+        deficits: Tokens that each tenant has left to take, by tenant.
+        turns: Tenants with work, who comes next coming first.
+    """
+
+    deficits: dict[str, float] = field(default_factory=dict)
+    turns: deque[str] = field(default_factory=deque)
+
+    def deal(
+        self, work: Mapping[str, Sequence[JobWork]], weights: Mapping[str, float], requests: int
+    ) -> list[tuple[str, int]]:
+        """Gives out so many places.
+
+        Args:
+            work: Of each tenant, in the order in which its batches go.
+            weights: Of tenants; 1 where it is not said.
+            requests: How many places there are.
+
+        Returns:
+            Batches and how many of their requests, in the order in which they are to be taken.
+        """
+        left = {tenant: deque(jobs) for tenant, jobs in work.items() if any(job.ready > 0 for job in jobs)}
+        taken = {tenant: 0 for tenant in left}
+        self._follow(left)
+        dealt: list[tuple[str, int]] = []
+        while requests > 0 and self.turns:
+            tenant = self.turns[0]
+            if self._take_from(tenant, left[tenant], taken, dealt):
+                requests -= 1
+                continue
+            self.turns.popleft()
+            if left[tenant]:
+                # Its quantum is over: what it could not use is added to the next one.
+                self.turns.append(tenant)
+                self.deficits[tenant] += QUANTUM_TOKENS * max(weights.get(tenant, 1.0), 1e-6)
+                self._skip_rounds(left, weights)
+            else:
+                del self.deficits[tenant]
+        return _merge(dealt)
+
+    def charge(self, tenant: str, tokens: float) -> None:
+        """Requests of a tenant have taken more than was expected (or less: negative)."""
+        if tenant in self.deficits:
+            self.deficits[tenant] -= tokens
+
+    def _follow(self, left: Mapping[str, object]) -> None:
+        """Who has no work is out; who is new comes last, with nothing to its credit."""
+        self.turns = deque(tenant for tenant in self.turns if tenant in left)
+        self.turns.extend(sorted(left.keys() - set(self.turns)))
+        self.deficits = {tenant: self.deficits.get(tenant, 0.0) for tenant in self.turns}
+
+    def _take_from(
+        self, tenant: str, jobs: deque[JobWork], taken: dict[str, int], dealt: list[tuple[str, int]]
+    ) -> bool:
+        while jobs and taken[tenant] >= jobs[0].ready:
+            jobs.popleft()
+            taken[tenant] = 0
+        if not jobs or self.deficits[tenant] < jobs[0].request_tokens:
+            return False
+        self.deficits[tenant] -= jobs[0].request_tokens
+        taken[tenant] += 1
+        dealt.append((jobs[0].batch_id, 1))
+        return True
+
+    def _skip_rounds(self, left: Mapping[str, deque[JobWork]], weights: Mapping[str, float]) -> None:
+        """Rounds in which nobody could afford a request are gone through at once."""
+        missing = [
+            (left[tenant][0].request_tokens - self.deficits[tenant])
+            / (QUANTUM_TOKENS * max(weights.get(tenant, 1.0), 1e-6))
+            for tenant in self.turns
+        ]
+        rounds = math.floor(min(missing))
+        if rounds > 0:
+            for tenant in self.turns:
+                self.deficits[tenant] += rounds * QUANTUM_TOKENS * max(weights.get(tenant, 1.0), 1e-6)
+
+
+def _merge(dealt: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Neighbours of the same batch as one."""
+    merged: list[tuple[str, int]] = []
+    for batch_id, count in dealt:
+        if merged and merged[-1][0] == batch_id:
+            merged[-1] = (batch_id, merged[-1][1] + count)
+        else:
+            merged.append((batch_id, count))
+    return merged

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conserve.policy.fairness import QUANTUM_TOKENS, DeficitRoundRobin, JobWork
+
+
+def run(
+    robin: DeficitRoundRobin, tenants: dict[str, float], weights: dict[str, float], rounds: int, requests: int = 10
+) -> Counter[str]:
+    """Tokens that each tenant got, all of them with endless work; the requests of each take as many as said."""
+    tokens: Counter[str] = Counter()
+    for _ in range(rounds):
+        work = {tenant: [JobWork(tenant, 1_000, size)] for tenant, size in tenants.items()}
+        for batch_id, count in robin.deal(work, weights, requests):
+            tokens[batch_id] += round(count * tenants[batch_id])
+    return tokens
+
+
+def test_tokens_are_shared_not_requests() -> None:
+    tokens = run(DeficitRoundRobin(), {"large": 4_000.0, "small": 100.0}, {}, rounds=400)
+    assert tokens["large"] == pytest.approx(tokens["small"], rel=0.02)
+
+
+def test_weights_are_kept() -> None:
+    tokens = run(DeficitRoundRobin(), {"a": 700.0, "b": 300.0, "c": 5_000.0}, {"a": 3.0, "b": 1.0, "c": 0.5}, rounds=900)
+    assert tokens["a"] / tokens["b"] == pytest.approx(3.0, rel=0.05)
+    assert tokens["c"] / tokens["b"] == pytest.approx(0.5, rel=0.05)
+
+
+def test_all_places_are_given_while_there_is_work() -> None:
+    robin = DeficitRoundRobin()
+    dealt = robin.deal({"a": [JobWork("a1", 2, 90_000.0), JobWork("a2", 50, 10.0)], "b": [JobWork("b1", 3, 10.0)]}, {}, 40)
+    assert sum(count for _, count in dealt) == 40
+    assert Counter(dict(dealt))["b1"] == 3
+    assert robin.deal({}, {}, 40) == []
+    assert robin.deal({"a": [JobWork("a1", 0, 10.0)]}, {}, 40) == []
+
+
+def test_batches_of_a_tenant_go_in_their_order() -> None:
+    dealt = DeficitRoundRobin().deal({"a": [JobWork("first", 3, 10.0), JobWork("second", 9, 10.0)]}, {}, 5)
+    assert dealt == [("first", 3), ("second", 2)]
+
+
+def test_who_was_away_has_saved_nothing_up() -> None:
+    robin = DeficitRoundRobin()
+    run(robin, {"a": 100.0}, {}, rounds=500)
+    tokens = run(robin, {"a": 100.0, "b": 100.0}, {}, rounds=10)
+    assert abs(tokens["a"] - tokens["b"]) <= 2 * QUANTUM_TOKENS
+
+
+def test_what_was_taken_beyond_the_expectation_is_charged() -> None:
+    robin = DeficitRoundRobin()
+    fair = run(robin, {"a": 100.0, "b": 100.0}, {}, rounds=5)
+    assert abs(fair["a"] - fair["b"]) <= QUANTUM_TOKENS
+    robin.charge("a", 50_000.0)
+    robin.charge("unknown", 1.0)
+    tokens = run(robin, {"a": 100.0, "b": 100.0}, {}, rounds=100)
+    assert tokens["b"] - tokens["a"] == pytest.approx(50_000, abs=2 * QUANTUM_TOKENS)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from("abcde"),
+        st.tuples(st.floats(1, 20_000), st.floats(0.1, 10)),
+        min_size=2,
+    )
+)
+def test_nobody_is_further_behind_than_a_round_and_a_request(tenants: dict[str, tuple[float, float]]) -> None:
+    sizes = {tenant: size for tenant, (size, _) in tenants.items()}
+    weights = {tenant: weight for tenant, (_, weight) in tenants.items()}
+    tokens = run(DeficitRoundRobin(), sizes, weights, rounds=60, requests=20)
+    shares = {tenant: tokens[tenant] / weights[tenant] for tenant in sizes}
+    slack = {tenant: QUANTUM_TOKENS + 2 * sizes[tenant] / weights[tenant] for tenant in sizes}
+    for one in sizes:
+        for other in sizes:
+            assert shares[one] - shares[other] <= QUANTUM_TOKENS + slack[one] + slack[other]
