@@ -47,7 +47,7 @@ def test_the_worst_of_the_days_counts() -> None:
     history = fill(5)
     bad = CapacityHistory(
         {
-            number: (tokens * (0.2 if NOW_S - 3 * DAY_S < number * INTERVAL_S < NOW_S - 2 * DAY_S else 1.0), seconds)
+            number: (tokens * (0.2 if NOW_S - 3 * DAY_S <= number * INTERVAL_S < NOW_S - 2 * DAY_S else 1.0), seconds)
             for number, (tokens, seconds) in history.intervals.items()
         }
     )
