@@ -1,165 +1,148 @@
-"""HTTP routes of the OpenAI Files and Batch APIs, on top of `conserve.jobs.service.JobService`."""
+"""HTTP routes of the OpenAI Batch API and of what goes beyond it, on top of `conserve.jobs.service.JobService`."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Annotated, Any
-from urllib.parse import quote
 
-from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict
-from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
 
-from conserve.jobs.batch import Batch, BatchList, FileDeleted, FileList, FileObject
-from conserve.jobs.errors import ApiError
-from conserve.jobs.service import JobService, file_too_large
+from conserve.jobs.batch import HIGHEST_PRIORITY, LOWEST_PRIORITY, Batch, BatchEndpoint, BatchList
+from conserve.jobs.expiry import ExpiresAfter
+from conserve.jobs.service import MAX_BATCHES_PAGE, JobService
+from deployments.api_errors import describe_errors
+from deployments.file_routes import build_file_router
 
-_CHUNK_BYTES = 1 << 20
-_FORM_BYTES = 1 << 16  # What a form holds besides the file: boundaries, headers, the purpose.
+JSON_LINES = "application/jsonl"
+
+# The service says what is wrong with these in words of its own; here they are described only.
+Endpoint = Annotated[str, Field(json_schema_extra={"enum": [str(one) for one in BatchEndpoint]})]
+Window = Annotated[
+    str,
+    Field(
+        description="Time to complete the batch in: a number of minutes, hours or days.",
+        json_schema_extra={"pattern": "^[1-9][0-9]{0,8}[mhd]$", "examples": ["24h", "10m", "7d"]},
+    ),
+]
+Metadata = Annotated[
+    dict[str, str],
+    Field(
+        json_schema_extra={
+            "maxProperties": 16,
+            "propertyNames": {"maxLength": 64},
+            "additionalProperties": {"type": "string", "maxLength": 512},
+        }
+    ),
+]
+Priority = Annotated[
+    int,
+    Field(
+        description="Batches of higher priority go first; online requests always go before all of them.",
+        json_schema_extra={"minimum": LOWEST_PRIORITY, "maximum": HIGHEST_PRIORITY},
+    ),
+]
 
 
 class CreateBatch(BaseModel):
-    """Body of POST /v1/batches: https://platform.openai.com/docs/api-reference/batch/create."""
+    """Body of POST /v1/batches: https://platform.openai.com/docs/api-reference/batch/create, and a `priority`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     input_file_id: str
-    endpoint: str
-    completion_window: str
-    metadata: dict[str, str] | None = None
+    endpoint: Endpoint
+    completion_window: Window
+    metadata: Metadata | None = None
+    output_expires_after: ExpiresAfter | None = None
+    priority: Priority = 0
+
+
+class UpdateBatch(BaseModel):
+    """Body of POST /v1/batches/{batch_id}."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    priority: Priority
+
+
+class BatchPage(BaseModel):
+    """Query of GET /v1/batches: https://platform.openai.com/docs/api-reference/batch/list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: str | None = Field(None, description="The last batch of the page before.")
+    limit: int = Field(20, ge=1, le=MAX_BATCHES_PAGE)
+
+
+class ResultsQuery(BaseModel):
+    """Query of GET /v1/batches/{batch_id}/results."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: int = Field(0, ge=0, description="How many lines you have: these are left out.")
+    follow: bool = Field(False, description="Wait for more until the batch has ended; blank lines keep it alive.")
+
+
+_LINES: dict[str, Any] = {
+    "description": "Lines of the output and error files, in the order in which the requests were done.",
+    "content": {JSON_LINES: {"schema": {"type": "string"}}},
+}
 
 
 def build_batch_router(get_service: Callable[[], JobService]) -> APIRouter:
-    """Makes the routes. `get_service` is called for each request, so the service may be made after the routes.
+    """Makes the routes of batches and of files.
 
-    The application also needs `install_error_handlers`.
+    `get_service` is called for each request, so the service may be made after the routes. The application also needs
+    `api_errors.install_api_error_handlers`.
     """
-    router = APIRouter()
+    router = APIRouter(tags=["batches"])
 
-    @router.post("/v1/files")
-    async def upload_file(request: Request) -> FileObject:
-        service = get_service()
-        form = await _parse_form(request, service.max_file_bytes)
-        try:
-            upload, purpose = form.get("file"), form.get("purpose")
-            if not isinstance(upload, UploadFile):
-                raise _missing("file")
-            if not isinstance(purpose, str):
-                raise _missing("purpose")
-            for name in form.keys() - {"file", "purpose"}:
-                raise _unknown(name)
-            return await service.upload_file(upload.filename or "", purpose, _read(upload))
-        finally:
-            await form.close()
-
-    @router.get("/v1/files")
-    async def list_files(
-        purpose: str | None = None,
-        after: str | None = None,
-        limit: Annotated[int, Query()] = 10_000,
-        order: str = "desc",
-    ) -> FileList:
-        return await get_service().list_files(purpose, after, limit, order)
-
-    @router.get("/v1/files/{file_id}")
-    async def get_file(file_id: str) -> FileObject:
-        return await get_service().get_file(file_id)
-
-    @router.delete("/v1/files/{file_id}")
-    async def delete_file(file_id: str) -> FileDeleted:
-        return await get_service().delete_file(file_id)
-
-    @router.get("/v1/files/{file_id}/content", response_class=StreamingResponse)
-    async def get_file_content(file_id: str) -> StreamingResponse:
-        content = await get_service().file_content(file_id)
-        headers = {
-            "Content-Length": str(content.file.bytes),
-            "Content-Disposition": f"attachment; filename*=utf-8''{quote(content.file.filename, safe='')}",
-        }
-        return StreamingResponse(content.chunks, media_type="application/octet-stream", headers=headers)
-
-    @router.post("/v1/batches")
+    @router.post("/v1/batches", responses=describe_errors(429))
     async def create_batch(body: CreateBatch) -> Batch:
         return await get_service().create_batch(
-            body.input_file_id, body.endpoint, body.completion_window, body.metadata
+            body.input_file_id,
+            body.endpoint,
+            body.completion_window,
+            body.metadata,
+            output_expires_after=body.output_expires_after,
+            priority=body.priority,
         )
 
-    @router.get("/v1/batches")
-    async def list_batches(after: str | None = None, limit: Annotated[int, Query()] = 20) -> BatchList:
-        return await get_service().list_batches(after, limit)
+    @router.get("/v1/batches", responses=describe_errors(404))
+    async def list_batches(page: Annotated[BatchPage, Query()]) -> BatchList:
+        return await get_service().list_batches(page.after, page.limit)
 
-    @router.get("/v1/batches/{batch_id}")
+    @router.get("/v1/batches/{batch_id}", responses=describe_errors(404))
     async def get_batch(batch_id: str) -> Batch:
         return await get_service().get_batch(batch_id)
 
-    @router.post("/v1/batches/{batch_id}/cancel")
+    @router.post("/v1/batches/{batch_id}", responses=describe_errors(404, 409))
+    async def update_batch(batch_id: str, body: UpdateBatch) -> Batch:
+        return await get_service().prioritise_batch(batch_id, body.priority)
+
+    @router.post("/v1/batches/{batch_id}/cancel", responses=describe_errors(404, 409))
     async def cancel_batch(batch_id: str) -> Batch:
         return await get_service().cancel_batch(batch_id)
 
-    return router
+    @router.post("/v1/batches/{batch_id}/pause", responses=describe_errors(404, 409))
+    async def pause_batch(batch_id: str) -> Batch:
+        return await get_service().pause_batch(batch_id)
 
+    @router.post("/v1/batches/{batch_id}/resume", responses=describe_errors(404, 409))
+    async def resume_batch(batch_id: str) -> Batch:
+        return await get_service().resume_batch(batch_id)
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Makes the application answer `ApiError` and malformed requests with the error body of the OpenAI API."""
-    app.exception_handler(ApiError)(_answer_api_error)
-    app.exception_handler(RequestValidationError)(_answer_validation_error)
+    @router.get(
+        "/v1/batches/{batch_id}/results",
+        response_class=StreamingResponse,
+        responses={200: _LINES, **describe_errors(404, 410, 429)},
+    )
+    async def stream_results(batch_id: str, query: Annotated[ResultsQuery, Query()]) -> StreamingResponse:
+        lines = await get_service().stream_results(batch_id, query.after, follow=query.follow)
+        return StreamingResponse(lines, media_type=JSON_LINES)
 
-
-async def _answer_api_error(_request: Request, error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
-
-
-async def _answer_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-    problem: dict[str, Any] = error.errors()[0]
-    place = [str(part) for part in problem["loc"][1:]]
-    if problem["type"] == "json_invalid":
-        answer = ApiError(400, "The body of the request is not valid JSON.")
-    elif not place:
-        answer = ApiError(400, f"The request is not valid: {problem['msg']}.")
-    elif problem["type"] == "missing":
-        answer = _missing(".".join(place))
-    elif problem["type"] == "extra_forbidden":
-        answer = _unknown(".".join(place))
-    else:
-        name = ".".join(place)
-        answer = ApiError(400, f"Invalid value for '{name}': {problem['msg']}.", param=place[0], code="invalid_type")
-    return await _answer_api_error(request, answer)
-
-
-async def _parse_form(request: Request, max_file_bytes: int) -> FormData:
-    """Reads a multipart form, its file spooled to disk; refuses one that is too long before taking it all in."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise ApiError(400, "Send the file as multipart/form-data with the fields 'file' and 'purpose'.", param="file")
-    limit = max_file_bytes + _FORM_BYTES
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise file_too_large(max_file_bytes)
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise file_too_large(max_file_bytes)
-            yield chunk
-
-    try:
-        return await MultiPartParser(request.headers, stream(), max_files=1, max_part_size=_FORM_BYTES).parse()
-    except MultiPartException as error:
-        raise ApiError(400, f"The form cannot be read: {error.message}", param="file") from None
-
-
-async def _read(upload: UploadFile) -> AsyncIterator[bytes]:
-    while chunk := await upload.read(_CHUNK_BYTES):
-        yield chunk
-
-
-def _missing(name: str) -> ApiError:
-    return ApiError(400, f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
-
-
-def _unknown(name: str) -> ApiError:
-    return ApiError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+    both = APIRouter()
+    both.include_router(build_file_router(get_service))
+    both.include_router(router)
+    return both

@@ -15,17 +15,19 @@ from conserve.jobs.files import FileStore
 from conserve.jobs.lifecycle import BatchKeeper
 from conserve.jobs.link import RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
+from conserve.jobs.retention import FileRetention
 from conserve.telemetry.logs import configure_service_logs
 
 log = structlog.get_logger(__name__)
 
 KEEPER_PERIOD_S = 0.5
+SWEEP_PERIOD_S = 30.0
 WATCH_PERIOD_S = 2.0
 STOP_TIMEOUT_S = 5.0
 
 
 class ConServeController:
-    """Allots harvest windows to replicas, and takes batches through validation, expiry and assembly.
+    """Allots harvest windows to replicas, takes batches through validation, expiry and assembly, deletes expired files.
 
     Args:
         settings: ConServe's settings, as configured.
@@ -65,10 +67,12 @@ class ConServeController:
         queue = JobQueue(redis, settings)
         board = CapacityBoard(redis, settings.jobs.namespace, settings.harvest.allotment_ttl_ms)
         controller = HarvestController(board, queue, settings.harvest)
-        keeper = BatchKeeper(redis, FileStore(settings.files_url), settings, self._models)
+        store = FileStore(settings.files_url)
+        keeper = BatchKeeper(redis, store, settings, self._models)
         async with asyncio.TaskGroup() as group:
             group.create_task(controller.run())
             group.create_task(keeper.run(KEEPER_PERIOD_S))
+            group.create_task(FileRetention(redis, store, settings).run(SWEEP_PERIOD_S))
 
     async def _watch_embedded(self) -> None:
         """An embedded Redis that died is started again; its append-only file holds what was accepted."""

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from conserve.engine.contract import InvalidRequest
 from conserve.engine.vllm_compat import VLLMClientError
-from deployments.batch_routes import install_error_handlers as install_api_error_handlers
+from deployments.api_errors import install_api_error_handlers
 from deployments.ray_compat import BackPressureError, ErrorInfo, ErrorResponse, OpenAIHTTPException
 
 log = structlog.get_logger(__name__)
@@ -61,7 +61,9 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(StarletteHTTPException)
     async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
         code = "model_not_found" if "model with id" in str(error.detail).lower() else None
-        return error_response(error.status_code, str(error.detail), code=code)
+        answer = error_response(error.status_code, str(error.detail), code=code)
+        answer.headers.update(error.headers or {})  # A 405 says in `Allow` what would be allowed.
+        return answer
 
     @app.exception_handler(BackPressureError)
     async def _overloaded(request: Request, error: BackPressureError) -> JSONResponse:

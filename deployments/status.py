@@ -24,6 +24,8 @@ class BatchLine(BaseModel):
     leased: int
     created_at: int
     expires_at: int
+    priority: int = 0
+    paused: bool = False
 
     @classmethod
     def of(cls, batch: ActiveBatch) -> BatchLine:
@@ -39,6 +41,8 @@ class BatchLine(BaseModel):
             leased=batch.leased,
             created_at=batch.created_at_ms // 1000,
             expires_at=batch.expires_at_ms // 1000,
+            priority=batch.priority,
+            paused=batch.paused,
         )
 
 

@@ -136,5 +136,6 @@ def _batch_table(batches: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right")
     for batch in batches:
         counts = (batch[name] for name in ("total", "completed", "failed", "ready", "leased"))
-        table.add_row(batch["id"], batch["status"], *map(str, counts))
+        status = batch["status"] + (" (paused)" if batch.get("paused") else "")
+        table.add_row(batch["id"], status, *map(str, counts))
     return table

@@ -220,10 +220,16 @@ class JobsSettings(_Section):
     max_attempts: int = Field(5, ge=1, le=100, description="Times a request is tried before it goes to the error file.")
     request_timeout_s: float = Field(3_600, gt=0, description="One attempt at an offline request, at most.")
     commit_period_ms: int = Field(250, ge=1, le=60_000, description="Finished results are gathered for so long.")
+    input_files_kept_s: int | None = Field(
+        2_592_000, ge=3_600, description="Input files are deleted after so long, unless uploaded with `expires_after`."
+    )
     max_file_bytes: int = Field(200_000_000, ge=1, description="Size of an uploaded file.")
     max_batch_requests: int = Field(50_000, ge=1, description="Lines of one batch.")
     max_line_bytes: int = Field(10_000_000, ge=1_000, description="Length of one line of a batch.")
     max_active_batches: int = Field(1_000, ge=1, description="Batches not yet ended; a further one is refused (429).")
+    max_result_streams: int = Field(
+        64, ge=1, description="Streams of results that are open at once; a further one is refused (429)."
+    )
     max_window_s: int = Field(30 * 86_400, ge=60, description="Longest completion window.")
 
     @field_validator("redis_url")

@@ -43,9 +43,10 @@ def demands_of(batches: Sequence[ActiveBatch]) -> list[JobDemand]:
             created_at=batch.created_at_ms / 1000,
             expires_at=batch.expires_at_ms / 1000,
             ready=batch.ready,
+            priority=batch.priority,
         )
         for batch in batches
-        if batch.status is BatchStatus.IN_PROGRESS and batch.model is not None
+        if batch.status is BatchStatus.IN_PROGRESS and not batch.paused and batch.model is not None
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import IO, Literal
@@ -14,9 +13,9 @@ from pydantic import BaseModel
 from conserve.jobs.batch import ActiveBatch, BatchStatus, StoredResult
 from conserve.jobs.files import FileStore
 from conserve.jobs.results import format_error
+from conserve.jobs.segments import SegmentReader
 from conserve.jobs.validation import split_lines
 
-_OPEN_SEGMENTS = 16
 _NOT_RUN = {
     BatchStatus.EXPIRED: ("batch_expired", "The completion window of the batch ended before this request was done."),
     BatchStatus.CANCELLED: ("batch_cancelled", "The batch was cancelled before this request was done."),
@@ -59,7 +58,7 @@ def assemble(
         return Manifest.model_validate_json(store.storage.read(path))
     with ExitStack() as stack:
         sinks = {kind: _Sink(store, batch.batch_id, kind, stack) for kind in ("output", "error")}
-        segments = stack.enter_context(_Segments(store, batch.batch_id))
+        segments = stack.enter_context(SegmentReader(store, batch.batch_id))
         custom_ids = _custom_ids(store, batch, results, max_line_bytes)
         for line in range(1, batch.total + 1):
             result = results.get(line)
@@ -121,32 +120,3 @@ class _Sink:
 
     def done(self) -> AssembledFile | None:
         return self._assembled if self._assembled.lines else None
-
-
-class _Segments:
-    """Reads result segments; keeps the last few open, as neighbouring lines often lie in the same ones."""
-
-    def __init__(self, store: FileStore, batch_id: str) -> None:
-        self._store = store
-        self._batch_id = batch_id
-        self._open: OrderedDict[str, IO[bytes]] = OrderedDict()
-
-    def __enter__(self) -> _Segments:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._open.values():
-            file.close()
-
-    def read(self, segment: str, offset: int, length: int) -> bytes:
-        file = self._open.pop(segment, None)
-        if file is None:
-            file = self._store.storage.open(self._store.segment_path(self._batch_id, segment))
-            if len(self._open) >= _OPEN_SEGMENTS:
-                self._open.popitem(last=False)[1].close()
-        self._open[segment] = file
-        file.seek(offset)
-        content = file.read(length)
-        if len(content) != length or not content.endswith(b"\n"):
-            raise OSError(f"Segment {segment} of batch {self._batch_id} has no whole line at byte {offset}.")
-        return content

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 BATCH_ID = re.compile(r"batch_[A-Za-z0-9]{8,64}")
 FILE_PURPOSES = ("batch", "batch_output")
 FILE_ID = re.compile(r"file-[A-Za-z0-9]{8,64}")
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -100, 100
 
 
 class BatchStatus(StrEnum):
@@ -101,7 +102,11 @@ class BatchUsage(BaseModel):
 
 
 class Batch(BaseModel):
-    """The Batch object. Times are Unix seconds by the clock of the Redis server."""
+    """The Batch object. Times are Unix seconds by the clock of the Redis server.
+
+    `priority` and `paused_at` are not OpenAI's: batches of higher priority go first, and of one that was paused at that
+    time no further request is begun.
+    """
 
     id: str
     object: Literal["batch"] = "batch"
@@ -125,6 +130,8 @@ class Batch(BaseModel):
     request_counts: RequestCounts = RequestCounts()
     usage: BatchUsage = BatchUsage()
     metadata: dict[str, str] | None = None
+    priority: int = 0
+    paused_at: int | None = None
 
 
 class BatchList(BaseModel):
@@ -173,7 +180,8 @@ class ActiveBatch:
     """What the controller and the keeper know of a batch that has not ended. Times are Unix milliseconds.
 
     `ready` and `leased` are requests; `ready` may count some that a late commit has settled meanwhile.
-    `outcome` is the status the batch will end with, from the moment its results are frozen.
+    `outcome` is the status the batch will end with, from the moment its results are frozen. Of a `paused` batch nothing
+    can be claimed. `output_expires_after_s` is counted from the creation of the output files; None: they stay.
     """
 
     batch_id: str
@@ -190,6 +198,9 @@ class ActiveBatch:
     ready: int
     leased: int
     outcome: BatchStatus | None
+    priority: int = 0
+    paused: bool = False
+    output_expires_after_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
 from conserve.jobs.barrier import DiskBarrier
 from conserve.jobs.batch import FILE_PURPOSES, FileList, FileObject
+from conserve.jobs.clock import read_server_ms, to_ms
 from conserve.jobs.keys import Keys
 from conserve.jobs.scripts import Scripts
 
+_LONGEST_UPLOAD_MS = 86_400_000
+_LONGEST_DELETION_MS = 60_000
+
+
+class FileRecord(NamedTuple):
+    """What decides whether a file is kept. `expires_at_ms` is Unix milliseconds; None: it does not expire."""
+
+    expires_at_ms: int | None
+
 
 class FileCatalog:
-    """File objects by id. A file that batches read is pinned by them and cannot be deleted."""
+    """File objects by id. A file that batches read is pinned by them and cannot be deleted.
+
+    A file that has expired is not there for clients, from that moment on; `retention.FileRetention` then deletes it.
+    The index of due files says when to look at a file again, and no more: what is to be done follows from its record.
+    So it is written before anything that a crash could leave half done.
+    """
 
     def __init__(self, redis: Redis, namespace: str) -> None:
         self._redis: Any = redis  # As in `registry.BatchRegistry`.
@@ -22,24 +37,32 @@ class FileCatalog:
         self._scripts = Scripts(redis)
         self._barrier = DiskBarrier(redis, self._keys)
 
-    async def put(self, file_id: str, filename: str, purpose: str, size_bytes: int) -> FileObject:
+    async def announce(self, file_id: str) -> None:
+        """Says that content is about to be stored: if it is not recorded within a day, it is deleted."""
+        await self.look_again(file_id, await read_server_ms(self._redis) + _LONGEST_UPLOAD_MS)
+
+    async def put(
+        self, file_id: str, filename: str, purpose: str, size_bytes: int, expires_after_s: int | None = None
+    ) -> FileObject:
         """Records a file whose content is stored; on disk when this returns. Repeating it changes nothing.
 
         Raises:
             NotDurableError: the server did not confirm in time.
         """
         fields = {"filename": filename, "purpose": purpose, "bytes": str(size_bytes)}
-        args = [part for pair in fields.items() for part in pair]
-        created_at_ms = int(await self._scripts.run("put_file", [self._keys.file(file_id)], args))
+        args: list[str | int] = [(expires_after_s or 0) * 1000, *(part for pair in fields.items() for part in pair)]
+        created, expires = await self._scripts.run("put_file", [self._keys.file(file_id)], args)
+        expires_at_ms = int(expires) or None
         for index in (self._keys.files(), self._keys.files(purpose)):
-            await self._redis.zadd(index, {file_id: created_at_ms})
+            await self._redis.zadd(index, {file_id: int(created)})
+        await self.look_again(file_id, expires_at_ms)
         await self._barrier.wait(file_id)
-        return _to_file(file_id, {**fields, "created_at_ms": str(created_at_ms)})
+        times = {"created_at_ms": str(created)} | ({"expires_at_ms": str(expires_at_ms)} if expires_at_ms else {})
+        return _to_file(file_id, fields | times)
 
     async def get(self, file_id: str) -> FileObject | None:
         """The File object, or None."""
-        fields = await self._redis.hgetall(self._keys.file(file_id))
-        return _to_file(file_id, fields) if fields else None
+        return next(iter(await self._read_visible([file_id])), None)
 
     async def page(
         self, after: str | None, limit: int, *, purpose: str | None = None, newest_first: bool = True
@@ -52,17 +75,20 @@ class FileCatalog:
             if rank is None:
                 return None
             start = int(rank) + 1
-        ids = await self._redis.zrange(index, start, start + limit, desc=newest_first)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for file_id in ids[:limit]:
-                pipe.hgetall(self._keys.file(file_id))
-            found = await pipe.execute()
-        data = [_to_file(file_id, fields) for file_id, fields in zip(ids, found, strict=False) if fields]
+        found: list[FileObject] = []
+        while len(found) <= limit:  # One more than asked for tells whether there are more; some may have expired.
+            wanted = limit + 1 - len(found)
+            ids = await self._redis.zrange(index, start, start + wanted - 1, desc=newest_first)
+            found += await self._read_visible(ids)
+            start += len(ids)
+            if len(ids) < wanted:
+                break
+        data = found[:limit]
         return FileList(
             data=data,
             first_id=data[0].id if data else None,
             last_id=data[-1].id if data else None,
-            has_more=len(ids) > limit,
+            has_more=len(found) > limit,
         )
 
     async def pin(self, file_id: str, batch_id: str) -> str | None:
@@ -82,7 +108,12 @@ class FileCatalog:
         return {batch_id: int(score) for batch_id, score in pairs}
 
     async def delete(self, file_id: str) -> bool:
-        """Forgets a file that no batch pins; False when one does. Its content is the caller's to delete."""
+        """Forgets a file that no batch pins; False when one does.
+
+        Its content is the caller's to delete, then `look_again(file_id, None)`; until that a crash is made up for.
+        """
+        due_ms = await read_server_ms(self._redis) + _LONGEST_DELETION_MS
+        await self._redis.zadd(self._keys.due_files, {file_id: due_ms}, lt=True)
         keys = [self._keys.file(file_id), self._keys.file_users(file_id)]
         if int(await self._scripts.run("delete_file", keys)) < 0:
             return False
@@ -90,13 +121,44 @@ class FileCatalog:
             await self._redis.zrem(self._keys.files(purpose), file_id)
         return True
 
+    async def due(self, now_ms: int, most: int) -> list[str]:
+        """Files to look at by now (server milliseconds), the longest due first."""
+        return list(await self._redis.zrange(self._keys.due_files, "-inf", now_ms, byscore=True, offset=0, num=most))
+
+    async def look_again(self, file_id: str, at_ms: int | None) -> None:
+        """Says when a file is due (server milliseconds); None: never."""
+        if at_ms is None:
+            await self._redis.zrem(self._keys.due_files, file_id)
+        else:
+            await self._redis.zadd(self._keys.due_files, {file_id: at_ms})
+
+    async def record(self, file_id: str) -> FileRecord | None:
+        """What is recorded of a file, expired or not; None: nothing."""
+        purpose, expires = await self._redis.hmget(self._keys.file(file_id), "purpose", "expires_at_ms")
+        return None if purpose is None else FileRecord(None if expires is None else int(expires))
+
+    async def _read_visible(self, file_ids: Sequence[str]) -> list[FileObject]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for file_id in file_ids:
+                pipe.hgetall(self._keys.file(file_id))
+            time, *found = await pipe.execute()
+        now_ms = to_ms(time)
+        return [
+            _to_file(file_id, fields)
+            for file_id, fields in zip(file_ids, found, strict=True)
+            if fields and int(fields.get("expires_at_ms", now_ms + 1)) > now_ms
+        ]
+
 
 def _to_file(file_id: str, fields: dict[str, str]) -> FileObject:
+    expires = fields.get("expires_at_ms")
     return FileObject.model_validate(
         {
             "id": file_id,
             "bytes": int(fields["bytes"]),
             "created_at": int(fields["created_at_ms"]) // 1000,
+            "expires_at": None if expires is None else int(expires) // 1000,
             "filename": fields["filename"],
             "purpose": fields["purpose"],
         }

@@ -23,9 +23,9 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = _printable(message)
         self.type = error_type
-        self.param = param
+        self.param = None if param is None else _printable(param)
         self.code = code
         self.retry_after_s = retry_after_s
 
@@ -36,6 +36,11 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """Headers of the HTTP answer besides its content type."""
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+
+
+def _printable(text: str) -> str:
+    """Half surrogate pairs, which a client's JSON may hold, cannot be sent back as they are."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class UnsuitableServerError(RuntimeError):
@@ -59,10 +64,10 @@ class ValidatorReplacedError(RuntimeError):
 
 
 class BatchEndedError(RuntimeError):
-    """The batch is not in a state in which it can be cancelled. `status` is the one it has."""
+    """The batch is not in a state in which that can be done to it. `status` is the one it has."""
 
-    def __init__(self, batch_id: str, status: str) -> None:
-        super().__init__(f"Cannot cancel batch {batch_id} with status '{status}'.")
+    def __init__(self, batch_id: str, status: str, action: str = "cancel") -> None:
+        super().__init__(f"Cannot {action} batch {batch_id} with status '{status}'.")
         self.batch_id = batch_id
         self.status = status
 

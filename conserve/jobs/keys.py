@@ -21,6 +21,7 @@ class BatchKeys(NamedTuple):
     fences: str  # hash: line -> fence of its newest claim
     results: str  # hash: line -> committed result, see `lua/commit.lua`
     validator: str  # string with expiry: token of the process that validates the input file
+    settled: str  # list: lines in the order in which their results were committed
 
 
 class Keys:
@@ -30,12 +31,13 @@ class Keys:
         self.schema = f"{namespace}:schema"
         self.all_batches = f"{namespace}:{{index}}:batches"  # sorted set: batch id -> created, milliseconds
         self.active_batches = f"{namespace}:{{index}}:active"  # the same, of batches that still need the keeper
+        self.due_files = f"{namespace}:{{index}}:files:due"  # sorted set: file id -> when to look at it, milliseconds
         self._namespace = namespace
 
     def batch(self, batch_id: str) -> BatchKeys:
         """Keys of one batch."""
         base = f"{self._namespace}:batch:{{{batch_id}}}"
-        names = ("queue", "leases", "leased", "fences", "results", "validator")
+        names = ("queue", "leases", "leased", "fences", "results", "validator", "settled")
         return BatchKeys(base, *(f"{base}:{name}" for name in names))
 
     def files(self, purpose: str | None = None) -> str:

@@ -220,7 +220,9 @@ class BatchKeeper:
         manifest = await asyncio.to_thread(assemble, self._store, batch, results, self._settings.max_line_bytes)
         for file, name in ((manifest.output, "output"), (manifest.error, "error")):
             if file is not None:
-                await self._catalog.put(file.id, f"{batch.batch_id}_{name}.jsonl", "batch_output", file.bytes)
+                file_name = f"{batch.batch_id}_{name}.jsonl"
+                kept_s = batch.output_expires_after_s
+                await self._catalog.put(file.id, file_name, "batch_output", file.bytes, kept_s)
         output, error = manifest.output, manifest.error
         counts = RequestCounts(
             total=batch.total, completed=output.lines if output else 0, failed=error.lines if error else 0

@@ -119,6 +119,20 @@ class JobQueue(BatchRegistry):
             found[int(line)] = _unpack(packed)
         return found
 
+    async def settled(self, batch_id: str, start: int = 0, count: int | None = None) -> list[int]:
+        """Lines of a batch in the order in which their results were committed, from the `start`-th (from 0) on."""
+        end = -1 if count is None else start + count - 1
+        return [int(line) for line in await self._redis.lrange(self._keys.batch(batch_id).settled, start, end)]
+
+    async def settled_count(self, batch_id: str) -> int:
+        """How many results of a batch that has ended were committed; 0 of one that has not."""
+        return int(await self._redis.hget(self._keys.batch(batch_id).batch, "settled") or 0)
+
+    async def results_of(self, batch_id: str, lines: Sequence[int]) -> dict[int, StoredResult]:
+        """The committed results of some lines; without those that have none (any more)."""
+        found = await self._redis.hmget(self._keys.batch(batch_id).results, list(lines)) if lines else []
+        return {line: _unpack(packed) for line, packed in zip(lines, found, strict=True) if packed is not None}
+
 
 def _pairs(fences: Mapping[int, str]) -> list[str | int]:
     return [part for pair in fences.items() for part in pair]

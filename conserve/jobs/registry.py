@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import structlog
@@ -42,7 +42,11 @@ _SUMMARY_FIELDS = (
     "completed",
     "failed",
     "outcome",
+    "priority",
+    "paused_at_ms",
+    "output_expires_after_s",
 )
+_LIVE = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 
 
 class BatchRegistry:
@@ -64,6 +68,8 @@ class BatchRegistry:
         completion_window: str,
         window_ms: int,
         metadata: dict[str, str] | None,
+        priority: int = 0,
+        output_expires_after_s: int | None = None,
     ) -> Batch:
         """Records a new batch, to be validated. It is on disk when this returns.
 
@@ -77,9 +83,11 @@ class BatchRegistry:
         if not await self._scripts.run("admit", index, [batch_id, self._settings.max_active_batches]):
             raise TooManyBatchesError(f"{self._settings.max_active_batches} batches are active, which is the limit.")
         args: list[str | int] = [window_ms, "input_file_id", input_file_id, "endpoint", endpoint]
-        args += ["completion_window", completion_window]
+        args += ["completion_window", completion_window, "priority", priority]
         if metadata is not None:
             args += ["metadata", json.dumps(metadata)]
+        if output_expires_after_s is not None:
+            args += ["output_expires_after_s", output_expires_after_s]
         await self._scripts.run("create", self._keys.batch(batch_id), args)
         try:
             await asyncio.gather(self._barrier.wait("index"), self._barrier.wait(batch_id))
@@ -135,13 +143,42 @@ class BatchRegistry:
         """Cancels a batch that is being validated or in progress; again is no error. None when it is unknown.
 
         Raises:
-            BatchEndedError: it has ended or is finalizing.
+            BatchEndedError: it has ended otherwise, or is finalizing.
         """
-        status = await self._scripts.run("cancel", self._keys.batch(batch_id))
+        return await self._change("cancel", batch_id, (BatchStatus.CANCELLING, BatchStatus.CANCELLED))
+
+    async def pause(self, batch_id: str) -> Batch | None:
+        """Lets no further request of a batch be claimed; what runs goes on. Again is no error. None: it is unknown.
+
+        Raises:
+            BatchEndedError: it is neither being validated nor in progress.
+        """
+        return await self._change("pause", batch_id, _LIVE)
+
+    async def resume(self, batch_id: str) -> Batch | None:
+        """Undoes `pause`, also of a batch that is not paused. None when it is unknown.
+
+        Raises:
+            BatchEndedError: it is neither being validated nor in progress.
+        """
+        return await self._change("resume", batch_id, _LIVE)
+
+    async def prioritise(self, batch_id: str, priority: int) -> Batch | None:
+        """Gives a batch another priority. None when it is unknown.
+
+        Raises:
+            BatchEndedError: it is neither being validated nor in progress.
+        """
+        return await self._change("prioritise", batch_id, _LIVE, [priority])
+
+    async def _change(
+        self, action: str, batch_id: str, expected: Collection[str], args: Sequence[str | int] = ()
+    ) -> Batch | None:
+        status = await self._scripts.run(action, self._keys.batch(batch_id), args)
         if status is None:
             return None
-        if status != BatchStatus.CANCELLING:
-            raise BatchEndedError(batch_id, status)
+        if status not in expected:
+            raise BatchEndedError(batch_id, status, action)
         return await self.get(batch_id)
 
     async def start(self, batch_id: str, token: str, total: int, model: str) -> None:
@@ -203,6 +240,8 @@ def _to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
         return int(fields.get(name, 0))
 
     times = {name.removesuffix("_ms"): int(value) // 1000 for name, value in fields.items() if name.endswith("_at_ms")}
+    if fields["status"] not in _LIVE:
+        times.pop("paused_at", None)  # What has ended is not paused any more.
     prompt, completion = count("prompt_tokens"), count("completion_tokens")
     return Batch.model_validate(
         {
@@ -213,6 +252,7 @@ def _to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
             "errors": json.loads(fields["errors"]) if "errors" in fields else None,
             "metadata": json.loads(fields["metadata"]) if "metadata" in fields else None,
             "request_counts": RequestCounts(total=count("total"), completed=count("completed"), failed=count("failed")),
+            "priority": count("priority"),
             "usage": BatchUsage(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion),
         }
     )
@@ -240,4 +280,7 @@ def _to_summary(batch_id: str, values: list[Any]) -> ActiveBatch:
         ready=ready,
         leased=leased,
         outcome=BatchStatus(fields["outcome"]) if fields["outcome"] else None,
+        priority=number("priority"),
+        paused=bool(fields["paused_at_ms"]),
+        output_expires_after_s=number("output_expires_after_s") or None,
     )

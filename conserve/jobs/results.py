@@ -22,6 +22,7 @@ from conserve.jobs.queue import JobQueue
 _log = structlog.get_logger(__name__)
 
 _COMMITTED_IN_ONE_CALL = 500
+_ID_PREFIX = b'{"id":"'
 
 
 def format_output(
@@ -40,10 +41,25 @@ def format_error(batch_id: str, line: int, custom_id: str, code: str, message: s
 def _format(
     batch_id: str, line: int, custom_id: str, response: Mapping[str, Any] | None, error: Mapping[str, Any] | None
 ) -> bytes:
-    digest = hashlib.sha256(f"{batch_id}:{line}".encode()).hexdigest()
-    entry = {"id": f"batch_req_{digest[:32]}", "custom_id": custom_id, "response": response, "error": error}
+    entry = {"id": result_id(batch_id, line), "custom_id": custom_id, "response": response, "error": error}
     # ASCII only: a body may hold half surrogate pairs, which UTF-8 cannot express and JSON escapes can.
     return json.dumps(entry, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+
+
+def result_id(batch_id: str, line: int) -> str:
+    """The `id` of the result of a line, wherever and however often it is written."""
+    return f"batch_req_{hashlib.sha256(f'{batch_id}:{line}'.encode()).hexdigest()[:32]}"
+
+
+def read_result_id(content: bytes) -> str:
+    """The `id` of a result line that was made here, which begins with it.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not content.startswith(_ID_PREFIX):
+        raise ValueError(f"no result line of ours: {content[:60]!r}")
+    return content[len(_ID_PREFIX) : content.index(b'"', len(_ID_PREFIX))].decode("ascii")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class JobDemand:
     """Work that one batch still has to offer.
 
-    Times are seconds since the epoch. `ready` counts requests that nobody has claimed.
+    Times are seconds since the epoch. `ready` counts requests that nobody has claimed. Of two batches the one of the
+    higher `priority` goes first.
     """
 
     batch_id: str
@@ -18,8 +19,12 @@ class JobDemand:
     created_at: float
     expires_at: float
     ready: int
+    priority: int = 0
 
 
 def order_jobs(jobs: Iterable[JobDemand]) -> list[JobDemand]:
-    """Earliest end of the completion window first, then the older batch; the id breaks ties, so the order is stable."""
-    return sorted(jobs, key=lambda job: (job.expires_at, job.created_at, job.batch_id))
+    """Highest priority first, then the earliest end of the completion window, then the older batch.
+
+    The id breaks ties, so the order is stable.
+    """
+    return sorted(jobs, key=lambda job: (-job.priority, job.expires_at, job.created_at, job.batch_id))

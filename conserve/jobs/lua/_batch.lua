@@ -1,6 +1,6 @@
 -- Stands before every batch script (see scripts.py). All of them get the same keys, in the order of keys.BatchKeys,
 -- and no other: one slot of a Redis cluster. Times are the server's, in milliseconds.
-local BATCH, QUEUE, LEASES, LEASED, FENCES, RESULTS, VALIDATOR = unpack(KEYS)
+local BATCH, QUEUE, LEASES, LEASED, FENCES, RESULTS, VALIDATOR, SETTLED = unpack(KEYS)
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -12,9 +12,15 @@ local function is_frozen()
   return redis.call('HEXISTS', BATCH, 'outcome') == 1
 end
 
+-- Of a paused batch nothing is claimed; what runs goes on, and the completion window is what it was.
+local function is_paused()
+  return redis.call('HEXISTS', BATCH, 'paused_at_ms') == 1
+end
+
 -- Records the one result of a line. `counter` is `completed` or `failed`.
 local function settle(line, result, counter)
   redis.call('HSET', RESULTS, line, result)
+  redis.call('RPUSH', SETTLED, line)
   redis.call('HINCRBY', BATCH, counter, 1)
   redis.call('ZREM', LEASES, line)
   redis.call('HDEL', LEASED, line)

@@ -2,7 +2,7 @@
 -- ARGV: how many, lease in ms, epoch of the claimer. Result: entry, fence, entry, fence ...
 -- Entries of requests that a late commit has settled, or that are leased already, are dropped on the way: taking them
 -- out of the middle of a list would be slow. The epoch keeps fences apart when a failover rewinds the counter.
-if redis.call('HGET', BATCH, 'status') ~= 'in_progress' or is_frozen() then
+if redis.call('HGET', BATCH, 'status') ~= 'in_progress' or is_frozen() or is_paused() then
   return {}
 end
 local count, ends, epoch = tonumber(ARGV[1]), now_ms() + tonumber(ARGV[2]), ARGV[3]

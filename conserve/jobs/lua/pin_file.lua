@@ -1,8 +1,10 @@
 -- Marks a file as read by a batch, so that it is not deleted. KEYS: file, its users. ARGV: batch id.
--- Result: the purpose of the file, or false when there is no such file.
-local purpose = redis.call('HGET', KEYS[1], 'purpose')
-if purpose then
-  local time = redis.call('TIME')
-  redis.call('ZADD', KEYS[2], tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000), ARGV[1])
+-- Result: the purpose of the file, or false when there is no such file (any more).
+local file = redis.call('HMGET', KEYS[1], 'purpose', 'expires_at_ms')
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+if not file[1] or (file[2] and tonumber(file[2]) <= now) then
+  return false
 end
-return purpose
+redis.call('ZADD', KEYS[2], now, ARGV[1])
+return file[1]

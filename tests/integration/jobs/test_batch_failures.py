@@ -14,7 +14,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from conserve.jobs import lifecycle
 from conserve.jobs.barrier import DiskBarrier
 from conserve.jobs.batch import FileObject
-from conserve.jobs.catalog import FileCatalog
+from conserve.jobs.catalog import FileCatalog, FileRecord
 from conserve.jobs.errors import ApiError, NotDurableError
 from conserve.jobs.queue import JobQueue
 from tests.integration.bench import URL, Bench, make_input, stream
@@ -139,13 +139,13 @@ async def test_an_upload_that_may_be_recorded_keeps_its_content(
         await real(catalog, *fields)
         raise NotDurableError("not confirmed")
 
-    async def get(*_: object) -> FileObject | None:
+    async def record(*_: object) -> FileRecord | None:
         raise RedisConnectionError("away")
 
     with monkeypatch.context() as patch:
         patch.setattr(FileCatalog, "put", break_off)
         if not recorded:
-            patch.setattr(FileCatalog, "get", get)
+            patch.setattr(FileCatalog, "record", record)
         with pytest.raises(ApiError) as refused:
             await bench.service.upload_file("in.jsonl", "batch", stream(make_input(1)))
     assert refused.value.status == 503

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from conserve.jobs import assembly
 from conserve.jobs.batch import ClaimedRequest
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.results import FinishedRequest, ResultWriter
+from conserve.jobs.segments import SegmentReader
 from tests.integration.bench import LONG_MS, URL, Bench, make_input, make_line
 
 
@@ -166,17 +166,17 @@ async def test_one_broken_batch_does_not_stop_the_others(
     broken, good = await bench.start(1), await bench.start(1)
     for batch_id in (broken, good):
         await bench.finish(await bench.queue.claim(batch_id, 1, LONG_MS, "a"))
-    real = assembly._Segments.read
+    real = SegmentReader.read
     calls = 0
 
-    def fail_for_one(self: assembly._Segments, *place: Any) -> bytes:
+    def fail_for_one(self: SegmentReader, *place: Any) -> bytes:
         nonlocal calls
         if self._batch_id == broken:
             calls += 1
             raise OSError("storage away")
         return real(self, *place)
 
-    monkeypatch.setattr(assembly._Segments, "read", fail_for_one)
+    monkeypatch.setattr(SegmentReader, "read", fail_for_one)
     for _ in range(3):
         await bench.keeper.run_once()
     assert (await bench.get(good)).status == "completed"
@@ -185,7 +185,7 @@ async def test_one_broken_batch_does_not_stop_the_others(
     bench.now_s += 0.6
     await bench.keeper.run_once()
     assert calls == 2
-    monkeypatch.setattr(assembly._Segments, "read", real)
+    monkeypatch.setattr(SegmentReader, "read", real)
     bench.now_s += 60
     _, output, _ = await bench.end(broken)
     assert output == ["id-1"]

@@ -13,7 +13,8 @@ from openai import AsyncOpenAI
 
 from conserve.config import Settings
 from conserve.jobs.service import JobService
-from deployments.batch_routes import build_batch_router, install_error_handlers
+from deployments.api_errors import install_api_error_handlers
+from deployments.batch_routes import build_batch_router
 from tests.integration.bench import LONG_MS, MODEL, URL, Bench, make_input
 
 BASE = "http://test"
@@ -22,7 +23,7 @@ BASE = "http://test"
 def make_app(service: JobService) -> FastAPI:
     app = FastAPI()
     app.include_router(build_batch_router(lambda: service))
-    install_error_handlers(app)
+    install_api_error_handlers(app)
     return app
 
 
@@ -96,12 +97,18 @@ async def test_cancelling_and_deleting(client: AsyncOpenAI, bench: Bench) -> Non
     assert (await client.batches.cancel(batch_id)).status == "cancelling"
     assert (await client.batches.cancel(batch_id)).status == "cancelling"
     await bench.end(batch_id)
-    with pytest.raises(openai.ConflictError, match="'cancelled'") as refused:
-        await client.batches.cancel(batch_id)
-    assert refused.value.code == "batch_not_cancellable"
+    assert (await client.batches.cancel(batch_id)).status == "cancelled", "whoever repeats a call is told the same"
     assert (await client.files.delete(file_id)).deleted
     with pytest.raises(openai.NotFoundError):
         await client.files.retrieve(file_id)
+
+
+async def test_what_has_ended_is_not_cancelled(client: AsyncOpenAI, bench: Bench) -> None:
+    batch_id = await create(client, await upload(client, b"{"))
+    assert (await bench.end(batch_id))[0].status == "failed"
+    with pytest.raises(openai.ConflictError, match="'failed'") as refused:
+        await client.batches.cancel(batch_id)
+    assert refused.value.code == "batch_not_cancellable"
 
 
 BAD_BATCHES: list[tuple[dict[str, Any], str, str]] = [
@@ -116,6 +123,13 @@ BAD_BATCHES: list[tuple[dict[str, Any], str, str]] = [
     ({"metadata": {"k": "x" * 513}}, "metadata", "512"),
     ({"metadata": {"k": 1}}, "metadata", "string"),
     ({"extra_body": {"colour": "red"}}, "colour", "Unknown"),
+    ({"extra_body": {"\u00fc": "red"}}, "\u00fc", "Unknown"),
+    ({"extra_body": {"priority": 101}}, "priority", "between -100 and 100"),
+    ({"extra_body": {"priority": "high"}}, "priority", "integer"),
+    ({"output_expires_after": {"anchor": "created_at", "seconds": 3_599}}, "output_expires_after", "3600"),
+    ({"output_expires_after": {"anchor": "created_at", "seconds": 2_592_001}}, "output_expires_after", "2592000"),
+    ({"output_expires_after": {"anchor": "now", "seconds": 3_600}}, "output_expires_after", "created_at"),
+    ({"output_expires_after": {"anchor": "created_at"}}, "output_expires_after.seconds", "Missing"),
 ]
 
 
@@ -137,8 +151,18 @@ async def test_a_missing_field_and_a_broken_body(http: httpx.AsyncClient) -> Non
     answer = await http.post("/v1/batches", content=b"{", headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert "JSON" in answer.json()["error"]["message"]
-    answer = await http.get("/v1/batches", params={"limit": "many"})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
+    for path, query, param in (
+        ("/v1/batches", {"limit": "many"}, "limit"),
+        ("/v1/batches", {"limit": "101"}, "limit"),
+        ("/v1/batches", {"order": "asc"}, "order"),
+        ("/v1/files", {"limit": "0"}, "limit"),
+        ("/v1/files", {"limit": "10001"}, "limit"),
+        ("/v1/files", {"order": "up"}, "order"),
+        ("/v1/files", {"purpose": "fine-tune"}, "purpose"),
+        ("/v1/batches/batch_0123456789/results", {"after": "-1"}, "after"),
+    ):
+        answer = await http.get(path, params=query)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 async def test_an_output_file_is_no_input(client: AsyncOpenAI, bench: Bench) -> None:
@@ -167,6 +191,9 @@ async def test_unknown_ids(client: AsyncOpenAI) -> None:
             await client.files.delete(unknown)
 
 
+ANCHOR = {"expires_after[anchor]": "created_at"}
+
+
 @pytest.mark.parametrize(
     ("form", "files", "param"),
     [
@@ -174,7 +201,11 @@ async def test_unknown_ids(client: AsyncOpenAI) -> None:
         ({}, {"file": b"x"}, "purpose"),
         ({"purpose": "batch"}, {"other": b"x"}, "file"),
         ({"purpose": "batch", "file": "text"}, {"other": b"x"}, "file"),
-        ({"purpose": "batch", "expires_after[anchor]": "created_at"}, {"file": b"x"}, "expires_after[anchor]"),
+        ({"purpose": "batch", "colour": "red"}, {"file": b"x"}, "colour"),
+        ({"purpose": "batch", "expires_after[anchor]": "created_at"}, {"file": b"x"}, "expires_after.seconds"),
+        ({"purpose": "batch", "expires_after[seconds]": "3600"}, {"file": b"x"}, "expires_after.anchor"),
+        ({"purpose": "batch", "expires_after[seconds]": "1", **ANCHOR}, {"file": b"x"}, "expires_after"),
+        ({"purpose": "batch", "expires_after[seconds]": "soon", **ANCHOR}, {"file": b"x"}, "expires_after"),
     ],
 )
 async def test_a_bad_upload_is_refused(

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from conserve.cli import console
 from conserve.cli.main import app
 from conserve.launch.record import StackError
+from tests.unit.cli.conftest import BATCH
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +132,93 @@ def test_batch_status_and_cancel(application: Any) -> None:
     cancelled = run("batch", "cancel", "batch_1", "--url", application.base_url)
     assert cancelled.stdout.startswith("batch_1: cancelling")
     assert application.calls[-1][:2] == ("POST", "/v1/batches/batch_1/cancel")
+
+
+def test_submit_with_all_that_goes_beyond(application: Any, tmp_path: Path) -> None:
+    lines = tmp_path / "in.jsonl"
+    lines.write_text("{}\n")
+    options = ("--window", "90m", "--priority", "-5", "--keep-output", "7d")
+    result = run("batch", "submit", lines, *options, "--url", application.base_url)
+    assert result.exit_code == 0, result.output
+    created = json.loads(application.calls[-1][2])
+    assert (created["completion_window"], created["priority"]) == ("90m", -5)
+    assert created["output_expires_after"] == {"anchor": "created_at", "seconds": 604_800}
+
+
+@pytest.mark.parametrize("wrong", ["31d", "59m", "soon"])
+def test_submit_refuses_a_time_that_files_are_not_kept_for(tmp_path: Path, silent_url: str, wrong: str) -> None:
+    lines = tmp_path / "in.jsonl"
+    lines.touch()
+    result = run("batch", "submit", lines, "--keep-output", wrong, "--url", silent_url)
+    assert_one_line(result, f"--keep-output: must be 1h to 30d (it is '{wrong}')", 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "body"),
+    [
+        (("pause", "batch_1"), "/v1/batches/batch_1/pause", None),
+        (("resume", "batch_1"), "/v1/batches/batch_1/resume", None),
+        (("priority", "batch_1", "-5"), "/v1/batches/batch_1", {"priority": -5}),
+    ],
+)
+def test_what_openai_s_client_has_no_method_for(
+    application: Any, arguments: tuple[str, ...], path: str, body: dict[str, int] | None
+) -> None:
+    application.answers["POST", path] = (200, BATCH | {"status": "in_progress", "paused_at": 7})
+    result = run("batch", *arguments, "--url", application.base_url)
+    assert result.stdout == "batch_1: in_progress (paused), 2 completed, 0 failed of 2\n", result.output
+    assert (json.loads(application.calls[-1][2]) if application.calls[-1][2] else None) == body
+
+
+def test_list_shows_batches(application: Any) -> None:
+    page = {"object": "list", "data": [BATCH], "first_id": "batch_1", "last_id": "batch_1", "has_more": False}
+    application.answers["GET", "/v1/batches?limit=5"] = (200, page)
+    result = run("batch", "list", "--limit", "5", "--url", application.base_url)
+    assert result.exit_code == 0, result.output
+    assert "batch_1" in result.stdout
+    assert "completed" in result.stdout
+
+
+FIRST, SECOND = '{"custom_id": "a"}\n', '{"custom_id": "b"}\n'
+RESULTS = "/v1/batches/batch_1/results?after={}&follow=true"
+
+
+def test_results_are_followed_over_connections_that_break(
+    application: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conserve.cli.following._FIRST_PAUSE_S", 0.0)
+    # The first stream ends in the middle of a line, as it does when its connection breaks.
+    application.answers["GET", RESULTS.format(0)] = (200, FIRST + "\n" + SECOND[:5])
+    application.answers["GET", RESULTS.format(1)] = (200, SECOND)
+    result = run("batch", "results", "batch_1", "--follow", "--url", application.base_url)
+    assert (result.exit_code, result.stdout) == (0, FIRST + SECOND)
+    output = tmp_path / "out.jsonl"
+    result = run("batch", "results", "batch_1", "-f", "-o", output, "--url", application.base_url)
+    assert result.exit_code == 0, result.output
+    assert output.read_text() == FIRST + SECOND
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "said"),
+    [(200, FIRST, "end after 1 of 2 lines"), (503, {"error": {"message": "away"}}, "away (HTTP 503)")],
+)
+def test_following_gives_up_after_a_while(
+    application: Any, monkeypatch: pytest.MonkeyPatch, status: int, content: Any, said: str
+) -> None:
+    monkeypatch.setattr("conserve.cli.following._FIRST_PAUSE_S", 0.0)
+    application.answers["GET", RESULTS.format(0)] = (status, content)
+    application.answers["GET", RESULTS.format(1)] = (status, "")
+    result = run("batch", "results", "batch_1", "--follow", "--url", application.base_url)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert len([path for _, path, _ in application.calls if "results" in path]) == 8
+
+
+def test_following_what_is_refused_is_one_line(application: Any) -> None:
+    application.answers["GET", RESULTS.format(0)] = (410, {"error": {"message": "not [kept]"}})
+    result = run("batch", "results", "batch_1", "--follow", "--url", application.base_url)
+    assert_one_line(result, "not [kept] (HTTP 410)")
+    assert_one_line(run("batch", "results", "batch_1", "--follow", "--errors"), "--errors: not with --follow", 2)
 
 
 def test_results_go_to_standard_output_or_a_file(application: Any, tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""How the services answer what cannot be done: every reason as an `ApiError`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec, TypeVar
+
+import structlog
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from conserve.jobs.errors import ApiError, NotDurableError
+
+_log = structlog.get_logger(__name__)
+
+_RETRY_AFTER_S = 5
+_SHOWN = 80
+
+_Parameters = ParamSpec("_Parameters")
+_Answer = TypeVar("_Answer")
+
+
+def answers_unavailable(
+    method: Callable[_Parameters, Awaitable[_Answer]],
+) -> Callable[_Parameters, Awaitable[_Answer]]:
+    """Turns outages of Redis and of the file storage into 503 with `Retry-After`."""
+
+    @functools.wraps(method)
+    async def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Answer:
+        try:
+            return await method(*args, **kwargs)
+        except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError, NotDurableError) as error:
+            _log.warning("batch queue unavailable", reason=str(error))
+            raise _unavailable("The batch queue is not available at the moment. Try again later.") from error
+        except OSError as error:
+            _log.warning("file storage unavailable", reason=str(error))
+            raise _unavailable("The file storage is not available at the moment. Try again later.") from error
+
+    return call
+
+
+def invalid(message: str, param: str, code: str | None = "invalid_value") -> ApiError:
+    """400: a parameter has a value that is not allowed."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def no_file(file_id: str, param: str = "id") -> ApiError:
+    """404: there is no such file."""
+    return ApiError(404, f"No such File object: {file_id[:_SHOWN]}", param=param, code="not_found")
+
+
+def no_batch(batch_id: str, param: str = "batch_id") -> ApiError:
+    """404: there is no such batch."""
+    return ApiError(404, f"No batch found with id '{batch_id[:_SHOWN]}'.", param=param, code="not_found")
+
+
+def file_too_large(max_bytes: int) -> ApiError:
+    """413: an upload is too long."""
+    return ApiError(413, f"The file is larger than {max_bytes} bytes, which is the limit.", param="file")
+
+
+def overloaded(message: str, code: str, retry_after_s: int) -> ApiError:
+    """429: too many of something at once; later there may be room."""
+    return ApiError(429, message, error_type="rate_limit_error", code=code, retry_after_s=retry_after_s)
+
+
+def check_limit(limit: int, most: int) -> None:
+    """Refuses a page that is too short or too long.
+
+    Raises:
+        ApiError: it is.
+    """
+    if not 1 <= limit <= most:
+        raise invalid(f"'limit' must be between 1 and {most}.", "limit")
+
+
+def _unavailable(message: str) -> ApiError:
+    return ApiError(503, message, error_type="server_error", code="service_unavailable", retry_after_s=_RETRY_AFTER_S)

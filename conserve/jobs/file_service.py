@@ -1,0 +1,129 @@
+"""The Files API, as the HTTP, gRPC and CLI fronts call it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from conserve.config import Settings
+from conserve.jobs.answers import answers_unavailable, check_limit, file_too_large, invalid, no_file
+from conserve.jobs.batch import FILE_ID, FILE_PURPOSES, FileDeleted, FileList, FileObject
+from conserve.jobs.catalog import FileCatalog
+from conserve.jobs.errors import ApiError, FileTooLargeError
+from conserve.jobs.expiry import ExpiresAfter
+from conserve.jobs.files import FileStore
+from conserve.jobs.retention import FileRetention
+
+_log = structlog.get_logger(__name__)
+
+_MAX_FILENAME = 255
+MAX_FILES_PAGE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """A file and its bytes, to be streamed once."""
+
+    file: FileObject
+    chunks: AsyncIterator[bytes]
+
+
+class FileService:
+    """Files. Every method raises `ApiError` for what a client did wrong and for outages."""
+
+    def __init__(self, redis: Redis, store: FileStore, settings: Settings) -> None:
+        self._redis = redis
+        self._store = store
+        self._settings = settings.jobs
+        self._catalog = FileCatalog(redis, settings.jobs.namespace)
+        self._retention = FileRetention(redis, store, settings)
+
+    @property
+    def max_file_bytes(self) -> int:
+        """Longest file that `upload_file` takes, in bytes."""
+        return self._settings.max_file_bytes
+
+    @answers_unavailable
+    async def upload_file(
+        self, filename: str, purpose: str, stream: AsyncIterable[bytes], expires_after: ExpiresAfter | None = None
+    ) -> FileObject:
+        """Stores an input file; it is on disk when this returns.
+
+        Without `expires_after` it is kept for as long as the settings say.
+        """
+        if purpose != "batch":
+            raise invalid(f"'{purpose[:64]}' is not a supported purpose: use 'batch'.", "purpose")
+        file_id = f"file-{uuid.uuid4().hex}"
+        await self._catalog.announce(file_id)  # Also: before megabytes are stored that could not be recorded.
+        try:
+            size_bytes = await self._store.write_file(file_id, stream, self._settings.max_file_bytes)
+        except FileTooLargeError:
+            raise file_too_large(self._settings.max_file_bytes) from None
+        kept_s = expires_after.seconds if expires_after else self._settings.input_files_kept_s
+        name = filename[-_MAX_FILENAME:] or "file.jsonl"
+        try:
+            return await self._catalog.put(file_id, name, purpose, size_bytes, kept_s)
+        except BaseException:
+            await self._discard_unrecorded(file_id)
+            raise
+
+    @answers_unavailable
+    async def get_file(self, file_id: str) -> FileObject:
+        """The File object of an id."""
+        file = await self._catalog.get(file_id) if FILE_ID.fullmatch(file_id) else None
+        if file is None:
+            raise no_file(file_id)
+        return file
+
+    @answers_unavailable
+    async def list_files(
+        self, purpose: str | None = None, after: str | None = None, limit: int = MAX_FILES_PAGE, order: str = "desc"
+    ) -> FileList:
+        """A page of the files behind the file `after`, by time (`order` is `asc` or `desc`)."""
+        check_limit(limit, MAX_FILES_PAGE)
+        if order not in ("asc", "desc"):
+            raise invalid("'order' must be 'asc' or 'desc'.", "order")
+        if purpose is not None and purpose not in FILE_PURPOSES:
+            raise invalid(f"'purpose' must be one of: {', '.join(FILE_PURPOSES)}.", "purpose")
+        page = await self._catalog.page(after, limit, purpose=purpose, newest_first=order == "desc")
+        if page is None:
+            raise no_file(after or "", "after")
+        return page
+
+    @answers_unavailable
+    async def delete_file(self, file_id: str) -> FileDeleted:
+        """Deletes a file that no active batch reads."""
+        await self.get_file(file_id)
+        if not await self._retention.delete(file_id):
+            raise ApiError(
+                409, f"File {file_id} is used by a batch that has not ended.", param="file_id", code="in_use"
+            )
+        return FileDeleted(id=file_id)
+
+    @answers_unavailable
+    async def file_content(self, file_id: str) -> FileContent:
+        """The content of a file, as a stream; the first piece is read before this returns."""
+        file = await self.get_file(file_id)
+        chunks = self._store.stream_file(file_id)
+        first = await anext(chunks, b"")
+        return FileContent(file, _resume(first, chunks))
+
+    async def _discard_unrecorded(self, file_id: str) -> None:
+        # A file that was recorded all the same (only its way to the disk is not known) stays: it can be listed.
+        try:
+            if await self._catalog.record(file_id) is None:
+                await self._store.delete_file(file_id)
+        except (RedisError, OSError) as error:
+            _log.warning("content without a record stays for a day", file_id=file_id, reason=str(error))
+
+
+async def _resume(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if first:
+        yield first
+    async for chunk in rest:
+        yield chunk

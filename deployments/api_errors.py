@@ -1,0 +1,84 @@
+"""Errors of the Files and Batch APIs: as handlers of the application, and in its OpenAPI description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from conserve.jobs.errors import ApiError
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong: `param` names the field or parameter."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is an error: https://platform.openai.com/docs/guides/error-codes."""
+
+    error: ErrorDetail
+
+
+_DESCRIPTIONS = {
+    400: "A parameter is missing, unknown, or has a value that is not allowed; `param` names it.",
+    404: "There is no such object.",
+    409: "That cannot be done in the state that the object is in.",
+    410: "What is asked for is not kept any more.",
+    413: "The file is too large.",
+    429: "Too many at once; `Retry-After` says when to come back.",
+    503: "Redis or the file storage is away; `Retry-After` says when to come back.",
+}
+
+
+def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error answers of a route, for its description. 400 and 503 can always come, 4xx stands for HTTP's own."""
+    # With `4XX` FastAPI leaves its own 422 out, in whose place we answer 400.
+    described: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody, "description": "The request is refused."}}
+    for status in (400, *statuses, 503):
+        described[status] = {"model": ErrorBody, "description": _DESCRIPTIONS[status]}
+    return described
+
+
+def install_api_error_handlers(app: FastAPI) -> None:
+    """Makes the application answer `ApiError` and malformed requests with the error body of the OpenAI API."""
+    app.exception_handler(ApiError)(_answer_api_error)
+    app.exception_handler(RequestValidationError)(_answer_validation_error)
+
+
+def missing(name: str) -> ApiError:
+    """400: a parameter is not there."""
+    return ApiError(400, f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+
+
+def unknown(name: str) -> ApiError:
+    """400: a parameter that there is not."""
+    return ApiError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+
+
+async def _answer_api_error(_request: Request, error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
+
+
+async def _answer_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+    problem: dict[str, Any] = error.errors()[0]
+    place = [str(part) for part in problem["loc"][1:]]
+    if problem["type"] == "json_invalid":
+        answer = ApiError(400, "The body of the request is not valid JSON.")
+    elif not place:
+        answer = ApiError(400, f"The request is not valid: {problem['msg']}.")
+    elif problem["type"] == "missing":
+        answer = missing(".".join(place))
+    elif problem["type"] == "extra_forbidden":
+        answer = unknown(".".join(place))
+    else:
+        name = ".".join(place)
+        answer = ApiError(400, f"Invalid value for '{name}': {problem['msg']}.", param=place[0], code="invalid_type")
+    return await _answer_api_error(request, answer)
