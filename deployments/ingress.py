@@ -31,6 +31,7 @@ ENDPOINTS: dict[str, Callable[[FastAPI], Any]] = {
     "model_data": lambda app: app.get("/v1/models/{model:path}"),
     "chat": lambda app: app.post("/v1/chat/completions"),
     "completions": lambda app: app.post("/v1/completions"),
+    "embeddings": lambda app: app.post("/v1/embeddings"),
     "health": lambda app: app.get("/health"),
     "status": lambda app: app.get("/conserve/v1/status"),
 }

@@ -51,6 +51,8 @@ def build_llm_config(settings: Settings) -> LLMConfig:
         "dtype": engine.dtype,
         "disable_log_stats": False,
     }
+    if settings.model.task == "embed":
+        engine_kwargs["runner"] = "pooling"
     if engine.max_model_len is not None:
         engine_kwargs["max_model_len"] = engine.max_model_len
     if device == "cpu":

@@ -66,6 +66,12 @@ class ConServeReplica(LLMServer):
         """Answers an online completion request."""
         return await self._answer_online(super().completions, request, raw_request_info)
 
+    async def embeddings(
+        self, request: Any, raw_request_info: RawRequestInfo | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """Answers an online embedding request, where the model can."""
+        return await self._answer_online(super().embeddings, request, raw_request_info)
+
     async def _answer_online(
         self, answer: Answer, request: Any, raw_request_info: RawRequestInfo | None
     ) -> AsyncGenerator[Any, None]:

@@ -39,6 +39,11 @@ class ModelSettings(_Section):
         None, min_length=1, description="The name clients send as `model`; by default the last part of `source`."
     )
 
+    task: Literal["generate", "embed"] = Field(
+        "generate",
+        description="`generate` answers chats and completions, `embed` embeddings (with `engine.mode: stock` only).",
+    )
+
     @property
     def served_name(self) -> str:
         """The name clients send as `model`."""
@@ -268,6 +273,12 @@ class Settings(_Section):
     state_dir: Path = Field(
         Path("~/.local/state/conserve"), description="Where the embedded Redis and, by default, files live."
     )
+
+    @model_validator(mode="after")
+    def _check_task(self) -> Settings:
+        if self.model.task == "embed" and self.engine.mode != "stock":
+            raise ValueError("`model.task: embed` needs `engine.mode: stock`: ConServe's scheduler is for generation")
+        return self
 
     @field_validator("state_dir")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -18,12 +18,19 @@ from conserve.engine.cpu_clock import ChildCpuClock
 from conserve.engine.page import Counters, EnginePage
 from conserve.engine.pass_control import ANNOUNCEMENT
 from conserve.engine.stats import GAUGES
-from conserve.engine.vllm_compat import ChatCompletionRequest, CompletionRequest
+from conserve.engine.vllm_compat import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingChatRequest,
+    EmbeddingCompletionRequest,
+)
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
 
+_EMBEDDINGS = "/v1/embeddings"
 _REQUEST_TYPES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/completions": CompletionRequest,
+    _EMBEDDINGS: EmbeddingCompletionRequest,
 }
 
 CLASS_FIELD = "slo_class"
@@ -43,6 +50,9 @@ class OpenAIServing(Protocol):
 
     def completions(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
         """Answers a `CompletionRequest`."""
+
+    def embeddings(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
+        """Answers an `EmbeddingCompletionRequest` or `EmbeddingChatRequest`."""
 
 
 class _BusyClock:
@@ -121,7 +131,7 @@ class CoServeEngine:
             allowed = ", ".join(f"'{known}'" for known in self._priorities)
             raise InvalidRequest(f"There is no such request class; allowed are: {allowed}.", CLASS_FIELD)
         request.priority = self._priorities[name]
-        if self._board is None:
+        if self._board is None or not hasattr(request, "vllm_xargs"):  # Embeddings carry no announcement.
             return 0
         now_s = time.monotonic()
         announcement = self._board.announce(now_s, now_s + self._ttft_slos_ms[name] / 1e3)
@@ -161,7 +171,7 @@ class CoServeEngine:
         """Runs one request of a batch, behind all online work.
 
         Args:
-            endpoint: `/v1/chat/completions` or `/v1/completions`.
+            endpoint: `/v1/chat/completions`, `/v1/completions` or, where the model can, `/v1/embeddings`.
             body: the request's body, as the HTTP API takes it. `priority` and `stream` are overwritten, a class of
                 online requests is ignored.
             timeout_s: seconds until the attempt is given up.
@@ -173,18 +183,18 @@ class CoServeEngine:
             EngineFault: the engine failed, or the time was up; another attempt may succeed.
             asyncio.CancelledError: the caller gave up; the engine has let go of the request.
         """
-        offline_body = {name: value for name, value in body.items() if name != CLASS_FIELD}
-        offline_body |= {"stream": False, "priority": OFFLINE_PRIORITY}
+        offline_body = {name: value for name, value in body.items() if name not in (CLASS_FIELD, "stream")}
+        offline_body |= {"priority": OFFLINE_PRIORITY} | ({} if endpoint == _EMBEDDINGS else {"stream": False})
         try:
-            request: Any = _REQUEST_TYPES[endpoint].model_validate(offline_body)
+            request: Any = _find_type(endpoint, offline_body).model_validate(offline_body)
         except ValidationError as error:
             return _refuse(_explain(error))
         except Exception as error:  # noqa: BLE001 - vLLM 0.32's validators let all kinds through; the body is at fault
             return _refuse(str(error) or type(error).__name__)
-        if request.use_beam_search:
+        if getattr(request, "use_beam_search", False):
             # vLLM 0.32 hands the priority of a request on to everything but the steps of a beam search.
             return _refuse("use_beam_search: not available in a batch", param="use_beam_search")
-        serve = self._serving.chat if endpoint == "/v1/chat/completions" else self._serving.completions
+        serve = self._find_entrance(endpoint)
         with self._offline.hold():
             try:
                 async with asyncio.timeout(timeout_s) as limit, aclosing(serve(request)) as responses:
@@ -202,6 +212,11 @@ class CoServeEngine:
         if task is not None and task.cancelling():
             raise asyncio.CancelledError
         return self._as_result(response)
+
+    def _find_entrance(self, endpoint: str) -> Callable[[Any], AsyncGenerator[Any, None]]:
+        if endpoint == _EMBEDDINGS:
+            return self._serving.embeddings
+        return self._serving.chat if endpoint == "/v1/chat/completions" else self._serving.completions
 
     def stats(self) -> EngineStats:
         """What the engine is doing now."""
@@ -235,6 +250,13 @@ class CoServeEngine:
         self._offline_prompt_tokens += prompt_tokens
         self._offline_output_tokens += output_tokens
         return OfflineResult(200, body, prompt_tokens, output_tokens)
+
+
+def _find_type(endpoint: str, body: Mapping[str, Any]) -> type[BaseModel]:
+    # Of the kinds that vLLM tries one after the other, so that errors are those of the one that is meant.
+    if endpoint == _EMBEDDINGS and "messages" in body:
+        return EmbeddingChatRequest  # type: ignore[no-any-return] # vLLM's types are not followed
+    return _REQUEST_TYPES[endpoint]
 
 
 def _refuse(message: str, param: str | None = None) -> OfflineResult:

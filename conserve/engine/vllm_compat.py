@@ -19,6 +19,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.generate.base.serving import PRIORITY_HEADER  # unstable
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest  # unstable
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest  # unstable
+from vllm.entrypoints.pooling.embed.protocol import EmbeddingChatRequest, EmbeddingCompletionRequest  # unstable
 from vllm.exceptions import VLLMClientError  # unstable
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -75,6 +76,8 @@ __all__ = [
     "AsyncScheduler",
     "ChatCompletionRequest",
     "CompletionRequest",
+    "EmbeddingChatRequest",
+    "EmbeddingCompletionRequest",
     "IterationStats",
     "MessageQueue",
     "ModelRunnerOutput",

@@ -53,6 +53,14 @@ class BatchEndpoint(StrEnum):
 
     CHAT_COMPLETIONS = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
+
+
+ENDPOINTS_BY_TASK = {
+    "generate": (BatchEndpoint.CHAT_COMPLETIONS, BatchEndpoint.COMPLETIONS),
+    "embed": (BatchEndpoint.EMBEDDINGS,),
+}
+"""What models can be asked for, by the task that they are served for (`model.task`)."""
 
 
 class BatchError(BaseModel):

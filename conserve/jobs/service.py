@@ -12,11 +12,11 @@ from conserve.config import Settings
 from conserve.jobs.answers import answers_unavailable, check_limit, invalid, no_batch, overloaded
 from conserve.jobs.batch import (
     BATCH_ID,
+    ENDPOINTS_BY_TASK,
     FILE_ID,
     HIGHEST_PRIORITY,
     LOWEST_PRIORITY,
     Batch,
-    BatchEndpoint,
     BatchList,
 )
 from conserve.jobs.errors import ApiError, BatchEndedError, TooManyBatchesError
@@ -42,6 +42,7 @@ class JobService(FileService):
         self._feed = ResultFeed(self._queue, store)
         self._streams = 0
         self.models = frozenset(models)
+        self.endpoints = ENDPOINTS_BY_TASK[settings.model.task]
 
     @answers_unavailable
     async def create_batch(
@@ -55,8 +56,9 @@ class JobService(FileService):
         priority: int = 0,
     ) -> Batch:
         """Accepts a batch; it is on disk when this returns, and validated afterwards."""
-        if endpoint not in tuple(BatchEndpoint):
-            raise invalid(f"'{endpoint[:80]}' is not supported. Use one of: {', '.join(BatchEndpoint)}.", "endpoint")
+        if endpoint not in self.endpoints:
+            served = ", ".join(self.endpoints)
+            raise invalid(f"'{endpoint[:80]}' is not supported by the served model. Use one of: {served}.", "endpoint")
         try:
             window_s = parse_window(completion_window, self._settings.max_window_s)
         except ValueError as error:

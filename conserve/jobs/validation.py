@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
-from conserve.jobs.batch import BatchError
+from conserve.jobs.batch import BatchEndpoint, BatchError
 
 MAX_CUSTOM_ID_LENGTH = 512
 MAX_PROBLEMS = 100
@@ -72,6 +72,7 @@ class InputValidator:
     problems: list[BatchError] = field(default_factory=list)
     total: int = 0
     model: str | None = None
+    _inputs: int = 0
     _seen: dict[str, int] = field(default_factory=dict)
 
     def check(self, chunks: Iterable[bytes]) -> Iterator[RequestRange]:
@@ -154,6 +155,16 @@ class InputValidator:
         elif model != self.model:
             message = f"All requests of a batch must name one model; this names '{model}', earlier ones '{self.model}'."
             raise _LineError("mismatched_model", message, "body.model")
+        if self.endpoint == BatchEndpoint.EMBEDDINGS:
+            self._count_inputs(body.get("input"))
+
+    def _count_inputs(self, value: object) -> None:
+        # A list of numbers is one input: its tokens.
+        several = isinstance(value, list) and any(not isinstance(one, int) for one in value)
+        self._inputs += len(value) if several and isinstance(value, list) else 1
+        if self._inputs > self.max_requests:
+            message = f"With this line the file holds more than {self.max_requests} inputs, which is the limit."
+            raise _LineError("too_many_inputs", message, "body.input")
 
 
 def parse_line(text: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -225,9 +226,25 @@ async def test_an_upload_that_is_no_form_is_refused(http: httpx.AsyncClient) -> 
 
 def with_limits(bench: Bench, **jobs: Any) -> httpx.AsyncClient:
     raw = bench.settings.to_args()
-    settings = Settings.model_validate(raw | {"jobs": raw["jobs"] | jobs})
+    return serve(bench, Settings.model_validate(raw | {"jobs": raw["jobs"] | jobs}))
+
+
+def serve(bench: Bench, settings: Settings) -> httpx.AsyncClient:
     app = make_app(JobService(bench.redis, bench.store, settings, [MODEL]))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE)
+
+
+async def test_a_model_that_embeds_is_asked_for_embeddings_only(bench: Bench) -> None:
+    changed = {"model": {"source": "m", "task": "embed"}, "engine": {"mode": "stock"}}
+    async with serve(bench, Settings.model_validate(bench.settings.to_args() | changed)) as http:
+        client = AsyncOpenAI(api_key="none", base_url=f"{BASE}/v1", http_client=http, max_retries=0)
+        line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": MODEL, "input": "x"}}
+        file_id = await upload(client, json.dumps(line).encode())
+        with pytest.raises(openai.BadRequestError, match="Use one of: /v1/embeddings"):
+            await create(client, file_id)
+        batch_id = await create(client, file_id, endpoint="/v1/embeddings")
+        await bench.keeper.run_once()
+        assert (await client.batches.retrieve(batch_id)).status == "in_progress"
 
 
 async def test_a_large_upload_is_refused(bench: Bench) -> None:

@@ -44,6 +44,8 @@ def test_structured_setting_from_environment() -> None:
         ({"engine": {"device": "tpu"}}, {}, ["engine.device", "'cpu'", "'tpu'"]),
         ({"engine": {"cpu_threads_bind": "all"}}, {}, ["engine.cpu_threads_bind", "'all'"]),
         ({"http": {"max_queued_requests": 0}}, {}, ["http.max_queued_requests", "at least 1", "(it is 0)"]),
+        ({"model": {"task": "embed"}}, {}, ["model.task", "engine.mode: stock"]),
+        ({"jobs": {"input_files_kept_s": 60}}, {}, ["jobs.input_files_kept_s", "3600"]),
         ({"engine": {"mode": "fast"}}, {}, ["engine.mode", "'conserve'", "'fast'"]),
         ({"slo": {"ttft_slo_ms": 0}}, {}, ["slo.ttft_slo_ms", "greater than 0"]),
         ({"slo": {"tbt_slo_ms": ".inf"}}, {}, ["slo.tbt_slo_ms", "'.inf'"]),

@@ -37,6 +37,13 @@ def test_stock_is_vllm_s_own_with_priorities(tmp_path: Path) -> None:
     assert not {"scheduler_cls", "additional_config"} & arguments.keys()
 
 
+def test_a_model_that_embeds_is_run_by_another_runner(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    args = {"model": {"source": str(tmp_path), "task": "embed"}, "engine": {"device": "cpu", "mode": "stock"}}
+    assert build_llm_config(load_settings(args, {})).engine_kwargs["runner"] == "pooling"
+    assert "runner" not in build(tmp_path, {"mode": "stock"})
+
+
 @pytest.mark.parametrize("mode", ["conserve", "stock"])
 def test_the_user_s_kv_connector_passes_through(tmp_path: Path, mode: str) -> None:
     connector = {"kv_connector": "Mine", "kv_connector_module_path": "mine", "kv_role": "kv_both"}

@@ -20,7 +20,7 @@ from deployments.ray_compat import RawRequestInfo
 from deployments.replica import ConServeReplica, bind_cpu_threads
 
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
-METHODS = ["chat", "completions"]
+METHODS = ["chat", "completions", "embeddings"]
 
 
 class Asked(NamedTuple):
@@ -73,7 +73,7 @@ async def test_the_engine_never_sees_a_client_s_priority(
     assert len(headers) == 3
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["chat", "completions"])
 async def test_the_announcement_of_a_request_that_the_engine_refuses_is_taken_back(
     server: ConServeReplica, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -56,7 +56,7 @@ class FakeServing:
                 return
         yield self.answer
 
-    completions = chat
+    completions = embeddings = chat
 
 
 async def test_offline_request_gets_its_priority_whatever_the_line_says() -> None:
@@ -109,6 +109,24 @@ async def test_completions_go_their_own_way() -> None:
     serving = FakeServing()
     await CoServeEngine(serving).offline("/v1/completions", {"model": "m", "prompt": "once"}, 10)
     assert serving.requests[0].prompt == "once"
+
+
+@pytest.mark.parametrize("content", [{"input": ["once", "twice"]}, {"messages": BODY["messages"]}])
+async def test_embeddings_go_their_own_way(content: dict[str, Any]) -> None:
+    serving = FakeServing(Answer(usage={"prompt_tokens": 4, "total_tokens": 4}))
+    body = {"model": "m", **content, "priority": -5, "stream": False, "slo_class": "x"}
+    result = await CoServeEngine(serving).offline("/v1/embeddings", body, 10)
+    assert (result.status_code, result.prompt_tokens, result.output_tokens) == (200, 4, 0)
+    (request,) = serving.requests
+    assert request.priority == OFFLINE_PRIORITY
+    assert not request.model_extra
+    assert request.model_dump(include=set(content), exclude_unset=True) == content
+
+
+async def test_a_wrong_embedding_names_its_field() -> None:
+    result = await CoServeEngine(FakeServing()).offline("/v1/embeddings", {"model": "m", "input": {"a": 1}}, 10)
+    assert result.status_code == 400
+    assert "input" in result.body["error"]["message"]
 
 
 async def test_wrong_body_is_answered_not_raised() -> None:

@@ -40,6 +40,12 @@ def test_requests_have_what_is_overwritten() -> None:
             assert name in request.model_fields, f"vLLM's {request.__name__} has no field {name} any more"
 
 
+def test_embedding_requests_have_a_priority() -> None:
+    for request in (vllm_compat.EmbeddingChatRequest, vllm_compat.EmbeddingCompletionRequest):
+        assert "priority" in request.model_fields, f"vLLM's {request.__name__} has no field priority any more"
+        assert "vllm_xargs" not in request.model_fields, f"{request.__name__} could be announced"
+
+
 def test_stat_logger_is_called_as_we_take_it() -> None:
     parameters = list(inspect.signature(vllm_compat.StatLoggerBase.record).parameters)
     expected = ["self", "scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx"]

@@ -125,6 +125,22 @@ def test_too_many_lines_are_refused() -> None:
     assert validator.problems == []
 
 
+def embeddings_of(*inputs: Any) -> bytes:
+    return encode(
+        *(line_of(str(i), url="/v1/embeddings", body={"model": "m", "input": one}) for i, one in enumerate(inputs))
+    )
+
+
+def test_too_many_inputs_to_embed_are_refused() -> None:
+    for content, expected in (
+        (embeddings_of("a", ["a", "b"], [1, 2, 3, 4], [[1, 2], [3]]), []),
+        (embeddings_of("a", ["a", "b"], "c", [[1, 2], [3]], "d"), [("too_many_inputs", "body.input", 5)]),
+    ):
+        validator = InputValidator("/v1/embeddings", ["m"], 6, 10_000)
+        list(validator.check([content]))
+        assert [(p.code, p.param, p.line) for p in validator.problems] == expected
+
+
 def test_reports_end_at_a_limit() -> None:
     validator, _ = check(b"x\n" * 500)
     assert len(validator.problems) == MAX_PROBLEMS

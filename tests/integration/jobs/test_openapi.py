@@ -1,0 +1,133 @@
+"""The routes against their own OpenAPI description, by schemathesis: what is sent is generated from it."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import hypothesis
+import pytest
+import schemathesis
+import uvicorn
+from fastapi import FastAPI
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from conserve.config import Settings
+from conserve.jobs import result_feed
+from conserve.jobs.connection import connect
+from conserve.jobs.files import FileStore
+from conserve.jobs.service import JobService
+from deployments.batch_routes import build_batch_router
+from deployments.errors import install_error_handlers
+from tests.integration.bench import MODEL, URL, make_input
+
+START_S = 20.0
+HOLDS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    response_headers_conformance,
+]
+"""What holds of every answer."""
+
+
+def build_app(settings: Settings | None = None) -> FastAPI:
+    """The routes as the application has them; without settings they are there to be described only."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        assert settings is not None
+        redis = await connect(settings)
+        try:
+            app.state.service = JobService(redis, FileStore(settings.files_url), settings, [MODEL])
+            yield
+        finally:
+            await redis.aclose()
+
+    app = FastAPI(title="ConServe", lifespan=lifespan)
+    app.include_router(build_batch_router(lambda: app.state.service))
+    install_error_handlers(app)
+    return app
+
+
+@pytest.fixture(scope="module")
+def base_url(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The routes on a free port, with a Redis and a storage of their own."""
+    state_dir: Path = tmp_path_factory.mktemp("openapi")
+    jobs = {"redis_url": server_url, "namespace": f"t{secrets.token_hex(6)}"}
+    settings = Settings.model_validate({"jobs": jobs, "state_dir": state_dir})
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(result_feed, "LONGEST_FOLLOW_S", 0.01)  # Nobody works on the batches.
+        server = uvicorn.Server(uvicorn.Config(build_app(settings), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            until = time.monotonic() + START_S
+            while not server.started:
+                assert time.monotonic() < until, "the routes did not come up"
+                assert thread.is_alive()
+                time.sleep(0.02)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(START_S)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def known(base_url: str) -> dict[str, str]:
+    """Ids of a file and of a batch that are there at first."""
+    with httpx.Client(base_url=base_url) as client:
+        files = {"file": ("in.jsonl", make_input(2))}
+        file_id = client.post("/v1/files", data={"purpose": "batch"}, files=files).json()["id"]
+        body = {"input_file_id": file_id, "endpoint": URL, "completion_window": "24h"}
+        return {"file_id": file_id, "batch_id": client.post("/v1/batches", json=body).json()["id"]}
+
+
+schema = schemathesis.openapi.from_dict(build_app().openapi())
+
+
+def test_the_description_names_every_route() -> None:
+    described = {
+        f"{method.upper()} {path}" for path, methods in schema.raw_schema["paths"].items() for method in methods
+    }
+    assert described == {
+        "GET /v1/files",
+        "POST /v1/files",
+        "GET /v1/files/{file_id}",
+        "DELETE /v1/files/{file_id}",
+        "GET /v1/files/{file_id}/content",
+        "GET /v1/batches",
+        "POST /v1/batches",
+        "GET /v1/batches/{batch_id}",
+        "POST /v1/batches/{batch_id}",
+        "POST /v1/batches/{batch_id}/cancel",
+        "POST /v1/batches/{batch_id}/pause",
+        "POST /v1/batches/{batch_id}/resume",
+        "GET /v1/batches/{batch_id}/results",
+    }
+
+
+@schema.parametrize()
+@hypothesis.settings(max_examples=30, deadline=None, derandomize=True, database=None)
+def test_every_answer_is_as_described(case: Any, base_url: str, known: dict[str, str]) -> None:
+    case.call_and_validate(base_url=base_url, checks=[*HOLDS, negative_data_rejection, unsupported_method])
+    for name in case.path_parameters.keys() & known.keys():
+        case.path_parameters[name] = known[name]
+        case.call_and_validate(base_url=base_url, checks=HOLDS)
