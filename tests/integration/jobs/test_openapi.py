@@ -104,9 +104,8 @@ schema = schemathesis.openapi.from_dict(build_app().openapi())
 
 
 def test_the_description_names_every_route() -> None:
-    described = {
-        f"{method.upper()} {path}" for path, methods in schema.raw_schema["paths"].items() for method in methods
-    }
+    paths = schema.raw_schema["paths"]
+    described = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
     assert described == {
         "GET /v1/files",
         "POST /v1/files",
