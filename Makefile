@@ -17,6 +17,7 @@ lint: setup ## style, types, and which package imports which
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
+	$(VENV)/mypy --follow-imports=silent tests/integration/jobs/test_openai_client.py
 	$(VENV)/lint-imports
 
 demo: setup ## the main job, end to end; DOCUMENTS=folder instead of the descriptions of installed packages

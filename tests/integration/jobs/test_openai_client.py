@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import httpx
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -16,8 +16,8 @@ from tests.integration.jobs.test_batch_routes import BASE, make_app
 
 @pytest.fixture
 async def client(bench: Bench) -> AsyncIterator[AsyncOpenAI]:
-    transport = httpx.ASGITransport(make_app(bench.service))
-    async with httpx.AsyncClient(transport=transport, base_url=BASE) as http:
+    transport = httpx2.ASGITransport(make_app(bench.service))
+    async with httpx2.AsyncClient(transport=transport, base_url=BASE) as http:
         yield AsyncOpenAI(
             api_key="none", base_url=f"{BASE}/v1", http_client=http, max_retries=0, _strict_response_validation=True
         )
