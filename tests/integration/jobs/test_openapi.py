@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import secrets
-import socket
-import threading
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,6 @@ import httpx
 import hypothesis
 import pytest
 import schemathesis
-import uvicorn
-from fastapi import FastAPI
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -29,14 +23,9 @@ from schemathesis.specs.openapi.checks import (
 
 from conserve.config import Settings
 from conserve.jobs import result_feed
-from conserve.jobs.connection import connect
-from conserve.jobs.files import FileStore
-from conserve.jobs.service import JobService
-from deployments.batch_routes import build_batch_router
-from deployments.errors import install_error_handlers
-from tests.integration.bench import MODEL, URL, make_input
+from tests.integration.bench import URL, make_input
+from tests.integration.jobs.served_routes import build_app, serve_routes
 
-START_S = 20.0
 HOLDS = [
     not_a_server_error,
     status_code_conformance,
@@ -47,47 +36,15 @@ HOLDS = [
 """What holds of every answer."""
 
 
-def build_app(settings: Settings | None = None) -> FastAPI:
-    """The routes as the application has them; without settings they are there to be described only."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        assert settings is not None
-        redis = await connect(settings)
-        try:
-            app.state.service = JobService(redis, FileStore(settings.files_url), settings, [MODEL])
-            yield
-        finally:
-            await redis.aclose()
-
-    app = FastAPI(title="ConServe", lifespan=lifespan)
-    app.include_router(build_batch_router(lambda: app.state.service))
-    install_error_handlers(app)
-    return app
-
-
 @pytest.fixture(scope="module")
 def base_url(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The routes on a free port, with a Redis and a storage of their own."""
     state_dir: Path = tmp_path_factory.mktemp("openapi")
     jobs = {"redis_url": server_url, "namespace": f"t{secrets.token_hex(6)}"}
     settings = Settings.model_validate({"jobs": jobs, "state_dir": state_dir})
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, serve_routes(settings) as url:
         patch.setattr(result_feed, "LONGEST_FOLLOW_S", 0.01)  # Nobody works on the batches.
-        server = uvicorn.Server(uvicorn.Config(build_app(settings), log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            until = time.monotonic() + START_S
-            while not server.started:
-                assert time.monotonic() < until, "the routes did not come up"
-                assert thread.is_alive()
-                time.sleep(0.02)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(START_S)
-            assert not thread.is_alive()
+        yield url
 
 
 @pytest.fixture(scope="module")
