@@ -91,13 +91,14 @@ def test_status_shows_replicas_and_batches(application: Any) -> None:
     replica = {"replica_id": "r1", "model": "m", "state": "open", "alone": True, "window": 3, "kv_usage": 0.25}
     replica |= {"offline_running": 2, "online_running": 1, "online_waiting": 0}
     batch = {"id": "batch_1", "status": "in_progress", "total": 9, "completed": 4, "failed": 0, "ready": 3, "leased": 2}
+    batch |= {"paused": True}
     application.answers["GET", "/health"] = (200, {})
     application.answers["GET", "/conserve/v1/status"] = (200, {"replicas": [replica], "batches": [batch]})
     result = run("status", "--url", application.base_url)
     assert result.exit_code == 0, result.output
     assert "open (alone)" in result.stdout
     assert "25%" in result.stdout
-    assert "in_progress" in result.stdout
+    assert "in_progress (paused)" in result.stdout
 
 
 def test_submit_uploads_and_prints_the_id(application: Any, tmp_path: Path) -> None:

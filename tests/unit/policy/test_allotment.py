@@ -69,6 +69,11 @@ def test_order_is_by_end_of_window_then_age() -> None:
     assert [one.batch_id for one in order_jobs(jobs)] == ["a", "b", "c", "late"]
 
 
+def test_priority_comes_before_the_end_of_the_window() -> None:
+    jobs = [job("soon", expires_at=1), replace(job("high"), priority=1), replace(job("low", expires_at=1), priority=-1)]
+    assert [one.batch_id for one in order_jobs(jobs)] == ["high", "soon", "low"]
+
+
 def test_a_job_goes_only_where_its_model_is_served_and_work_is_left() -> None:
     capacities = [IDLE, replace(IDLE, replica_id="r2", model="other", online_running=8)]
     jobs = [job("x"), job("y", model="other"), job("done", ready=0)]
