@@ -28,6 +28,7 @@ __all__ = [
     "RawRequestInfo",
     "VLLMEngine",
     "find_engine",
+    "has_died",
     "to_model_metadata",
 ]
 
@@ -35,3 +36,9 @@ __all__ = [
 def find_engine(server: Any) -> Any:
     """The engine object of an `LLMServer`: its OpenAI layer over vLLM's `AsyncLLM`."""
     return server.engine
+
+
+def has_died(engine: Any) -> bool:
+    """Whether the `AsyncLLM` of an engine object has ended; it stays so until the replica is replaced."""
+    client = engine._engine_client
+    return client is not None and bool(client.errored)

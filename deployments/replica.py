@@ -26,7 +26,7 @@ from conserve.jobs.link import RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
 from conserve.telemetry.logs import configure_service_logs
 from deployments.errors import refusal
-from deployments.ray_compat import RawRequestInfo, find_engine
+from deployments.ray_compat import RawRequestInfo, find_engine, has_died
 from deployments.serving_engine import ServingEngine
 
 log = structlog.get_logger(__name__)
@@ -53,7 +53,7 @@ class ConServeReplica(LLMServer):
         await super().__init__(llm_config, engine_cls=ServingEngine)
         engine: ServingEngine = find_engine(self)
         classes = {name: kind.ttft_slo_ms for name, kind in settings.slo.by_priority().items()}
-        self._co_engine = CoServeEngine(engine, classes, engine.page, engine.board)
+        self._co_engine = CoServeEngine(engine, classes, engine.page, engine.board, lambda: has_died(engine))
         self._harvesting = asyncio.create_task(keep_connected(settings, self._harvest))
 
     async def chat(self, request: Any, raw_request_info: RawRequestInfo | None = None) -> AsyncGenerator[Any, None]:

@@ -223,6 +223,20 @@ class JobsSettings(_Section):
         15_000, ge=200, le=3_600_000, description="A claimed request not renewed for so long is freed."
     )
     max_attempts: int = Field(5, ge=1, le=100, description="Times a request is tried before it goes to the error file.")
+    retry_delay_s: float = Field(
+        1.0, ge=0, le=3_600, description="Before the second attempt, at most; twice as long before each further one."
+    )
+    max_retry_delay_s: float = Field(60.0, ge=0, le=86_400, description="Before any attempt, at most.")
+    max_retry_time_s: float = Field(
+        21_600, gt=0, description="No attempt begins later than so long after the beginning of the first."
+    )
+    suspicions: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="Attempts that end with the end of the engine or replica, or run out of time, until the request is "
+        "run alone; one that ends like that again goes to the error file.",
+    )
     request_timeout_s: float = Field(3_600, gt=0, description="One attempt at an offline request, at most.")
     commit_period_ms: int = Field(250, ge=1, le=60_000, description="Finished results are gathered for so long.")
     input_files_kept_s: int | None = Field(
@@ -243,6 +257,12 @@ class JobsSettings(_Section):
         if value != EMBEDDED_REDIS and not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError(f"must be `{EMBEDDED_REDIS}` or start with redis://, rediss:// or unix://")
         return value
+
+    @model_validator(mode="after")
+    def _check_delays(self) -> JobsSettings:
+        if self.retry_delay_s > self.max_retry_delay_s:
+            raise ValueError("`retry_delay_s` must not be more than `max_retry_delay_s`")
+        return self
 
 
 class HttpSettings(_Section):

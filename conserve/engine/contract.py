@@ -10,6 +10,18 @@ class EngineFault(RuntimeError):
     """The engine failed, not the request: another attempt may succeed."""
 
 
+class EngineDied(EngineFault):
+    """The engine ended while it worked on the request, which may be the cause."""
+
+
+class EngineGone(EngineFault):
+    """The engine had ended before: the request was not tried."""
+
+
+class AttemptTimeout(EngineFault):
+    """The request was not answered in time."""
+
+
 class InvalidRequest(ValueError):
     """The request is wrong: another attempt would be, too. `param` names the field of its body."""
 

@@ -13,7 +13,15 @@ from pydantic import BaseModel, ValidationError
 
 from conserve.config import DEFAULT_CLASS
 from conserve.engine.arrival_board import ArrivalBoard
-from conserve.engine.contract import EngineFault, EngineStats, InvalidRequest, OfflineResult
+from conserve.engine.contract import (
+    AttemptTimeout,
+    EngineDied,
+    EngineFault,
+    EngineGone,
+    EngineStats,
+    InvalidRequest,
+    OfflineResult,
+)
 from conserve.engine.cpu_clock import ChildCpuClock
 from conserve.engine.page import Counters, EnginePage
 from conserve.engine.pass_control import ANNOUNCEMENT
@@ -23,6 +31,7 @@ from conserve.engine.vllm_compat import (
     CompletionRequest,
     EmbeddingChatRequest,
     EmbeddingCompletionRequest,
+    EngineDeadError,
 )
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
 
@@ -91,6 +100,7 @@ class CoServeEngine:
             position of a class is the priority of its requests.
         page: what the engine's scheduler reports on, if it is ours.
         board: where online requests are announced, if passes of offline work can be stopped for them.
+        has_died: whether the engine has ended and only waits to be replaced.
     """
 
     def __init__(
@@ -99,8 +109,11 @@ class CoServeEngine:
         classes: Mapping[str, float] | None = None,
         page: EnginePage | None = None,
         board: ArrivalBoard | None = None,
+        has_died: Callable[[], bool] = lambda: False,
     ) -> None:
         self._serving = serving
+        self._has_died = has_died
+        self._died = False
         self._ttft_slos_ms = dict(classes) if classes is not None else {DEFAULT_CLASS: math.inf}
         self._priorities = {name: ONLINE_PRIORITY + index for index, name in enumerate(self._ttft_slos_ms)}
         self._page = page
@@ -180,7 +193,10 @@ class CoServeEngine:
             The answer; a request that is itself wrong gets a 4xx answer, as over HTTP.
 
         Raises:
-            EngineFault: the engine failed, or the time was up; another attempt may succeed.
+            EngineDied: the engine ended meanwhile.
+            EngineGone: it had ended before.
+            AttemptTimeout: the time was up.
+            EngineFault: the engine failed in another way. Another attempt may succeed, as after the three above.
             asyncio.CancelledError: the caller gave up; the engine has let go of the request.
         """
         offline_body = {name: value for name, value in body.items() if name not in (CLASS_FIELD, "stream")}
@@ -194,20 +210,23 @@ class CoServeEngine:
         if getattr(request, "use_beam_search", False):
             # vLLM 0.32 hands the priority of a request on to everything but the steps of a beam search.
             return _refuse("use_beam_search: not available in a batch", param="use_beam_search")
+        if self._is_gone():
+            raise EngineGone("the engine has ended")
         serve = self._find_entrance(endpoint)
         with self._offline.hold():
             try:
                 async with asyncio.timeout(timeout_s) as limit, aclosing(serve(request)) as responses:
                     response = await anext(responses)
             except TimeoutError:
-                raise EngineFault(f"not answered within {timeout_s:g} s") from None
+                raise AttemptTimeout(f"not answered within {timeout_s:g} s") from None
             except (asyncio.CancelledError, GeneratorExit):
                 raise
             except Exception as error:
-                raise EngineFault(f"{type(error).__name__}: {error}") from error
+                self._died |= isinstance(error, EngineDeadError)
+                raise self._fault(f"{type(error).__name__}: {error}") from error
         # vLLM 0.32 answers a cancelled unary call with an error body in place of passing the cancellation on.
         if limit.expired():
-            raise EngineFault(f"not answered within {timeout_s:g} s")
+            raise AttemptTimeout(f"not answered within {timeout_s:g} s")
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise asyncio.CancelledError
@@ -238,12 +257,18 @@ class CoServeEngine:
         """What the scheduler has done since the engine started; None if it is not ours (`engine.mode: stock`)."""
         return self._page.read_counters() if self._page else None
 
+    def _is_gone(self) -> bool:
+        return self._died or self._has_died()  # vLLM does not revive an engine.
+
+    def _fault(self, message: str) -> EngineFault:
+        return EngineDied(message) if self._is_gone() else EngineFault(message)
+
     def _as_result(self, response: Any) -> OfflineResult:
         body: dict[str, Any] = response.model_dump(mode="json")
         if "error" in body:
             status_code = int(body["error"].get("code") or 500)
             if status_code >= 500:
-                raise EngineFault(str(body["error"].get("message")))
+                raise self._fault(str(body["error"].get("message")))
             return OfflineResult(status_code, body)
         usage = body.get("usage") or {}
         prompt_tokens, output_tokens = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0

@@ -29,6 +29,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError  # unstable
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor  # its `_post_init_executor` is private
 from vllm.v1.metrics.loggers import StatLoggerBase  # (unstable) plug-in group `vllm.stat_logger_plugins`
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats  # unstable
@@ -78,6 +79,7 @@ __all__ = [
     "CompletionRequest",
     "EmbeddingChatRequest",
     "EmbeddingCompletionRequest",
+    "EngineDeadError",
     "IterationStats",
     "MessageQueue",
     "ModelRunnerOutput",

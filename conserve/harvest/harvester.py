@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NoReturn, Protocol
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
 import structlog
 from redis.exceptions import RedisError
 
 from conserve.config import Settings
-from conserve.engine.contract import EngineFault, EngineStats, OfflineResult
 from conserve.harvest.allotment_source import AllotmentSource
+from conserve.harvest.attempt import AttemptRunner, Fault, OfflineEngine, find_fault
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.held_work import HeldWork
 from conserve.harvest.messages import CapacityReport
 from conserve.jobs.batch import Batch, ClaimedRequest
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
-from conserve.jobs.results import FinishedRequest, ResultWriter, format_error, format_output
+from conserve.jobs.results import ResultWriter
 from conserve.policy.allotment import ReplicaState
+from conserve.policy.retry import FaultKind
 
 log = structlog.get_logger(__name__)
 
@@ -37,19 +37,8 @@ FAULT_PAUSE_S = 1.0
 LONGEST_FAULT_PAUSE_S = 30.0
 RETRY_S = 0.5
 STOP_TIMEOUT_S = 5.0
-STOPPED = "the replica was stopped"
 MAX_UNCOMMITTED = 1_000
 """Finished requests that wait for Redis; with more of them nothing is claimed."""
-
-
-class OfflineEngine(Protocol):
-    """The part of `conserve.engine.engine.CoServeEngine` that harvesting needs."""
-
-    async def offline(self, endpoint: str, body: Mapping[str, Any], timeout_s: float) -> OfflineResult:
-        """Runs one request. Raises EngineFault when another attempt may succeed."""
-
-    def stats(self) -> EngineStats:
-        """What the engine is doing now."""
 
 
 class Harvester:
@@ -75,22 +64,24 @@ class Harvester:
     ) -> None:
         self._engine = engine
         self._queue = queue
-        self._store = store
         self._board = board
         self._settings = settings
         self._jobs = settings.jobs
         self._replica_id = replica_id
         self._model = model
         self._epoch = secrets.token_hex(8)
+        self._runner = AttemptRunner(engine, store, settings.jobs.request_timeout_s)
         self._writer = ResultWriter(queue, store, self._epoch)
         self._source = AllotmentSource(board, queue, settings.harvest, replica_id)
         self._held = HeldWork()
         self._batches: dict[str, Batch] = {}
         self._wake = asyncio.Event()
+        self._ended = asyncio.Event()
         self._state: ReplicaState = "serving"
         self._fault_pause_s = FAULT_PAUSE_S
         self._claim_from_s = 0.0
         self._claiming: asyncio.Future[list[ClaimedRequest]] | None = None
+        self._claim_tokens: dict[str, str] = {}
 
     async def run(self) -> None:
         """Harvests until cancelled; then call `drain`."""
@@ -113,15 +104,20 @@ class Harvester:
             await self._commit()
             for batch_id in self._held.batch_ids():
                 fences = self._held.fences(batch_id)
-                await self._queue.release(batch_id, fences, count_attempt=False, reason=STOPPED)
+                await self._queue.release(batch_id, fences)
                 self._held.drop(batch_id, fences)
-            if self._claiming is not None:
-                for claimed in await asyncio.wait_for(self._claiming, STOP_TIMEOUT_S):
-                    fences = {claimed.line: claimed.fence}
-                    await self._queue.release(claimed.batch_id, fences, count_attempt=False, reason=STOPPED)
+            await self._release_unknown()
             await self._board.remove_report(self._replica_id)
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("leases not given back; they will run out", error=str(error))
+
+    async def _release_unknown(self) -> None:
+        """Gives back what claims have leased whose answer never came: for nothing more, asked again they tell."""
+        if self._claiming is not None:
+            await asyncio.wait([self._claiming], timeout=STOP_TIMEOUT_S)
+        for batch_id, token in self._claim_tokens.items():
+            claimed = await self._queue.claim(batch_id, 0, self._jobs.lease_ms, self._epoch, token)
+            await self._queue.release(batch_id, {one.line: one.fence for one in claimed})
 
     @property
     def _renewal_period_s(self) -> float:
@@ -165,6 +161,8 @@ class Harvester:
     async def _fill_window(self) -> None:
         if time.monotonic() < self._claim_from_s or self._writer.pending_count > MAX_UNCOMMITTED:
             return
+        if self._held.has_alone:
+            return
         for batch_id in self._source.allotment.batch_ids:
             room = self._source.allotment.window - self._held.running_count
             if room <= 0:
@@ -176,14 +174,20 @@ class Harvester:
             for request in claimed:
                 task = asyncio.create_task(self._run(request, batch))
                 self._held.add(request, task)
+            if any(request.alone for request in claimed):
+                return
             if len(claimed) < room:
                 self._source.mark_empty(batch_id)
 
     async def _claim(self, batch_id: str, room: int) -> list[ClaimedRequest]:
-        # Cancelled in flight, the claim may have happened all the same: `drain` waits for it and gives it back.
-        self._claiming = asyncio.ensure_future(self._queue.claim(batch_id, room, self._jobs.lease_ms, self._epoch))
+        # Unanswered or cancelled, it may have happened all the same: asked again with its token it has the same leases.
+        token = self._claim_tokens.setdefault(batch_id, secrets.token_hex(4))
+        self._claiming = asyncio.ensure_future(
+            self._queue.claim(batch_id, room, self._jobs.lease_ms, self._epoch, token)
+        )
         claimed = await asyncio.shield(self._claiming)
         self._claiming = None
+        del self._claim_tokens[batch_id]
         return claimed
 
     async def _find_batch(self, batch_id: str) -> Batch | None:
@@ -200,55 +204,52 @@ class Harvester:
 
     async def _run(self, claimed: ClaimedRequest, batch: Batch) -> None:
         try:
-            finished = await self._attempt(claimed, batch)
-        except EngineFault as fault:
-            log.warning("offline request failed", batch_id=claimed.batch_id, line=claimed.line, reason=str(fault))
-            await self._give_back(claimed, str(fault), count_attempt=True)
-        except (OSError, EOFError) as error:
-            # The storage is away: the request itself has not been tried.
-            log.warning("input of an offline request not readable", batch_id=claimed.batch_id, error=str(error))
-            await self._give_back(claimed, f"its input could not be read: {error}", count_attempt=False)
+            if claimed.alone and not await self._begin_alone(claimed):
+                self._held.drop(claimed.batch_id, {claimed.line: claimed.fence})
+                return
+            finished = await self._runner.run(claimed, batch)
         except Exception as error:
             # Whatever it is, the request must not stay leased to a task that has ended.
-            log.exception("offline request failed", batch_id=claimed.batch_id, line=claimed.line)
-            await self._give_back(claimed, f"{type(error).__name__}: {error}", count_attempt=True)
+            fault = find_fault(error)
+            foreseen = fault.kind is not FaultKind.REPLICA_FAULT
+            log.warning(
+                "offline request failed",
+                batch_id=claimed.batch_id,
+                line=claimed.line,
+                kind=fault.kind,
+                reason=fault.reason,
+                exc_info=None if foreseen else error,
+            )
+            await self._give_back(claimed, fault)
         else:
             self._fault_pause_s = FAULT_PAUSE_S
             self._writer.add(finished)
             self._held.finish(claimed)
-        self._wake.set()
+        finally:
+            self._ended.set()
+            self._wake.set()
 
-    async def _attempt(self, claimed: ClaimedRequest, batch: Batch) -> FinishedRequest:
-        raw = await self._store.read_range(batch.input_file_id, claimed.offset, claimed.length)
-        # Validation has seen to it that the line is an object with a `custom_id` and a `body`.
-        request = json.loads(raw)
-        place = (claimed.batch_id, claimed.line, str(request["custom_id"]))
-        result = await self._engine.offline(batch.endpoint, request["body"], self._jobs.request_timeout_s)
-        request_id = str(result.body.get("id") or f"req-{claimed.batch_id}-{claimed.line}")
-        try:
-            content = format_output(*place, result.status_code, request_id, result.body)
-        except ValueError as error:
-            content = format_error(*place, "unserializable_response", f"The answer is no JSON: {error}")
-            return FinishedRequest(claimed.batch_id, claimed.line, claimed.fence, "error", content)
-        return FinishedRequest(
-            batch_id=claimed.batch_id,
-            line=claimed.line,
-            fence=claimed.fence,
-            kind="output" if result.status_code == 200 else "error",
-            content=content,
-            prompt_tokens=result.prompt_tokens,
-            completion_tokens=result.output_tokens,
-        )
+    async def _begin_alone(self, claimed: ClaimedRequest) -> bool:
+        """Waits until no other offline request runs here; nothing is claimed meanwhile."""
+        log.info("offline request waits to run alone", batch_id=claimed.batch_id, line=claimed.line)
+        while self._held.running_count > 1:
+            self._ended.clear()
+            await self._ended.wait()
+        return await self._queue.begin(claimed)
 
-    async def _give_back(self, claimed: ClaimedRequest, reason: str, *, count_attempt: bool) -> None:
+    async def _give_back(self, claimed: ClaimedRequest, fault: Fault) -> None:
         now_s = time.monotonic()
-        if now_s >= self._claim_from_s:  # Several requests that fail together are one incident.
+        # Several requests that fail together are one incident; a line that is wrong is none.
+        if now_s >= self._claim_from_s and fault.kind is not FaultKind.UNUSABLE:
             self._claim_from_s = now_s + self._fault_pause_s
             self._fault_pause_s = min(2 * self._fault_pause_s, LONGEST_FAULT_PAUSE_S)
         fences = {claimed.line: claimed.fence}
         self._held.drop(claimed.batch_id, fences)
         try:
-            await self._queue.release(claimed.batch_id, fences, count_attempt=count_attempt, reason=reason)
+            if fault.kind is None:
+                await self._queue.release(claimed.batch_id, fences)
+            else:
+                await self._queue.retry(claimed, fault.kind, fault.reason)
         except (RedisError, OSError) as error:
             log.warning("lease not given back; it will run out", line=claimed.line, error=str(error))
 
@@ -271,7 +272,7 @@ class Harvester:
         self._batches.pop(batch_id, None)
         await self._commit()
         if fences:
-            await self._queue.release(batch_id, fences, count_attempt=False, reason="the batch was cancelled")
+            await self._queue.release(batch_id, fences)
 
     def _cancel_running(self, batch_id: str) -> list[asyncio.Task[None]]:
         tasks = self._held.running_tasks(batch_id)

@@ -26,6 +26,11 @@ class HeldWork:
         """Requests that are being worked on (finished ones that wait for their commit do not count)."""
         return sum(held.task is not None for lines in self._held.values() for held in lines.values())
 
+    @property
+    def has_alone(self) -> bool:
+        """Whether one of those is to run alone: nothing may be claimed beside it."""
+        return any(held.claimed.alone and held.task for lines in self._held.values() for held in lines.values())
+
     def add(self, claimed: ClaimedRequest, task: asyncio.Task[None]) -> None:
         """Takes a request that `task` works on."""
         self._held.setdefault(claimed.batch_id, {})[claimed.line] = _Held(claimed, task)

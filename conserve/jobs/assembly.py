@@ -16,6 +16,7 @@ from conserve.jobs.results import format_error
 from conserve.jobs.segments import SegmentReader
 from conserve.jobs.validation import split_lines
 
+_KINDS = ("output", "error")
 _NOT_RUN = {
     BatchStatus.EXPIRED: ("batch_expired", "The completion window of the batch ended before this request was done."),
     BatchStatus.CANCELLED: ("batch_cancelled", "The batch was cancelled before this request was done."),
@@ -57,7 +58,7 @@ def assemble(
     if store.storage.exists(path):
         return Manifest.model_validate_json(store.storage.read(path))
     with ExitStack() as stack:
-        sinks = {kind: _Sink(store, batch.batch_id, kind, stack) for kind in ("output", "error")}
+        sinks = {kind: _Sink(store, batch.batch_id, kind, stack) for kind in _KINDS}
         segments = stack.enter_context(SegmentReader(store, batch.batch_id))
         custom_ids = _custom_ids(store, batch, results, max_line_bytes)
         for line in range(1, batch.total + 1):
@@ -84,6 +85,12 @@ def assemble(
 def file_id_of(batch_id: str, kind: Literal["output", "error"] | str) -> str:
     """The id of a batch's output or error file: the same however often the batch is finalized."""
     return "file-" + hashlib.sha256(f"{batch_id}:{kind}".encode()).hexdigest()[:32]
+
+
+def delete_leftovers(store: FileStore, batch_id: str) -> None:
+    """Deletes what assemblies of a batch that were killed have left; for a batch that has ended."""
+    for path in (*(store.file_path(file_id_of(batch_id, kind)) for kind in _KINDS), store.manifest_path(batch_id)):
+        store.storage.delete_leftovers(path)
 
 
 def _custom_ids(

@@ -40,12 +40,28 @@ _ENDED = frozenset({BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIR
 
 
 class RequestState(StrEnum):
-    """Where one line of a batch is. Not stored as such: it follows from the keys the line stands in."""
+    """Where one line of a batch is. Not stored as such: it follows from the keys in which the line stands.
 
-    READY = "ready"  # In the queue, to be claimed; also after its lease ran out or it was given back.
-    LEASED = "leased"  # Claimed by a replica until the lease ends.
-    COMPLETED = "completed"  # A result of the model is committed; it goes to the output file.
-    FAILED = "failed"  # An error is committed; it goes to the error file.
+    Each move is one atomic script. It changes nothing where it finds another state or a newer claim:
+
+    | move | from | to | by |
+    | --- | --- | --- | --- |
+    | start | (being validated) | ready, all lines at once | the keeper |
+    | claim | ready, or delayed and due | leased | a replica |
+    | begin, renew | leased | leased | the replica whose lease it is |
+    | release | leased | ready, or delayed and due when it is to be run alone | the same; no attempt is counted |
+    | retry | leased | delayed, or failed when it is given up | the same, or the keeper once the lease has run out |
+    | commit | leased; also ready or delayed, as long as the claim is the newest | completed or failed | the same |
+
+    `cancel` and `expire` move the whole batch: from then on nothing is claimed, and once its results are frozen what is
+    neither completed nor failed goes to the error file as `batch_cancelled` or `batch_expired`.
+    """
+
+    READY = "ready"  # In the queue, to be claimed.
+    LEASED = "leased"  # Claimed by a replica, until that ends it or its lease runs out and is taken away.
+    DELAYED = "delayed"  # An attempt has failed; it can be claimed again when its delay is over.
+    COMPLETED = "completed"  # A result of the model is committed; it goes to the output file. Ended.
+    FAILED = "failed"  # An error is committed; it goes to the error file. Ended.
 
 
 class BatchEndpoint(StrEnum):
@@ -187,7 +203,7 @@ class FileDeleted(BaseModel):
 class ActiveBatch:
     """What the controller and the keeper know of a batch that has not ended. Times are Unix milliseconds.
 
-    `ready` and `leased` are requests; `ready` may count some that a late commit has settled meanwhile.
+    `ready` (can be claimed now) and `leased` are requests; `ready` may count some that a late commit has settled.
     `outcome` is the status the batch will end with, from the moment its results are frozen. Of a `paused` batch nothing
     can be claimed. `output_expires_after_s` is counted from the creation of the output files; None: they stay.
     """
@@ -215,7 +231,8 @@ class ActiveBatch:
 class ClaimedRequest:
     """One request leased to a claimer: line `line` (from 1) is `length` bytes at `offset` of the input file.
 
-    `fence` identifies this claim; renewing, giving back and committing need it. `attempt` counts from 1.
+    `fence` identifies this claim; every further move needs it. `attempt` counts from 1. One that is to run `alone` is
+    suspected of bringing replicas down: it waits until nothing else of a batch runs there, then calls `begin`.
     """
 
     batch_id: str
@@ -224,6 +241,7 @@ class ClaimedRequest:
     length: int
     fence: str
     attempt: int
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

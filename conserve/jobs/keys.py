@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 
 class BatchKeys(NamedTuple):
     """Keys of one batch, in the order in which every batch script gets them as KEYS."""
 
     batch: str  # hash: the fields of the batch, counters, `fence_counter`, `outcome`
-    queue: str  # list of ready requests: `line:offset:length:attempts`
+    queue: str  # list of ready requests: entries, see `lua/_batch.lua`
     leases: str  # sorted set: line -> time the lease ends, server milliseconds
-    leased: str  # hash: line -> its queue entry, while leased
+    entries: str  # hash: line -> its entry, while leased or delayed
     fences: str  # hash: line -> fence of its newest claim
     results: str  # hash: line -> committed result, see `lua/commit.lua`
     validator: str  # string with expiry: token of the process that validates the input file
     settled: str  # list: lines in the order in which their results were committed
+    delayed: str  # sorted set: line -> time from which it can be claimed again, server milliseconds
+    attempts: str  # hash: line -> its failed attempts as JSON, see `attempts.py`; only of lines that have any
+    claims: str  # hash: epoch of a claimer -> token and lines of its last claim
 
 
 class Keys:
@@ -37,8 +40,7 @@ class Keys:
     def batch(self, batch_id: str) -> BatchKeys:
         """Keys of one batch."""
         base = f"{self._namespace}:batch:{{{batch_id}}}"
-        names = ("queue", "leases", "leased", "fences", "results", "validator", "settled")
-        return BatchKeys(base, *(f"{base}:{name}" for name in names))
+        return BatchKeys(base, *(f"{base}:{name}" for name in BatchKeys._fields[1:]))
 
     def files(self, purpose: str | None = None) -> str:
         """Sorted set: id of a file (of this purpose only) -> when it was recorded, milliseconds."""

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from conserve.config import Settings
-from conserve.jobs.assembly import assemble
+from conserve.jobs.assembly import assemble, delete_leftovers
 from conserve.jobs.batch import ActiveBatch, BatchError, BatchStatus, RequestCounts
 from conserve.jobs.catalog import FileCatalog
 from conserve.jobs.errors import ValidatorReplacedError
@@ -238,6 +238,7 @@ class BatchKeeper:
     async def _retire(self, batch: ActiveBatch) -> None:
         # Last of all, and after the end of the batch is on the disk of Redis: nothing needs the segments any more.
         await self._store.delete_segments(batch.batch_id)
+        await asyncio.to_thread(delete_leftovers, self._store, batch.batch_id)
         await self._catalog.unpin(batch.input_file_id, [batch.batch_id])
         await self._queue.retire(batch.batch_id)
 

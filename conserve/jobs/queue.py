@@ -6,17 +6,21 @@ claim of it can commit, and only one commit counts.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from conserve.jobs.batch import ClaimedRequest, RenewResult, ResultRef, StoredResult
+from redis.asyncio import Redis
+
+from conserve.config import Settings
+from conserve.jobs.attempts import AttemptEnder, unpack
+from conserve.jobs.batch import ClaimedRequest, RenewResult, RequestState, ResultRef, StoredResult
 from conserve.jobs.errors import ValidatorReplacedError
 from conserve.jobs.registry import BatchRegistry
 from conserve.jobs.validation import RequestRange
+from conserve.policy.retry import FailedAttempt, FaultKind
 
 _SHORTEST_VALIDATOR_MS = 2_000
-_REAPED_IN_ONE_CALL = 500
-_REASON_LENGTH = 300
 _COUNTERS = {"output": "completed", "error": "failed"}
 
 
@@ -26,19 +30,39 @@ class JobQueue(BatchRegistry):
     Every method may be repeated after a lost answer. Errors of Redis come through as `redis.exceptions.RedisError`.
     """
 
-    async def claim(self, batch_id: str, count: int, lease_ms: int, epoch: str) -> list[ClaimedRequest]:
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        super().__init__(redis, settings)
+        self._attempts = AttemptEnder(self._scripts, settings.jobs)
+
+    async def claim(
+        self, batch_id: str, count: int, lease_ms: int, epoch: str, token: str | None = None
+    ) -> list[ClaimedRequest]:
         """Leases up to `count` requests of a batch in progress; fewer or none when there are no more.
 
-        `epoch` is a random string of the claimer, new at each of its starts: with it a fence stays unique even after
-        a failover of Redis to a state with an older fence counter.
+        First those whose delay is over. One that is to run alone comes alone, whatever `count` is.
+
+        Args:
+            batch_id: Of which batch.
+            count: How many at most.
+            lease_ms: Until when unless renewed.
+            epoch: A random string of the claimer, new at each of its starts: with it a fence stays unique even after a
+                failover of Redis to a state with an older fence counter.
+            token: Of this call; a claimer that does not know the outcome of its last claim on this batch asks again
+                with the same token and gets the same leases. A new one when it is not given.
         """
         keys = self._keys.batch(batch_id)
-        found = await self._scripts.run("claim", keys, [count, lease_ms, epoch])
+        found = await self._scripts.run("claim", keys, [count, lease_ms, epoch, token or secrets.token_hex(4)])
         claimed = []
         for entry, fence in zip(found[::2], found[1::2], strict=True):
-            line, offset, length, attempts = (int(part) for part in entry.split(":"))
-            claimed.append(ClaimedRequest(batch_id, line, offset, length, fence, attempts + 1))
+            line, offset, length, attempts, *mark = entry.split(":")
+            place = (int(line), int(offset), int(length))
+            claimed.append(ClaimedRequest(batch_id, *place, fence, int(attempts) + 1, alone=bool(mark)))
         return claimed
+
+    async def begin(self, request: ClaimedRequest) -> bool:
+        """Says that a request to be run alone begins now; False when its lease is not the caller's any more."""
+        args: list[str | int] = [request.line, request.fence]
+        return bool(await self._scripts.run("begin", self._keys.batch(request.batch_id), args))
 
     async def renew(self, batch_id: str, fences: Mapping[int, str], lease_ms: int) -> RenewResult:
         """Prolongs leases (line -> fence) to `lease_ms` from now."""
@@ -46,15 +70,21 @@ class JobQueue(BatchRegistry):
         ended, *lost = await self._scripts.run("renew", self._keys.batch(batch_id), args)
         return RenewResult(lost=frozenset(int(line) for line in lost), cancelled=bool(ended))
 
-    async def release(self, batch_id: str, fences: Mapping[int, str], *, count_attempt: bool, reason: str) -> int:
+    async def release(self, batch_id: str, fences: Mapping[int, str]) -> int:
         """Gives leased requests (line -> fence) back to the front of the queue; returns how many were the caller's.
 
-        With `count_attempt` this attempt counts: after `max_attempts` the request fails with `max_attempts_exceeded`
-        and `reason` in its message. Without it (a replica that makes room) it does not.
+        It does not count as an attempt: for a replica that makes room, or that could not even begin.
         """
-        flag = 1 if count_attempt else 0
-        args: list[str | int] = [flag, self._settings.max_attempts, reason[:_REASON_LENGTH], *_pairs(fences)]
-        return int(await self._scripts.run("release", self._keys.batch(batch_id), args))
+        return int(await self._scripts.run("release", self._keys.batch(batch_id), _pairs(fences)))
+
+    async def retry(self, request: ClaimedRequest, kind: FaultKind, reason: str) -> bool:
+        """Ends an attempt that failed; False when the lease is not the caller's any more.
+
+        By the rule of the settings the request can be claimed again after a delay, or it is recorded as an error, with
+        the reasons of all its attempts in its message.
+        """
+        keys = self._keys.batch(request.batch_id)
+        return await self._attempts.fail(keys, request.line, request.fence, kind, reason)
 
     async def commit(self, batch_id: str, results: Sequence[ResultRef]) -> set[int]:
         """Commits finished requests, all in one script; the segments they point to must be stored already.
@@ -71,16 +101,18 @@ class JobQueue(BatchRegistry):
         return {int(line) for line in await self._scripts.run("commit", self._keys.batch(batch_id), args)}
 
     async def reap(self, batch_id: str) -> int:
-        """Puts requests whose lease ran out back into the queue, attempt counted; returns how many."""
-        reason = "its lease ran out (the replica stopped or hung)."
-        args: list[str | int] = [self._settings.max_attempts, _REAPED_IN_ONE_CALL, reason]
-        total = 0
-        for _ in range(1 + self._settings.max_batch_requests // _REAPED_IN_ONE_CALL):
-            taken = int(await self._scripts.run("reap", self._keys.batch(batch_id), args))
-            total += taken
-            if taken < _REAPED_IN_ONE_CALL:
-                break
-        return total
+        """Takes away the leases that have run out; for each it is as if its attempt had failed. Returns how many."""
+        reason = "its replica was not heard of any more"
+        return await self._attempts.fail_lapsed(self._keys.batch(batch_id), self._settings.max_batch_requests, reason)
+
+    async def failures(self, batch_id: str, line: int) -> list[FailedAttempt]:
+        """The failed attempts of a request, oldest first; known until a week after the end of its batch."""
+        return unpack(await self._redis.hget(self._keys.batch(batch_id).attempts, line) or "")
+
+    async def states(self, batch_id: str, lines: Sequence[int]) -> dict[int, RequestState]:
+        """Where requests of a batch are. Lines that it does not have are not in the answer."""
+        found = await self._scripts.run("states", self._keys.batch(batch_id), lines)
+        return {line: RequestState(state) for line, state in zip(lines, found, strict=True) if state is not None}
 
     async def begin_enqueue(self, batch_id: str, token: str) -> bool:
         """Makes the caller (by a random token) the validator of a batch, its queue empty; False: another one is at it.

@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +14,7 @@ import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
 _CHUNK_BYTES = 1 << 20
+_TEMPORARY = ".tmp"
 
 
 class Storage:
@@ -33,8 +35,8 @@ class Storage:
 
     @contextmanager
     def _create_local(self, path: Path) -> Iterator[IO[bytes]]:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+        _make_folder(path.parent)
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_TEMPORARY}")
         try:
             with temporary.open("xb") as file:
                 yield file
@@ -44,11 +46,7 @@ class Storage:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)  # The name is on disk too.
-        finally:
-            os.close(folder)
+        _sync_folder(path.parent)  # The name is on disk too.
 
     @contextmanager
     def _create_remote(self, path: str) -> Iterator[IO[bytes]]:
@@ -95,5 +93,28 @@ class Storage:
         with suppress(FileNotFoundError):
             self._fs.rm(self._full(path), recursive=True)
 
+    def delete_leftovers(self, path: str) -> None:
+        """Deletes what processes that were killed while they wrote this file have left; nobody may be writing it."""
+        if self._local:
+            place = Path(self._root, path)
+            for leftover in place.parent.glob(f"{place.name}.*{_TEMPORARY}"):
+                leftover.unlink(missing_ok=True)
+
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder that is on disk by its name, too, and those above it."""
+    missing = list(takewhile(lambda one: not one.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for made in missing:
+        _sync_folder(made.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

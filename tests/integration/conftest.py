@@ -69,7 +69,8 @@ def run_redis_server(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def settings(server_url: str, tmp_path: Path) -> Settings:
-    jobs = {"redis_url": server_url, "namespace": f"t{secrets.token_hex(6)}", "lease_ms": 300, "max_attempts": 3}
+    jobs = {"redis_url": server_url, "namespace": f"t{secrets.token_hex(6)}", "lease_ms": 300}
+    jobs |= {"max_attempts": 3, "retry_delay_s": 0, "suspicions": 3}
     return Settings.model_validate({"jobs": jobs, "state_dir": tmp_path})
 
 

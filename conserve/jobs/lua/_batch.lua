@@ -1,6 +1,10 @@
 -- Stands before every batch script (see scripts.py). All of them get the same keys, in the order of keys.BatchKeys,
 -- and no other: one slot of a Redis cluster. Times are the server's, in milliseconds.
-local BATCH, QUEUE, LEASES, LEASED, FENCES, RESULTS, VALIDATOR, SETTLED = unpack(KEYS)
+--
+-- A request in the queue is an entry `line:offset:length:attempts`; `attempts` are those that failed. One under
+-- suspicion, to be run alone, ends with `:alone`. While it is leased or delayed its entry stands in ENTRIES instead;
+-- while leased with `@` behind it and the time at which the attempt began, which is empty until then.
+local BATCH, QUEUE, LEASES, ENTRIES, FENCES, RESULTS, VALIDATOR, SETTLED, DELAYED, ATTEMPTS, CLAIMS = unpack(KEYS)
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -17,13 +21,21 @@ local function is_paused()
   return redis.call('HEXISTS', BATCH, 'paused_at_ms') == 1
 end
 
--- Records the one result of a line. `counter` is `completed` or `failed`.
-local function settle(line, result, counter)
+-- True while this claim of the line is the newest and its lease was not taken away.
+local function holds_lease(line, fence)
+  return redis.call('HGET', FENCES, line) == fence and redis.call('ZSCORE', LEASES, line) ~= false
+end
+
+-- Records the one result of a line; the caller counts it. Whoever comes later finds the result, so that the fence is not
+-- needed any more.
+local function settle(line, result)
   redis.call('HSET', RESULTS, line, result)
   redis.call('RPUSH', SETTLED, line)
-  redis.call('HINCRBY', BATCH, counter, 1)
-  redis.call('ZREM', LEASES, line)
-  redis.call('HDEL', LEASED, line)
+  if redis.call('ZREM', LEASES, line) == 0 then
+    redis.call('ZREM', DELAYED, line)
+  end
+  redis.call('HDEL', ENTRIES, line)
+  redis.call('HDEL', FENCES, line)
 end
 
 -- Moves a batch in progress to `finalizing` in the same instant in which its last result is recorded.
@@ -34,20 +46,15 @@ local function finalize_if_done()
   end
 end
 
--- Takes a lease away. The request goes to the front of the queue, or, when this was its last attempt, is recorded as
--- an error: a request that brings down every replica that runs it must not go round for ever.
-local function put_back(line, entry, count_attempt, max_attempts, reason)
+-- Ends a lease without counting an attempt: the request can be claimed again at once, before all others. One to be run
+-- alone goes to DELAYED, so that there is one place where such requests wait.
+local function put_back(line, entry)
   redis.call('ZREM', LEASES, line)
-  redis.call('HDEL', LEASED, line)
-  local range, attempts = string.match(entry, '^(%d+:%d+:%d+):(%d+)$')
-  attempts = tonumber(attempts)
-  if count_attempt then
-    attempts = attempts + 1
-  end
-  if count_attempt and attempts >= max_attempts then
-    local message = 'Given up after ' .. attempts .. ' attempts. The last one: ' .. reason
-    settle(line, 'error||max_attempts_exceeded|' .. message, 'failed')
+  if string.sub(entry, -6) == ':alone' then
+    redis.call('HSET', ENTRIES, line, entry)
+    redis.call('ZADD', DELAYED, now_ms(), line)
   else
-    redis.call('LPUSH', QUEUE, range .. ':' .. attempts)
+    redis.call('HDEL', ENTRIES, line)
+    redis.call('LPUSH', QUEUE, entry)
   end
 end

@@ -14,8 +14,8 @@ end
 if ARGV[2] ~= '' then
   redis.call('HSET', BATCH, 'error_file_id', ARGV[2])
 end
-redis.call('DEL', QUEUE, LEASES, LEASED)
-redis.call('PEXPIRE', FENCES, ARGV[5])
-redis.call('PEXPIRE', RESULTS, ARGV[5])
-redis.call('PEXPIRE', SETTLED, ARGV[5])
+redis.call('DEL', QUEUE, LEASES, ENTRIES, DELAYED, CLAIMS)
+for _, key in ipairs({ FENCES, RESULTS, ATTEMPTS, SETTLED }) do
+  redis.call('PEXPIRE', key, ARGV[5])
+end
 return outcome

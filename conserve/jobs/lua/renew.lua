@@ -5,8 +5,8 @@ local ends = now_ms() + tonumber(ARGV[1])
 local running = redis.call('HGET', BATCH, 'status') == 'in_progress' and not is_frozen()
 local result = { running and 0 or 1 }
 for i = 2, #ARGV, 2 do
-  local line, fence = ARGV[i], ARGV[i + 1]
-  if redis.call('HGET', FENCES, line) == fence and redis.call('HEXISTS', LEASED, line) == 1 then
+  local line = ARGV[i]
+  if holds_lease(line, ARGV[i + 1]) then
     redis.call('ZADD', LEASES, ends, line)
   else
     result[#result + 1] = tonumber(line)

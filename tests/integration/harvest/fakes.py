@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from conserve.engine.contract import EngineFault, EngineStats, OfflineResult
+from conserve.engine.contract import AttemptTimeout, EngineDied, EngineFault, EngineStats, OfflineResult
 
 
 class FakeEngine:
-    """Answers with the content it was asked; `faults` and `refusals` are contents that fail and that get a 400."""
+    """Answers with the content it was asked.
+
+    `faults`, `refusals` and `slow` are contents that fail, that get a 400, and that are not answered in time; a content
+    of `poisons` fails all requests that run with it. `company` has the most that ran beside each in its last attempt.
+    """
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -19,6 +23,11 @@ class FakeEngine:
         self.cancelled: list[str] = []
         self.faults: set[str] = set()
         self.refusals: set[str] = set()
+        self.slow: set[str] = set()
+        self.poisons: set[str] = set()
+        self.company: dict[str, int] = {}
+        self._active: list[str] = []
+        self._death = asyncio.Event()
         self.online_running = 0
         self.running = 0
         self.most_running = 0
@@ -29,9 +38,20 @@ class FakeEngine:
         self.asked.append(content)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
+        self._active.append(content)
+        self.company[content] = 0
+        for one in self._active:
+            self.company[one] = max(self.company[one], self.running - 1)
+        death = self._death
         try:
+            if content in self.poisons:
+                self._death = asyncio.Event()  # Another engine takes its place at once.
+                death.set()
+                raise EngineDied("the engine ended")
             await asyncio.sleep(0.001)
             await self.gate.wait()
+            if death.is_set():
+                raise EngineDied("the engine ended")
             if self.answers_until_gate_shuts is not None:
                 self.answers_until_gate_shuts -= 1
                 if self.answers_until_gate_shuts <= 0:
@@ -41,6 +61,9 @@ class FakeEngine:
             raise
         finally:
             self.running -= 1
+            self._active.remove(content)
+        if content in self.slow:
+            raise AttemptTimeout("not answered in time")
         if content in self.faults:
             raise EngineFault("the engine fell over")
         if content in self.refusals:

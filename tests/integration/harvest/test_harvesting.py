@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from conserve.config import Settings
 from conserve.harvest import harvester as harvesting
@@ -11,9 +15,11 @@ from conserve.harvest.board import CapacityBoard
 from conserve.harvest.controller import HarvestController
 from conserve.harvest.harvester import Harvester
 from conserve.harvest.messages import CapacityReport
+from conserve.jobs.batch import ClaimedRequest
 from conserve.jobs.files import FileStore
+from conserve.jobs.queue import JobQueue
 from conserve.policy.allotment import Allotment
-from tests.integration.bench import Bench
+from tests.integration.bench import MODEL, Bench
 from tests.integration.harvest.conftest import running, wait_until
 from tests.integration.harvest.fakes import FakeEngine
 
@@ -80,6 +86,127 @@ async def test_a_line_that_is_wrong_or_kills_the_engine_stops_no_other(
     assert len(output) == 4
     assert engine.asked.count("say id-3") == fast.jobs.max_attempts
     assert engine.asked.count("say id-2") == 1
+
+
+@pytest.mark.parametrize("kind", ["poisons", "slow"])
+async def test_a_poison_request_goes_to_the_error_file_alone(
+    redis: Redis,
+    store: FileStore,
+    board: CapacityBoard,
+    controller: HarvestController,
+    engine: FakeEngine,
+    fast: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    monkeypatch.setattr(harvesting, "FAULT_PAUSE_S", 0.01)
+    monkeypatch.setattr(harvesting, "LONGEST_FAULT_PAUSE_S", 0.01)
+    raw = fast.model_dump()
+    settings = Settings.model_validate(raw | {"jobs": raw["jobs"] | {"suspicions": 2, "max_attempts": 5}})
+    bench = Bench(redis, store, settings)
+    setattr(engine, kind, {"say id-3"})
+    batch_id = await bench.start(12)
+    harvester = Harvester(engine, bench.queue, store, board, settings, "r1", MODEL)
+    async with running(controller.run()), running(harvester.run()):
+        await wait_until(lambda: all_done(bench, batch_id))
+    batch, output, errors = await bench.end(batch_id)
+    assert (batch.status, errors) == ("completed", {"id-3": "poison_request"})
+    assert len(output) == 11
+    assert engine.asked.count("say id-3") == 3
+    assert engine.company["say id-3"] == 0
+    kinds = [(str(one.kind), one.alone) for one in await bench.queue.failures(batch_id, 3)]
+    name = "engine_died" if kind == "poisons" else "timeout"
+    assert kinds == [(name, False), (name, False), (name, True)]
+
+
+async def test_a_request_to_be_run_alone_waits_for_the_others(
+    redis: Redis,
+    store: FileStore,
+    board: CapacityBoard,
+    controller: HarvestController,
+    engine: FakeEngine,
+    fast: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(harvesting, "FAULT_PAUSE_S", 0.0)
+    raw = fast.model_dump()
+    settings = Settings.model_validate(raw | {"jobs": raw["jobs"] | {"suspicions": 1, "max_attempts": 5}})
+    bench = Bench(redis, store, settings)
+    batch_id = await bench.start(3)
+    engine.gate.clear()
+    engine.poisons = {"say id-1"}
+    harvester = Harvester(engine, bench.queue, store, board, settings, "r1", MODEL)
+
+    async def waiting() -> bool:
+        states = await bench.queue.states(batch_id, [1, 2, 3])
+        return set(states.values()) == {"leased"} and engine.running == 2 and engine.asked.count("say id-1") == 1
+
+    async with running(controller.run()), running(harvester.run()):
+        await wait_until(waiting)
+        engine.poisons = set()
+        engine._death = asyncio.Event()
+        engine.gate.set()
+        await wait_until(lambda: all_done(bench, batch_id))
+    assert engine.company["say id-1"] == 0
+    _, output, errors = await bench.end(batch_id)
+    assert (len(output), errors) == (3, {})
+
+
+async def test_a_claim_that_was_not_answered_costs_no_attempt(
+    bench: Bench,
+    controller: HarvestController,
+    make_harvester: Make,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(harvesting, "RETRY_S", 0.01)
+    real = JobQueue.claim
+    unanswered: list[ClaimedRequest] = []
+
+    async def claim(self: JobQueue, batch_id: str, *args: Any) -> list[ClaimedRequest]:
+        claimed = await real(self, batch_id, *args)
+        if claimed and not unanswered:
+            unanswered.extend(claimed)
+            raise RedisConnectionError("away")
+        return claimed
+
+    monkeypatch.setattr(JobQueue, "claim", claim)
+    batch_id = await bench.start(6)
+    async with running(controller.run()), running(make_harvester(engine, "r1").run()):
+        await wait_until(lambda: all_done(bench, batch_id))
+    assert unanswered
+    assert len(engine.asked) == 6
+    assert (await bench.end(batch_id))[2] == {}
+
+
+async def test_a_claim_that_was_not_answered_is_given_back_at_the_end(
+    bench: Bench,
+    controller: HarvestController,
+    make_harvester: Make,
+    engine: FakeEngine,
+    board: CapacityBoard,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = JobQueue.claim
+
+    async def claim(self: JobQueue, *args: Any) -> list[ClaimedRequest]:
+        await real(self, *args)
+        raise RedisConnectionError("away")
+
+    await bench.start(6)
+
+    async def some_leased() -> bool:
+        return (await bench.queue.active_summaries())[0].leased > 0
+
+    harvester = make_harvester(engine, "r1")
+    with monkeypatch.context() as patch:
+        patch.setattr(JobQueue, "claim", claim)
+        async with running(controller.run()), running(harvester.run()):
+            await wait_until(some_leased)
+    await harvester.drain()
+    (summary,) = await bench.queue.active_summaries()
+    assert (summary.leased, summary.ready) == (0, 6)
+    assert await board.read_reports() == []
 
 
 async def test_storage_that_is_away_costs_no_attempts(

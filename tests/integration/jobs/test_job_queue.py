@@ -11,6 +11,7 @@ from conserve.jobs.batch import RenewResult, ResultRef
 from conserve.jobs.errors import ValidatorReplacedError
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.validation import RequestRange
+from conserve.policy.retry import FaultKind
 from tests.integration.bench import LONG_MS, Bench
 
 
@@ -47,12 +48,17 @@ async def test_a_stale_commit_changes_nothing(bench: Bench, queue: JobQueue) -> 
     (old,) = await queue.claim(batch_id, 1, 1, "a")
     await bench.lapse()
     assert await queue.reap(batch_id) == 1
+    assert await queue.states(batch_id, [1, 2]) == {1: "delayed"}
+    failed = await queue.failures(batch_id, 1)
+    assert [(one.kind, one.alone) for one in failed] == [("lease_expired", False)]
     (new,) = await queue.claim(batch_id, 1, LONG_MS, "b")
     assert (new.line, new.attempt) == (1, 2)
     assert new.fence != old.fence
     assert await queue.commit(batch_id, await bench.write([old])) == set()
     assert (await queue.renew(batch_id, {1: old.fence}, LONG_MS)).lost == {1}
-    assert await queue.release(batch_id, {1: old.fence}, count_attempt=True, reason="late") == 0
+    assert await queue.release(batch_id, {1: old.fence}) == 0
+    assert not await queue.retry(old, FaultKind.ENGINE_FAULT, "late")
+    assert await queue.failures(batch_id, 1) == failed
     refs = await bench.write([new])
     assert await queue.commit(batch_id, refs) == {1}
     _, output, _ = await bench.end(batch_id)
@@ -67,8 +73,8 @@ async def test_a_late_commit_counts_until_the_next_claim(bench: Bench, queue: Jo
     await bench.lapse()
     assert await queue.reap(batch_id) == 2
     assert await queue.commit(batch_id, await bench.write([late])) == {1}
-    # Both stand in the queue again; the one that is settled is dropped on the way.
-    assert (await queue.active_summaries())[0].ready == 2
+    assert await queue.states(batch_id, [1, 2, 3]) == {1: "completed", 2: "delayed"}
+    assert (await queue.active_summaries())[0].ready == 1
     assert [one.line for one in await queue.claim(batch_id, 2, LONG_MS, "b")] == [2]
 
 
@@ -99,13 +105,35 @@ async def test_renewing_keeps_leases(bench: Bench, queue: JobQueue) -> None:
 async def test_giving_back_puts_requests_in_front(bench: Bench, queue: JobQueue) -> None:
     batch_id = await bench.start(3)
     (one,) = await queue.claim(batch_id, 1, LONG_MS, "a")
-    assert await queue.release(batch_id, {1: one.fence}, count_attempt=False, reason="room") == 1
+    assert await queue.release(batch_id, {1: one.fence}) == 1
+    assert await queue.release(batch_id, {1: one.fence}) == 0
+    assert await queue.states(batch_id, [1]) == {1: "ready"}
     (again,) = await queue.claim(batch_id, 1, LONG_MS, "a")
     assert (again.line, again.attempt) == (1, 1)
-    assert await queue.release(batch_id, {1: again.fence}, count_attempt=True, reason="engine") == 1
-    assert await queue.release(batch_id, {1: again.fence}, count_attempt=True, reason="engine") == 0
-    (third,) = await queue.claim(batch_id, 1, LONG_MS, "a")
-    assert (third.line, third.attempt) == (1, 2)
+
+
+async def test_a_late_commit_of_a_request_given_back_counts(bench: Bench, queue: JobQueue) -> None:
+    batch_id = await bench.start(2)
+    (one,) = await queue.claim(batch_id, 1, LONG_MS, "a")
+    await queue.release(batch_id, {1: one.fence})
+    assert await queue.commit(batch_id, await bench.write([one])) == {1}
+    # It stands in the queue again, and is dropped on the way.
+    assert (await queue.active_summaries())[0].ready == 2
+    assert [one.line for one in await queue.claim(batch_id, 2, LONG_MS, "b")] == [2]
+
+
+async def test_a_claim_whose_answer_was_lost_gives_the_same_leases_again(bench: Bench, queue: JobQueue) -> None:
+    batch_id = await bench.start(6)
+    first = await queue.claim(batch_id, 3, LONG_MS, "a", "t1")
+    assert await queue.claim(batch_id, 2, LONG_MS, "a", "t1") == first
+    assert await queue.claim(batch_id, 0, LONG_MS, "a", "t1") == first
+    assert [one.line for one in await queue.claim(batch_id, 1, LONG_MS, "b", "t1")] == [4], "of another claimer"
+    await queue.release(batch_id, {1: first[0].fence})
+    (other,) = await queue.claim(batch_id, 1, LONG_MS, "b", "t2")
+    assert other.line == 1
+    assert await queue.claim(batch_id, 3, LONG_MS, "a", "t1") == first[1:], "without what is another's now"
+    assert [one.line for one in await queue.claim(batch_id, 3, LONG_MS, "a", "t3")] == [5, 6]
+    assert await queue.claim(batch_id, 3, LONG_MS, "a", "t4") == []
 
 
 @pytest.mark.parametrize("by_lease", [True, False])
@@ -118,14 +146,19 @@ async def test_a_request_that_always_breaks_ends_as_an_error(bench: Bench, queue
             await bench.lapse()
             assert await queue.reap(batch_id) == 1
         else:
-            await queue.release(batch_id, {1: one.fence}, count_attempt=True, reason="a|b: engine died")
+            assert await queue.retry(one, FaultKind.ENGINE_FAULT, f"a|b: {attempt} \ud800")
+            assert not await queue.retry(one, FaultKind.ENGINE_FAULT, "again")
+    assert await queue.states(batch_id, [1]) == {1: "failed"}
     assert await queue.commit(batch_id, await bench.write([one])) == set()
     await bench.finish(await queue.claim(batch_id, 5, LONG_MS, "a"))
     batch, output, errors = await bench.end(batch_id)
     assert (batch.status, output, errors) == ("completed", ["id-2"], {"id-1": "max_attempts_exceeded"})
     (line,) = await bench.read(batch.error_file_id)
-    assert "3 attempts" in line["error"]["message"]
-    assert ("lease ran out" if by_lease else "a|b: engine died") in line["error"]["message"]
+    message = line["error"]["message"]
+    assert "3 attempts" in message
+    expected = [f"{n}: lease_expired" if by_lease else f"{n}: engine_fault: a|b: {n} ?" for n in (1, 2, 3)]
+    assert all(reason in message for reason in expected)
+    assert len(await queue.failures(batch_id, 1)) == 3, "known after the end, too"
 
 
 @pytest.mark.parametrize("by_lease", [True, False])
@@ -137,7 +170,7 @@ async def test_giving_up_on_the_last_request_ends_the_batch(bench: Bench, queue:
         if by_lease:
             await queue.reap(batch_id)
         else:
-            await queue.release(batch_id, {1: one.fence}, count_attempt=True, reason="engine")
+            await queue.retry(one, FaultKind.TIMEOUT, "slow")
     assert (await bench.get(batch_id)).status == "finalizing"
     batch, output, _ = await bench.end(batch_id)
     assert (batch.status, batch.output_file_id, output) == ("completed", None, [])
@@ -164,7 +197,9 @@ async def test_commits_after_the_freeze_change_nothing(bench: Bench, queue: JobQ
     await asyncio.sleep(bench.settings.jobs.lease_ms / 1000 + 0.02)  # The grace time of what still runs.
     assert await queue.freeze_cancelled(batch_id)
     assert await queue.commit(batch_id, refs) == set()
-    assert await queue.release(batch_id, {1: claimed[0].fence}, count_attempt=True, reason="") == 0
+    assert await queue.release(batch_id, {1: claimed[0].fence}) == 0
+    assert not await queue.retry(claimed[0], FaultKind.ENGINE_FAULT, "")
+    assert await queue.reap(batch_id) == 0
     _, output, errors = await bench.end(batch_id)
     assert (output, sorted(errors)) == ([], ["id-1", "id-2"])
 

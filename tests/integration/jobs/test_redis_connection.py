@@ -12,11 +12,11 @@ from conserve.config import Settings
 from conserve.jobs.barrier import DiskBarrier
 from conserve.jobs.connection import connect
 from conserve.jobs.errors import NotDurableError, UnsuitableServerError
-from conserve.jobs.keys import Keys
+from conserve.jobs.keys import SCHEMA_VERSION, Keys
 
 
 async def test_another_schema_is_refused(redis: Redis, settings: Settings) -> None:
-    assert await redis.get(f"{settings.jobs.namespace}:schema") == "1"
+    assert await redis.get(f"{settings.jobs.namespace}:schema") == SCHEMA_VERSION
     await redis.set(f"{settings.jobs.namespace}:schema", "99")
     with pytest.raises(UnsuitableServerError, match=r"'99'.*jobs\.namespace"):
         await connect(settings)

@@ -37,6 +37,7 @@ def test_structured_setting_from_environment() -> None:
         ({"jobs": {"redis_urll": "x"}}, {}, ["jobs.redis_urll", "no such setting", "jobs.redis_url"]),
         ({"replicas": 0}, {}, ["replicas", "greater than or equal to 1", "0"]),
         ({"jobs": {"redis_url": "http://x"}}, {}, ["jobs.redis_url", "redis://", "'http://x'"]),
+        ({"jobs": {"retry_delay_s": 61}}, {}, ["jobs", "retry_delay_s", "max_retry_delay_s"]),
         ({"harvest": {"open_at_kv_usage": 0.9}}, {}, ["harvest", "open_at_kv_usage", "less than"]),
         ({"harvest": {"allotment_ttl_ms": 300}}, {}, ["harvest", "allotment_ttl_ms", "twice"]),
         ({"engine": {"extra_args": {"scheduling_policy": "fcfs"}}}, {}, ["engine.extra_args", "scheduling_policy"]),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import ray
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.ingress import OpenAiIngress
 
+from conserve.engine.vllm_compat import AsyncLLM
 from deployments import ray_compat
 
 
@@ -26,6 +28,14 @@ def test_server_keeps_its_engine_under_this_name() -> None:
     server = LLMServer.sync_init.__func__.__code__.co_names
     assert "_init_shared" in server, "LLMServer is built otherwise; see ray_compat.find_engine"
     assert "engine" in LLMServer._init_shared.__code__.co_names
+
+
+def test_engine_keeps_its_client_under_this_name() -> None:
+    assert "_engine_client" in ray_compat.VLLMEngine.start.__code__.co_names
+    assert isinstance(AsyncLLM.errored, property)
+    client = SimpleNamespace(errored=True)
+    assert ray_compat.has_died(SimpleNamespace(_engine_client=client))
+    assert not ray_compat.has_died(SimpleNamespace(_engine_client=None))
 
 
 def test_front_has_the_routes_we_map() -> None:

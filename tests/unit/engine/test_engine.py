@@ -9,11 +9,11 @@ import pytest
 from pydantic import BaseModel
 
 from conserve.engine.arrival_board import SLOTS, ArrivalBoard
-from conserve.engine.contract import EngineFault, InvalidRequest
+from conserve.engine.contract import AttemptTimeout, EngineDied, EngineFault, EngineGone, InvalidRequest
 from conserve.engine.engine import CoServeEngine
 from conserve.engine.page import Counters, EnginePage
 from conserve.engine.pass_control import ANNOUNCEMENT
-from conserve.engine.vllm_compat import ChatCompletionRequest, CompletionRequest
+from conserve.engine.vllm_compat import ChatCompletionRequest, CompletionRequest, EngineDeadError
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
 
 CHAT = "/v1/chat/completions"
@@ -163,10 +163,21 @@ async def test_fault_of_the_engine_may_be_tried_again(serving: FakeServing) -> N
         await CoServeEngine(serving).offline(CHAT, BODY, 10)
 
 
+async def test_only_what_an_engine_worked_on_may_have_ended_it() -> None:
+    serving = FakeServing(fault=EngineDeadError())
+    engine = CoServeEngine(serving)
+    with pytest.raises(EngineDied):
+        await engine.offline(CHAT, BODY, 10)
+    for known in (engine, CoServeEngine(serving, has_died=lambda: True)):
+        with pytest.raises(EngineGone):
+            await known.offline(CHAT, BODY, 10)
+    assert len(serving.requests) == 1
+
+
 async def test_time_is_bounded() -> None:
     serving = FakeServing(hangs=True)
     engine = CoServeEngine(serving)
-    with pytest.raises(EngineFault, match=r"0\.01 s"):
+    with pytest.raises(AttemptTimeout, match=r"0\.01 s"):
         await engine.offline(CHAT, BODY, 0.01)
     assert serving.let_go == 1
     assert engine.stats().offline_running == 0

@@ -1,0 +1,107 @@
+"""One attempt at a leased request: read from the input file, run by the engine, made into a line of a result file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from redis.exceptions import RedisError
+
+from conserve.engine.contract import AttemptTimeout, EngineDied, EngineFault, EngineGone, EngineStats, OfflineResult
+from conserve.jobs.batch import Batch, ClaimedRequest
+from conserve.jobs.files import FileStore
+from conserve.jobs.results import FinishedRequest, format_error, format_output
+from conserve.policy.retry import FaultKind
+
+
+class OfflineEngine(Protocol):
+    """The part of `conserve.engine.engine.CoServeEngine` that harvesting needs."""
+
+    async def offline(self, endpoint: str, body: Mapping[str, Any], timeout_s: float) -> OfflineResult:
+        """Runs one request. Raises EngineFault when another attempt may succeed."""
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing now."""
+
+
+class UnusableLineError(ValueError):
+    """The line is not what validation has seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why an attempt ended without a result. No `kind`: the request was not tried, and nothing is held against it."""
+
+    kind: FaultKind | None
+    reason: str
+
+
+class AttemptRunner:
+    """Makes attempts.
+
+    Args:
+        engine: Runs the requests.
+        store: Has the input files.
+        timeout_s: Of one attempt in the engine.
+    """
+
+    def __init__(self, engine: OfflineEngine, store: FileStore, timeout_s: float) -> None:
+        self._engine = engine
+        self._store = store
+        self._timeout_s = timeout_s
+
+    async def run(self, claimed: ClaimedRequest, batch: Batch) -> FinishedRequest:
+        """Makes one. What it raises, `find_fault` explains."""
+        raw = await self._store.read_range(batch.input_file_id, claimed.offset, claimed.length)
+        custom_id, body = _read(raw)
+        place = (claimed.batch_id, claimed.line, custom_id)
+        result = await self._engine.offline(batch.endpoint, body, self._timeout_s)
+        request_id = str(result.body.get("id") or f"req-{claimed.batch_id}-{claimed.line}")
+        try:
+            content = format_output(*place, result.status_code, request_id, result.body)
+        except ValueError as error:
+            content = format_error(*place, "unserializable_response", f"The answer is no JSON: {error}")
+            return FinishedRequest(claimed.batch_id, claimed.line, claimed.fence, "error", content)
+        return FinishedRequest(
+            batch_id=claimed.batch_id,
+            line=claimed.line,
+            fence=claimed.fence,
+            kind="output" if result.status_code == 200 else "error",
+            content=content,
+            prompt_tokens=result.prompt_tokens,
+            completion_tokens=result.output_tokens,
+        )
+
+
+def find_fault(error: Exception) -> Fault:
+    """Why an attempt that raised this has failed."""
+    match error:
+        case EngineGone():
+            return Fault(None, str(error))
+        case EngineDied():
+            return Fault(FaultKind.ENGINE_DIED, str(error))
+        case AttemptTimeout():
+            return Fault(FaultKind.TIMEOUT, str(error))
+        case EngineFault():
+            return Fault(FaultKind.ENGINE_FAULT, str(error))
+        case UnusableLineError():
+            return Fault(FaultKind.UNUSABLE, str(error))
+        case OSError() | EOFError():
+            return Fault(None, f"its input could not be read: {error}")
+        case RedisError():
+            return Fault(None, f"redis is away: {error}")
+        case _:
+            return Fault(FaultKind.REPLICA_FAULT, f"{type(error).__name__}: {error}")
+
+
+def _read(raw: bytes) -> tuple[str, dict[str, Any]]:
+    try:
+        request = json.loads(raw)
+        custom_id, body = str(request["custom_id"]), request["body"]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise UnusableLineError(f"the line has changed since it was validated: {error}") from error
+    if not isinstance(body, dict):
+        raise UnusableLineError("the line has changed since it was validated: its body is no object")
+    return custom_id, body

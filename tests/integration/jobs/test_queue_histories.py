@@ -1,0 +1,325 @@
+"""Random histories of the queue beside a model of it: nothing is lost, nothing counts twice, whatever comes when.
+
+Time does not pass by itself: leases run out and delays end by setting their moments, so that a history can be run again
+as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from conserve.config import Settings
+from conserve.jobs.batch import ClaimedRequest, RequestState, ResultRef
+from conserve.jobs.connection import connect
+from conserve.jobs.queue import JobQueue
+from conserve.jobs.validation import RequestRange
+from conserve.policy.retry import FaultKind
+from tests.integration.bench import LONG_MS, MODEL, URL
+
+LINES = 6
+WORKERS = ("alice", "bob")
+MOST_ATTEMPTS, SUSPICIONS = 4, 2
+FAULTS = [FaultKind.ENGINE_FAULT, FaultKind.ENGINE_DIED, FaultKind.TIMEOUT, FaultKind.UNUSABLE]
+
+
+@dataclass
+class Line:
+    """What the model knows of a line. `fence` is the newest claim's, and stays when its lease has ended."""
+
+    state: RequestState = RequestState.READY
+    fence: str | None = None
+    due: bool = False
+    lapsed: bool = False
+    begun: bool = False
+    alone: bool = False
+    failures: list[FaultKind] = field(default_factory=list)
+    result: str | None = None
+
+    @property
+    def claimable(self) -> bool:
+        return self.state is RequestState.READY or (self.state is RequestState.DELAYED and self.due)
+
+
+class Histories(RuleBasedStateMachine):
+    """Claimers that repeat their calls, come late and vanish; a keeper that reaps; clients that cancel."""
+
+    url: str
+
+    claims = Bundle("claims")
+    commits = Bundle("commits")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        jobs = {"redis_url": self.url, "namespace": f"h{secrets.token_hex(6)}", "retry_delay_s": 3_000}
+        jobs |= {"max_retry_delay_s": 3_000, "max_retry_time_s": 1e6, "lease_ms": LONG_MS}
+        jobs |= {"max_attempts": MOST_ATTEMPTS, "suspicions": SUSPICIONS}
+        self.settings = Settings.model_validate({"jobs": jobs, "state_dir": Path("unused")})
+        self.redis: Any = self.do(connect(self.settings))
+        self.queue = JobQueue(self.redis, self.settings)
+        self.lines = {number: Line() for number in range(1, LINES + 1)}
+        self.status: Literal["in_progress", "cancelling", "finalizing"] = "in_progress"
+        self.frozen = False
+        self.segments = 0
+        self.calls = 0
+
+    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.runner.run(work)
+
+    def key(self, name: str) -> str:
+        return f"{self.settings.jobs.namespace}:batch:{{{self.batch_id}}}:{name}"
+
+    @initialize()
+    def start(self) -> None:
+        self.batch_id = f"batch_{secrets.token_hex(8)}"
+        window = {"completion_window": "24h", "window_ms": 86_400_000}
+        details = {"input_file_id": "file-00000000", "endpoint": URL, "metadata": None}
+        self.do(self.queue.create(self.batch_id, **details, **window))
+        assert self.do(self.queue.begin_enqueue(self.batch_id, "v"))
+        self.do(self.queue.enqueue(self.batch_id, "v", 0, [RequestRange(i, 10 * i, 9) for i in self.lines]))
+        self.do(self.queue.start(self.batch_id, "v", LINES, MODEL))
+
+    # What the model does.
+
+    @property
+    def open(self) -> bool:
+        return self.status == "in_progress" and not self.frozen
+
+    def _is_held(self, claim: ClaimedRequest) -> bool:
+        line = self.lines[claim.line]
+        return line.state is RequestState.LEASED and line.fence == claim.fence
+
+    def _settle(self, number: int, result: str) -> None:
+        line = self.lines[number]
+        assert line.result is None, "counted twice"
+        line.result = result
+        line.state = RequestState.COMPLETED if result.startswith("output") else RequestState.FAILED
+        if self.open and all(one.result for one in self.lines.values()):
+            self.status, self.frozen = "finalizing", True
+
+    def _fail(self, number: int, kind: FaultKind) -> None:
+        line = self.lines[number]
+        if line.alone and not line.begun:
+            line.state, line.due = RequestState.DELAYED, True
+            return
+        line.failures.append(kind)
+        suspicions = sum(one.is_suspicious for one in line.failures)
+        poison = line.alone and kind.is_suspicious
+        if not kind.can_pass or poison or len(line.failures) >= MOST_ATTEMPTS:
+            self._settle(number, "error")
+            return
+        line.state, line.due, line.alone = RequestState.DELAYED, False, suspicions >= SUSPICIONS
+
+    # What claimers do.
+
+    @rule(target=claims, worker=st.sampled_from(WORKERS), count=st.integers(1, 4), repeats=st.integers(1, 2))
+    def claim(self, worker: str, count: int, repeats: int) -> Any:
+        return multiple(*self._claim(worker, count, repeats))
+
+    def _claim(self, worker: str, count: int, repeats: int = 1) -> list[ClaimedRequest]:
+        self.calls += 1
+        token = f"t{self.calls}"
+        first = self.do(self.queue.claim(self.batch_id, count, LONG_MS, worker, token))
+        for _ in range(repeats - 1):
+            assert self.do(self.queue.claim(self.batch_id, count, LONG_MS, worker, token)) == first
+        claimable = [number for number, line in self.lines.items() if line.claimable]
+        if not self.open or not claimable:
+            assert first == []
+        else:
+            assert 1 <= len(first) <= count
+        assert len({one.line for one in first}) == len(first)
+        for one in first:
+            line = self.lines[one.line]
+            assert line.claimable
+            assert one.fence != line.fence
+            assert (one.attempt, one.alone) == (len(line.failures) + 1, line.alone)
+            assert not one.alone or len(first) == 1
+            line.state, line.fence, line.lapsed, line.begun = RequestState.LEASED, one.fence, False, not one.alone
+        return first
+
+    @rule(claim=claims)
+    def begin(self, claim: ClaimedRequest) -> None:
+        assert self.do(self.queue.begin(claim)) == self._is_held(claim)
+        if self._is_held(claim):
+            self.lines[claim.line].begun = True
+
+    @rule(claim=claims)
+    def renew(self, claim: ClaimedRequest) -> None:
+        answer = self.do(self.queue.renew(self.batch_id, {claim.line: claim.fence}, LONG_MS))
+        assert answer.cancelled == (not self.open)
+        assert answer.lost == (frozenset() if self._is_held(claim) else {claim.line})
+        if self._is_held(claim):
+            self.lines[claim.line].lapsed = False
+
+    @rule(claim=claims, repeats=st.integers(1, 2))
+    def release(self, claim: ClaimedRequest, repeats: int) -> None:
+        held = self._is_held(claim) and not self.frozen
+        for number in range(repeats):
+            assert self.do(self.queue.release(self.batch_id, {claim.line: claim.fence})) == int(held and number == 0)
+        if held:
+            line = self.lines[claim.line]
+            line.state, line.due = (RequestState.DELAYED if line.alone else RequestState.READY), True
+
+    @rule(claim=claims, kind=st.sampled_from(FAULTS), repeats=st.integers(1, 2))
+    def retry(self, claim: ClaimedRequest, kind: FaultKind, repeats: int) -> None:
+        held = self._is_held(claim) and not self.frozen
+        for number in range(repeats):
+            assert self.do(self.queue.retry(claim, kind, "a reason")) == (held and number == 0)
+        if held:
+            self._fail(claim.line, kind)
+
+    @rule(target=commits, claim=claims, kind=st.sampled_from(["output", "error"]))
+    def commit(self, claim: ClaimedRequest, kind: Literal["output", "error"]) -> Any:
+        self.segments += 1
+        ref = ResultRef(claim.line, claim.fence, kind, f"s-{self.segments}", 0, 1, 7, 3)
+        self._commit(ref)
+        return ref
+
+    @rule(ref=commits)
+    def commit_again(self, ref: ResultRef) -> None:
+        self._commit(ref)
+
+    def _commit(self, ref: ResultRef) -> None:
+        packed = f"{ref.kind}|{ref.segment}"
+        line = self.lines[ref.line]
+        new = line.result is None and line.fence == ref.fence and not self.frozen
+        accepted = self.do(self.queue.commit(self.batch_id, [ref]))
+        assert accepted == ({ref.line} if new or line.result == packed else set())
+        if new:
+            self._settle(ref.line, packed)
+
+    # What time, the keeper and clients do.
+
+    @rule(numbers=st.sets(st.integers(1, LINES), min_size=1))
+    def let_leases_run_out(self, numbers: set[int]) -> None:
+        for number in numbers:
+            if self.lines[number].state is RequestState.LEASED:
+                self.do(self.redis.zadd(self.key("leases"), {number: 1}))
+                self.lines[number].lapsed = True
+
+    @rule(repeats=st.integers(1, 2))
+    def reap(self, repeats: int) -> None:
+        lapsed = [number for number, line in self.lines.items() if line.state is RequestState.LEASED and line.lapsed]
+        if not self.open:
+            lapsed = []
+        for number in range(repeats):
+            assert self.do(self.queue.reap(self.batch_id)) == (len(lapsed) if number == 0 else 0)
+        for number in lapsed:
+            self._fail(number, FaultKind.LEASE_EXPIRED)
+
+    @rule(numbers=st.sets(st.integers(1, LINES), min_size=1))
+    def let_delays_end(self, numbers: set[int]) -> None:
+        for number in numbers:
+            if self.lines[number].state is RequestState.DELAYED:
+                self.do(self.redis.zadd(self.key("delayed"), {number: 1}))
+                self.lines[number].due = True
+
+    @precondition(lambda self: self.calls >= 5)
+    @rule(often=st.integers(0, 9))
+    def cancel(self, often: int) -> None:
+        if often or not self.open:  # In few histories only, and late.
+            return
+        batch = self.do(self.queue.cancel(self.batch_id))
+        assert batch.status == "cancelling"
+        self.status = "cancelling"
+
+    @precondition(lambda self: self.status == "cancelling")
+    @rule()
+    def freeze(self) -> None:
+        running = any(line.state is RequestState.LEASED for line in self.lines.values())
+        expected = self.frozen or not running
+        assert self.do(self.queue.freeze_cancelled(self.batch_id)) == expected
+        self.frozen = expected
+
+    @precondition(lambda self: self.calls >= 5)
+    @rule(often=st.integers(0, 9))
+    def expire(self, often: int) -> None:
+        if often:
+            return
+        self.do(self.redis.hset(self.key("")[:-1], "expires_at_ms", "1"))
+        assert self.do(self.queue.expire(self.batch_id)) == self.open
+        if self.open:
+            self.status, self.frozen = "finalizing", True
+
+    # What must hold.
+
+    @invariant()
+    def nothing_is_lost_or_doubled(self) -> None:
+        if not hasattr(self, "batch_id"):
+            return
+        found = self.do(self.queue.states(self.batch_id, list(self.lines)))
+        assert found == {number: line.state for number, line in self.lines.items()}
+        batch = self.do(self.queue.get(self.batch_id))
+        results = [line.result or "" for line in self.lines.values()]
+        counts = batch.request_counts
+        assert counts.completed == sum(one.startswith("output") for one in results)
+        assert counts.failed == sum(one.startswith("error") for one in results)
+        assert batch.status == self.status
+        assert batch.usage.input_tokens == 7 * sum("|" in one for one in results)
+        for number, line in self.lines.items():
+            assert [one.kind for one in self.do(self.queue.failures(self.batch_id, number))] == line.failures
+        queued = [int(entry.split(":")[0]) for entry in self.do(self.redis.lrange(self.key("queue"), 0, -1))]
+        waiting = [number for number in queued if self.lines[number].result is None]
+        ready = [number for number, line in self.lines.items() if line.state is RequestState.READY]
+        assert sorted(waiting) == ready, "each waiting line stands in the queue once"
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "batch_id"):
+                self._run_to_the_end()
+        finally:
+            self.do(self._clean())
+            self.runner.close()
+
+    def _run_to_the_end(self) -> None:
+        """Whatever has happened, what is left can be done, and every line has one result."""
+        for _ in range(2 * LINES + 2):
+            if not self.open:
+                break
+            self.let_leases_run_out(set(self.lines))
+            self.reap(1)
+            self.let_delays_end(set(self.lines))
+            for claim in self._claim("heir", LINES):
+                self.begin(claim)
+                self.commit(claim, "output")
+        assert not self.open, "the batch has come to its end"
+        stored = self.do(self.queue.results(self.batch_id))
+        assert stored.keys() == {number for number, line in self.lines.items() if line.result}
+        for number, result in stored.items():
+            packed = "error" if result.segment is None else f"{result.kind}|{result.segment}"
+            assert packed == self.lines[number].result
+
+    async def _clean(self) -> None:
+        async for key in self.redis.scan_iter(match=f"{self.settings.jobs.namespace}:*", count=1_000):
+            await self.redis.delete(key)
+        await self.redis.aclose()
+
+
+@pytest.mark.timeout(900)
+def test_histories(server_url: str) -> None:
+    class Machine(Histories):
+        url = server_url
+
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    run_state_machine_as_test(
+        Machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=checks)
+    )
