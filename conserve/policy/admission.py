@@ -1,7 +1,7 @@
-"""Can a batch meet its completion window on the capacity that was seen, with what was promised to others?
+"""Whether a batch can meet its completion window on the capacity that was seen, with what was promised to others.
 
-Work is done in the order of its deadlines, so a set of promises can be kept if for each deadline the work that is due by
-then fits into the capacity until then (Jackson's rule; Horn 1974 for one machine).
+Work is done in the order of its deadlines, so a set of promises can be kept if for each deadline the work that is due
+by then fits into the capacity until then (Jackson's rule; Horn 1974 for one machine).
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class Promise(NamedTuple):
     tokens: float
 
 
-def find_earliest_deadline(promises: Iterable[Promise], tokens: float, capacity: Capacity, now_s: float) -> float | None:
+def find_earliest_deadline(
+    promises: Iterable[Promise], tokens: float, capacity: Capacity, now_s: float
+) -> float | None:
     """The earliest deadline at which more work fits, and breaks no promise that can be kept without it.
 
     A promise that cannot be kept in any case stands in nobody's way after its deadline.

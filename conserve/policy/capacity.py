@@ -1,7 +1,7 @@
 """How much batch work can be promised: what could be harvested at the same times of earlier days.
 
-Online load follows the day, so what is left over does, too. HyGen and Tidal promise from a rate; a rate that was seen at
-night does not hold at noon.
+Online load follows the day, so what is left over does, too. HyGen and Tidal promise from a rate; a rate that was seen
+at night does not hold at noon.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class CapacityHistory:
 class PromisedCapacity:
     """Tokens that can be promised until a time.
 
-    Each earlier day is one way in which the coming days may go, beginning with that day and going on with those after it.
+    Each earlier day is one way in which the coming days may go, beginning with that day and going on with those after.
     What can be promised until a time is a low quantile of what they had left over until then, less a margin.
 
     Args:
@@ -84,7 +84,9 @@ class PromisedCapacity:
         self, history: CapacityHistory, now_s: float, horizon_s: float, quantile: float, margin: float = 1.0
     ) -> None:
         if history.seen_s < LEAST_HISTORY_S:
-            raise ValueError(f"{history.seen_s:.0f} s are known of what can be harvested, {LEAST_HISTORY_S:.0f} are needed")
+            raise ValueError(
+                f"{history.seen_s:.0f} s are known of what can be harvested, {LEAST_HISTORY_S:.0f} are needed"
+            )
         self._now_s = now_s
         first = int(now_s // INTERVAL_S)
         count = math.ceil(horizon_s / INTERVAL_S) + 1

@@ -56,7 +56,7 @@ class DeficitRoundRobin:
             Batches and how many of their requests, in the order in which they are to be taken.
         """
         left = {tenant: deque(jobs) for tenant, jobs in work.items() if any(job.ready > 0 for job in jobs)}
-        taken = {tenant: 0 for tenant in left}
+        taken = dict.fromkeys(left, 0)
         self._follow(left)
         dealt: list[tuple[str, int]] = []
         while requests > 0 and self.turns:

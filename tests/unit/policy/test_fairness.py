@@ -27,14 +27,18 @@ def test_tokens_are_shared_not_requests() -> None:
 
 
 def test_weights_are_kept() -> None:
-    tokens = run(DeficitRoundRobin(), {"a": 700.0, "b": 300.0, "c": 5_000.0}, {"a": 3.0, "b": 1.0, "c": 0.5}, rounds=900)
+    tokens = run(
+        DeficitRoundRobin(), {"a": 700.0, "b": 300.0, "c": 5_000.0}, {"a": 3.0, "b": 1.0, "c": 0.5}, rounds=900
+    )
     assert tokens["a"] / tokens["b"] == pytest.approx(3.0, rel=0.05)
     assert tokens["c"] / tokens["b"] == pytest.approx(0.5, rel=0.05)
 
 
 def test_all_places_are_given_while_there_is_work() -> None:
     robin = DeficitRoundRobin()
-    dealt = robin.deal({"a": [JobWork("a1", 2, 90_000.0), JobWork("a2", 50, 10.0)], "b": [JobWork("b1", 3, 10.0)]}, {}, 40)
+    dealt = robin.deal(
+        {"a": [JobWork("a1", 2, 90_000.0), JobWork("a2", 50, 10.0)], "b": [JobWork("b1", 3, 10.0)]}, {}, 40
+    )
     assert sum(count for _, count in dealt) == 40
     assert Counter(dict(dealt))["b1"] == 3
     assert robin.deal({}, {}, 40) == []

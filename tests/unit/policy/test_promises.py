@@ -71,7 +71,9 @@ def live_through(week: Week) -> Outcome:
                 outcome.admitted += 1
             else:
                 outcome.refused += 1
-                outcome.would_have_fitted += fits_really(week, number, [*promises, promise._replace(tokens=SPARE * tokens)])
+                outcome.would_have_fitted += fits_really(
+                    week, number, [*promises, promise._replace(tokens=SPARE * tokens)]
+                )
         left = rate * INTERVAL_S
         for promise in sorted(promises):
             done = min(left, promise.tokens)
