@@ -160,7 +160,7 @@ class CoServing(Scheduler):
         """Takes in what an iteration has computed."""
         note = read_stop(model_runner_output)
         if self._checkpoints is not None and scheduler_output.total_num_scheduled_tokens > 0:
-            self._checkpoints.end(read_copy_note(model_runner_output), note)
+            note = self._checkpoints.end(read_copy_note(model_runner_output), note)
         if self._control is not None and scheduler_output.total_num_scheduled_tokens > 0:
             work = self._control.take_in(note, time.monotonic())
             if note is not None:
@@ -213,9 +213,17 @@ class CoServing(Scheduler):
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         self._tally.preempt(request)
         if self._checkpoints is not None and is_offline(request):
-            self._checkpoints.note_preempted(request, time.monotonic(), for_blocks=self._lacks_blocks)
+            self._checkpoints.note_preempted(
+                request, time.monotonic(), for_blocks=self._lacks_blocks, is_sound=not drop_stale_output
+            )
         self._preempted_in_step = True
         super()._preempt_request(request, timestamp, drop_stale_output)
+        if self._checkpoints is not None:
+            self._checkpoints.note_freed()
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> Any:
+        hit = super()._get_local_prefix_cache_hit(request)
+        return hit if self._checkpoints is None else self._checkpoints.extend_hit(request, hit)
 
     def shutdown(self) -> None:
         """Ends the log of iterations, too."""

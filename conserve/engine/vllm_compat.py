@@ -43,6 +43,7 @@ RELIED_ON = {
         *("num_waiting_for_streaming_input", "num_lookahead_tokens", "num_spec_tokens", "num_sampled_tokens_per_step"),
         *("requires_kv_delivery", "kv_cache_manager", "schedule", "update_from_output", "add_request", "shutdown"),
         *("_preempt_request", "_is_blocked_waiting_status", "_handle_blocked_waiting_request"),
+        *("_get_local_prefix_cache_hit",),
         *("_request_blocks_can_be_freed", "_inflight_prefills", "prev_step_scheduled_req_ids"),
         *("kv_cache_config", "finished_req_ids", "finish_requests", "reset_prefix_cache"),
     ),
@@ -50,7 +51,6 @@ RELIED_ON = {
         "evict_blocks",
         "watermark_blocks",
         "empty_kv_cache_blocks",
-        "get_computed_blocks",
         "coordinator",
         "block_pool",
     ),
@@ -198,7 +198,7 @@ def look_up_admission(scheduler: Scheduler, request: Request) -> Admission:
     manager = scheduler.kv_cache_manager
     cached, cached_tokens = manager.empty_kv_cache_blocks, request.num_computed_tokens
     if request.num_computed_tokens == 0:
-        cached, cached_tokens, _ = manager.get_computed_blocks(request)
+        cached, cached_tokens, *_ = scheduler._get_local_prefix_cache_hit(request)
     tokens = min(request.num_tokens, scheduler.max_model_len)
     blocks = manager.coordinator.get_num_blocks_to_allocate(
         request_id=request.request_id,

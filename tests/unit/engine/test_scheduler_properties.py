@@ -409,7 +409,7 @@ class Watched(FakeEngine):
         if checkpoints is None:
             return
         pool, size = checkpoints._pool, self.scheduler.block_size
-        unmade = {slot for plan in copies.waiting for _, slot in plan.saves}
+        unmade = {slot for plan in copies.waiting for _, slot in plan.all_saves}
         for request_id in pool.request_ids:
             request = self.scheduler.requests[request_id]
             slots = pool.find_slots(request_id, 0, pool.count_saved(request_id))
@@ -417,6 +417,11 @@ class Watched(FakeEngine):
             for number, slot in enumerate(slots):
                 if slot not in unmade and slot not in copies.bad_slots:
                     assert copies.host[slot] == expected[number * size : (number + 1) * size], f"slot {slot}"
+            tail = pool.find_tail(request_id)
+            if tail is not None and tail.slot not in unmade | copies.bad_slots:
+                end = tail.blocks * size + tail.tokens
+                expected = list(itertools.accumulate(request.all_token_ids[:end], extend, initial=0))[1:]
+                assert copies.host[tail.slot][: tail.tokens] == expected[tail.blocks * size :], f"slot {tail.slot}"
 
     def check_queues(self) -> None:
         scheduler = self.scheduler
