@@ -93,7 +93,9 @@ _ALL: Final = (
     _make_tide(_CHAT_GPU),
     _make_pressure(
         _CHAT_CPU,
-        _CPU_ENGINE.model_copy(update={"max_num_seqs": 8, "kv_cache_gib": 0.15}),  # 7,000 tokens
+        _CPU_ENGINE.model_copy(
+            update={"max_num_seqs": 8, "kv_cache_gib": 0.13}
+        ),  # 6,000 tokens, as many as eight of these hold on average
         OfflineShape(prompt_tokens=(300, 500), output_tokens=(512, 768)),
     ),
     _make_pressure(
