@@ -22,18 +22,18 @@ from conserve.policy.latency import IterationShape, LatencyModel
 from conserve.policy.token_budget import SMALLEST_CHUNK_TOKENS, size_offline_pass
 
 
-class Room(NamedTuple):
-    """KV blocks for offline requests.
+class KeptFree(NamedTuple):
+    """KV blocks that offline requests leave free: new ones that many, those that run this many."""
 
-    Attributes:
-        free_blocks: Free after the online demand.
-        reserve_blocks: Of these, what new requests leave free.
-        growth_reserve_blocks: Of these, what requests that run leave free.
-    """
+    by_new: int
+    by_running: int
+
+
+class Room(NamedTuple):
+    """KV blocks for offline requests: free after the online demand, and what of them is to stay free."""
 
     free_blocks: int
-    reserve_blocks: int
-    growth_reserve_blocks: int
+    kept_free: KeptFree
 
 
 @dataclass
@@ -116,11 +116,10 @@ class _Filling:
         # The oldest one may use the reserve, so that it gets to its end whatever the reserve is.
         self._oldest = offline[0] if offline else None
         self._free_blocks = room.free_blocks
-        self._reserve_blocks = room.reserve_blocks
-        self._growth_reserve_blocks = room.growth_reserve_blocks
+        self._kept_free = room.kept_free
         # So many blocks are enough for whatever the batch can hold: no need to count.
         worst = (len(offline) + self._room_tokens // scheduler.block_size + 1) * count_groups(scheduler)
-        self._counts_blocks = 2 * worst > room.free_blocks - room.growth_reserve_blocks
+        self._counts_blocks = 2 * worst > room.free_blocks - room.kept_free.by_running
 
     def fill(self, offline: Sequence[Request], kept_back: int, decodes_only: bool) -> OfflineShare:
         prompts = [request for request in offline if request.is_prefill_chunk]
@@ -150,7 +149,7 @@ class _Filling:
         if (
             in_time
             and counted.tokens <= self._room_tokens
-            and blocks <= max(0, self._free_blocks - self._growth_reserve_blocks)
+            and blocks <= max(0, self._free_blocks - self._kept_free.by_running)
         ):
             self._share.admitted += decodes
             self._shape = shape
@@ -212,7 +211,7 @@ class _Filling:
         request = backlog.peek_next()
         admission = look_up_admission(self._scheduler, request)
         # Where none runs, one may use the reserve, so that offline work goes on whatever the reserve is.
-        headroom = self._reserve_blocks + len(self._share.admitted) if running else 0
+        headroom = self._kept_free.by_new + len(self._share.admitted) if running else 0
         self._share.headroom_blocks = headroom
         most = min(len(backlog), slots)
         if self._demand.arrivals:
@@ -254,7 +253,7 @@ class _Filling:
             self._share.admitted.append(request)
             return True
         blocks = blocks_to_grow(self._scheduler, request, tokens)
-        kept = 0 if request is self._oldest else self._growth_reserve_blocks
+        kept = 0 if request is self._oldest else self._kept_free.by_running
         if blocks > max(0, self._free_blocks - kept):
             self._share.blocks_short += blocks - max(0, self._free_blocks - kept)
             self._share.held.append(request)

@@ -45,7 +45,7 @@ def finish(engine: FakeEngine, lengths: dict[str, tuple[list[int], int]]) -> Non
     engine.run()
     for request_id, (tokens, max_tokens) in lengths.items():
         assert engine.answers[request_id] == sample_tokens(tokens, max_tokens)
-    checkpoints = engine.scheduler._checkpoints
+    checkpoints = engine.scheduler._kv.checkpoints
     assert checkpoints is not None
     assert checkpoints._pool.used_slots == 0
     assert checkpoints._landings.blocks == []
@@ -188,7 +188,7 @@ def test_what_is_given_back_before_it_has_come_is_not_found_in_the_prefix_cache(
     engine.add("online", prompt(220, 900), 3)
     while "online" not in engine.finished:
         engine.step()
-    checkpoints = engine.scheduler._checkpoints
+    checkpoints = engine.scheduler._kv.checkpoints
     assert checkpoints is not None
     checkpoints._saving._block_s = 1.0
     _, copies = next_with_loads(engine)
@@ -279,8 +279,8 @@ def test_after_some_failures_in_a_row_nothing_is_copied_any_more(start: Start) -
     engine.add_offline("other", prompt(140, 3), 60)
     interrupt(engine, 4)
     planned = len(engine._worker.copies.planned)
-    assert engine.scheduler._checkpoints is not None
-    assert not engine.scheduler._checkpoints.is_on
+    assert engine.scheduler._kv.checkpoints is not None
+    assert not engine.scheduler._kv.checkpoints.is_on
     interrupt(engine, 2)
     assert len(engine._worker.copies.planned) == planned
     finish(engine, EXPECTED | {"other": (prompt(140, 3), 60)})
@@ -288,7 +288,7 @@ def test_after_some_failures_in_a_row_nothing_is_copied_any_more(start: Start) -
 
 def test_what_is_computed_in_the_same_batch_is_not_saved(start: Start) -> None:
     engine = start(EngineSize(kv_blocks=40), has_safepoints=True, host_slots=64)
-    checkpoints = engine.scheduler._checkpoints
+    checkpoints = engine.scheduler._kv.checkpoints
     assert checkpoints is not None
     checkpoints._saving.losses.observe(engine.clock.now_s, 10_000)
     common = prompt(96)
@@ -311,7 +311,7 @@ def test_blocks_of_a_stopped_pass_do_not_count_as_saved(start: Start, layer: int
     is_stopping = False
     size = EngineSize(kv_blocks=40)
     engine = start(size, has_safepoints=True, host_slots=64, choose_stop=lambda plan: layer if is_stopping else None)
-    checkpoints = engine.scheduler._checkpoints
+    checkpoints = engine.scheduler._kv.checkpoints
     assert checkpoints is not None
     checkpoints._saving.losses.observe(engine.clock.now_s, 10_000)
     texts = {"offline": (prompt(150), 20), "other": (prompt(200, 3), 20)}
@@ -394,7 +394,7 @@ def test_what_is_saved_is_not_kept_free_for_bursts_besides(start: Start) -> None
 def test_who_is_cancelled_leaves_nothing_behind(start: Start) -> None:
     engine = start_small(start)
     interrupt(engine, 2)
-    checkpoints = engine.scheduler._checkpoints
+    checkpoints = engine.scheduler._kv.checkpoints
     assert checkpoints is not None
     assert checkpoints._pool.used_slots > 0
     engine.cancel("offline")
@@ -405,7 +405,7 @@ def test_who_is_cancelled_leaves_nothing_behind(start: Start) -> None:
 def test_a_reset_forgets_what_is_in_host_memory(start: Start) -> None:
     engine = start_small(start)
     interrupt(engine, 2)
-    checkpoints = engine.scheduler._checkpoints
+    checkpoints = engine.scheduler._kv.checkpoints
     assert checkpoints is not None
     engine.scheduler.reset_prefix_cache(reset_running_requests=True)
     assert checkpoints._pool.used_slots == 0
@@ -415,7 +415,7 @@ def test_a_reset_forgets_what_is_in_host_memory(start: Start) -> None:
 def test_a_reset_that_is_refused_forgets_nothing(start: Start) -> None:
     engine = start_small(start)
     interrupt(engine, 2)
-    checkpoints = engine.scheduler._checkpoints
+    checkpoints = engine.scheduler._kv.checkpoints
     assert checkpoints is not None
     used = checkpoints._pool.used_slots
     assert used > 0
@@ -472,7 +472,7 @@ def test_host_memory_for_less_than_a_block_is_refused_by_the_name_of_the_setting
 
 def test_without_safepoints_nothing_is_copied(start: Start) -> None:
     engine = start(SMALL, preempt="never", host_slots=64)
-    assert engine.scheduler._checkpoints is None
+    assert engine.scheduler._kv.checkpoints is None
 
 
 def test_ten_thousand_requests_leave_a_small_pool_empty(start: Start) -> None:
@@ -486,7 +486,7 @@ def test_ten_thousand_requests_leave_a_small_pool_empty(start: Start) -> None:
         engine.step()
     engine.run(max_steps=100_000)
     assert len(engine.finished) == 10_000
-    checkpoints = engine.scheduler._checkpoints
+    checkpoints = engine.scheduler._kv.checkpoints
     assert checkpoints is not None
     assert (checkpoints._pool.used_slots, checkpoints._landings.blocks, len(checkpoints._in_flight)) == (0, [], 0)
     # Bounded by the number of blocks, however many requests have come and gone.

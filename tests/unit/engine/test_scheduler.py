@@ -138,7 +138,7 @@ def test_the_reserve_keeps_nobody_out_where_no_offline_request_runs(start: Start
     engine = start(EngineSize(kv_blocks=33, max_num_batched_tokens=512))
     engine.add("online", prompt(180), 60)
     engine.step()
-    assert engine.scheduler._reserve.blocks(engine.clock.monotonic()) == 8
+    assert engine.scheduler._kv.reserve.blocks(engine.clock.monotonic()) == 8
     engine.add_offline("offline", prompt(280, 1), 3)
     assert free_blocks(engine) < 18 + 8
     assert scheduled(engine) == {"online": 1, "offline": 280}

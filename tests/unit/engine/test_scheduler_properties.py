@@ -400,12 +400,12 @@ class Watched(FakeEngine):
 
     def landed(self) -> list[list[Any]]:
         """Blocks that are held for waiting requests."""
-        checkpoints = self.scheduler._checkpoints
+        checkpoints = self.scheduler._kv.checkpoints
         return checkpoints._landings.blocks if checkpoints is not None else []
 
     def check_host_memory(self) -> None:
         """Each slot holds what the tokens say by whose hash it is known."""
-        checkpoints, copies = self.scheduler._checkpoints, self._worker.copies
+        checkpoints, copies = self.scheduler._kv.checkpoints, self._worker.copies
         if checkpoints is None:
             return
         pool, size = checkpoints._pool, self.scheduler.block_size
@@ -486,8 +486,8 @@ class Watched(FakeEngine):
         assert not scheduler.deferred_waiting
         pool = scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
-        if scheduler._checkpoints is not None:
-            checkpoints = scheduler._checkpoints
+        if scheduler._kv.checkpoints is not None:
+            checkpoints = scheduler._kv.checkpoints
             assert checkpoints._pool.free_slots == self.scenario.host_slots
             assert (checkpoints._landings.blocks, len(checkpoints._in_flight), checkpoints._unproved) == ([], 0, {})
             # By KV block, however many requests have come and gone.
