@@ -27,7 +27,7 @@ from conserve.engine.vllm_blocks_compat import (
     list_hashes,
     reuse_last,
 )
-from conserve.engine.vllm_compat import Request, Scheduler, SchedulerOutput, count_freed_blocks
+from conserve.engine.vllm_compat import Request, Scheduler, SchedulerOutput, count_freed_blocks, look_up_admission
 from conserve.policy.preemption import PLENTY_SHARE
 
 _log = structlog.get_logger(__name__)
@@ -177,20 +177,30 @@ class Checkpoints:
 
     # What comes back.
 
-    @property
-    def has_preempted(self) -> bool:
-        """Whether requests wait whose blocks are in host memory: they go on one by one, each when its own are there."""
-        return self.is_on and bool(self._preempted)
-
-    def prefetch(self, request: Request, kept_free: int, now_s: float) -> bool:
-        """Has the blocks of the request that goes on next brought back; True if it should not go on before they come.
+    def prefetch(self, requests: Sequence[Request], kept_free: int, now_s: float) -> int:
+        """Has the blocks of those who go on next brought back, as many as come with one batch.
 
         Args:
-            request: It waits.
+            requests: They wait, in their order.
             kept_free: KV blocks that others need.
             now_s: Now.
+
+        Returns:
+            How many of the first ones have nothing to wait for.
         """
-        return self.is_on and self._landings.prefetch(request, kept_free, now_s)
+        if not self.is_on:
+            return len(requests)
+        ready = 0
+        for number, request in enumerate(requests):
+            if number and self._landings.unsent_blocks >= self._saving.piece_blocks:
+                break
+            state = self._landings.prefetch(request, kept_free, now_s, is_first=number == 0)
+            if state == "no room":
+                break
+            ready += state == "ready" and ready == number
+            # Of what they take, those that have not got it yet.
+            kept_free += look_up_admission(self._scheduler, request).blocks
+        return ready
 
     def extend_hit(self, request: Request, hit: Any) -> Any:
         """What a waiting request finds, as `Landings.extend_hit`."""

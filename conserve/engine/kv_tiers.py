@@ -17,6 +17,8 @@ from conserve.engine.step_plan import StopNote
 from conserve.engine.vllm_compat import ModelRunnerOutput, Request, Scheduler, SchedulerOutput
 from conserve.policy.kv_reserve import KvReserve
 
+MOST_AT_ONCE = 16
+"""So many preempted requests go on in one step, at most: each is looked up in the prefix cache."""
 _arrival_time = attrgetter("arrival_time")
 
 
@@ -100,10 +102,11 @@ class KvTiers:
             self.checkpoints.forget()
 
     def prefetch(self, share: OfflineShare, demand: OnlineDemand, now_s: float, *, is_alone: bool) -> None:
-        """Has the blocks of the preempted request that is offered next brought back before it is admitted.
+        """Has the blocks of the preempted requests that are offered next brought back before they are admitted.
 
         Args:
-            share: What is offered. Where others are computed meanwhile it is made less: who comes next waits.
+            share: What is offered. Where others are computed meanwhile it is made less: who is not ready waits, and so
+                do those behind it.
             demand: What online requests take.
             now_s: Now.
             is_alone: Whether nobody is computed meanwhile.
@@ -111,12 +114,11 @@ class KvTiers:
         if self.checkpoints is None or not share.offer:
             return
         kept_free = demand.blocks + share.headroom_blocks + count_growth(self._scheduler, share.admitted, share.tokens)
-        is_awaited = self.checkpoints.prefetch(self._scheduler.waiting.backlog.peek_next(), kept_free, now_s)
-        if is_awaited and not is_alone:
-            share.offer = 0
-        elif self.checkpoints.has_preempted:
-            # Those behind it have blocks to come back, too.
-            share.offer = 1
+        backlog = self._scheduler.waiting.backlog
+        next_ones = backlog.list_preempted(min(share.offer, MOST_AT_ONCE)) or [backlog.peek_next()]
+        ready = self.checkpoints.prefetch(next_ones, kept_free, now_s)
+        if ready < len(next_ones) or len(next_ones) == MOST_AT_ONCE:
+            share.offer = 1 if is_alone and not ready else ready
 
     def begin_batch(self, output: SchedulerOutput, now_s: float) -> bool:
         """Has KV blocks copied while a batch is computed; True if it may be stopped for want of some."""

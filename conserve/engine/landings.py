@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from conserve.engine.host_pool import HostPool
 from conserve.engine.page import Counters
@@ -13,6 +13,8 @@ from conserve.engine.vllm_blocks_compat import Landed, add_tail, finds_cached, l
 from conserve.engine.vllm_compat import Request, Scheduler, look_up_admission, uncache_blocks
 from conserve.policy.checkpoint import count_restorable, count_tail_tokens
 
+Readiness = Literal["ready", "coming", "no room"]
+"""Of a waiting request: it has nothing to wait for; its blocks are on their way; there is no room for them yet."""
 LANDED_S = 5.0
 """Blocks that have come back are kept for so long for a request that does not go on."""
 
@@ -58,23 +60,21 @@ class Landings:
         self._held: dict[str, _Landing] = {}
         self._origins: dict[int, int] = {}
 
-    def prefetch(self, request: Request, kept_free: int, now_s: float) -> bool:
-        """Has the blocks of the request that goes on next brought back, if there is room for all of it.
+    def prefetch(self, request: Request, kept_free: int, now_s: float, *, is_first: bool) -> Readiness:
+        """Has the blocks of a request that goes on soon brought back, if there is room for all of it.
 
         Args:
             request: It waits.
             kept_free: KV blocks that others need.
             now_s: Now.
-
-        Returns:
-            Whether it should not go on now: its blocks are on their way, or there is no room for them yet.
+            is_first: Whether nobody waits before it.
         """
         request_id = request.request_id
         if (mine := self._held.get(request_id)) is not None:
-            return bool(mine.unsent) or mine.job > self.done_job
+            return "coming" if mine.unsent or mine.job > self.done_job else "ready"
         saved, tail = self._pool.count_saved(request_id), self._pool.find_tail(request_id)
         if not (saved or tail or self._held) or not finds_cached(request):
-            return False
+            return "ready"
         size = int(self._scheduler.block_size)
         while True:
             admission = look_up_admission(self._scheduler, request)
@@ -87,17 +87,22 @@ class Landings:
             if room >= 0:
                 break
             # What is held for those who come after it may be in its way.
-            if not self.release():
-                return blocks > cached
+            if not is_first or not self.release():
+                return "no room" if blocks > cached else "ready"
         if blocks <= cached and not tail_tokens:
-            return False
+            return "ready"
         landed = land(self._scheduler, request, blocks, has_tail=tail_tokens > 0)
         loads = deque(zip(self._pool.find_slots(request_id, cached, blocks), landed.new, strict=True))
         if tail is not None and landed.tail is not None:
             loads.append((tail.slot, landed.tail.block_id))
         self._origins.update((block, slot) for slot, block in loads)
         self._held[request_id] = _Landing(landed, now_s + LANDED_S, loads, tail_tokens)
-        return True
+        return "coming"
+
+    @property
+    def unsent_blocks(self) -> int:
+        """Blocks that are held and not on their way yet."""
+        return sum(len(landing.unsent) for landing in self._held.values())
 
     def extend_hit(self, request: Request, hit: Any) -> Any:
         """What is found for a waiting request: what vLLM has found in the prefix cache, and its block that is not full.

@@ -229,6 +229,31 @@ def test_of_several_that_were_preempted_each_comes_back(start: Start) -> None:
     finish(engine, texts)
 
 
+def test_many_that_were_preempted_come_back_together(start: Start) -> None:
+    size = EngineSize(kv_blocks=200, max_num_seqs=16, max_num_batched_tokens=4_096, max_model_len=4_096)
+    engine = start(size, has_safepoints=True, host_slots=400)
+    texts = {f"offline-{number}": (prompt(100, number), 200) for number in range(16)}
+    for request_id, (tokens, max_tokens) in texts.items():
+        engine.add_offline(request_id, tokens, max_tokens)
+    counted = engine.scheduler._counters
+    waiting = steps = 0
+    for burst in range(3):
+        for _ in range(12):
+            engine.step()
+        recomputed = counted.offline_recomputed_tokens
+        engine.add(f"online-{burst}", prompt(2_400, 500 + burst), 3)
+        while f"online-{burst}" not in engine.finished:
+            engine.step()
+        assert len(engine.scheduler.waiting.backlog) >= 8
+        waiting += len(engine.scheduler.waiting.backlog)
+        while engine.scheduler.waiting.backlog:
+            engine.step()
+            steps += 1
+    assert steps < waiting, "one after the other they take nearly twice as many steps"
+    assert counted.offline_recomputed_tokens == recomputed
+    finish(engine, texts)
+
+
 def test_a_request_that_has_no_room_for_its_blocks_waits_for_it(start: Start) -> None:
     engine = start(EngineSize(kv_blocks=22), has_safepoints=True, host_slots=64)
     engine.add_offline("offline", prompt(130), 60)
