@@ -120,16 +120,15 @@ class Checkpoints:
                 total += max(0, saved - (blocks - saved))
         return total
 
-    def note_preempted(self, request: Request, now_s: float, *, for_blocks: bool, is_sound: bool) -> None:
+    def note_preempted(self, request: Request, now_s: float, *, for_blocks: bool) -> None:
         """To be called before an offline request gives its blocks up.
 
         Args:
             request: It runs.
             now_s: Now.
             for_blocks: Whether others want them, and not its slot.
-            is_sound: Whether what they hold is what it should be.
         """
-        if is_sound and self.is_on:
+        if self.is_on:
             self._save_end(request, is_lost=for_blocks)
         if self._pool.count_saved(request.request_id) or self._pool.find_tail(request.request_id):
             self._preempted.add(request.request_id)

@@ -140,25 +140,18 @@ class HostPool:
             self._held.pop(request_id, None)
         return freed
 
-    def lose(self, slots: set[int]) -> list[str]:
-        """What some slots hold is worth nothing: nobody holds it, or what comes after it, any more.
-
-        Returns:
-            The requests that have lost full blocks.
-        """
+    def lose(self, slots: set[int]) -> None:
+        """What some slots hold is worth nothing: nobody holds it, or what comes after it, any more."""
         if not slots:
-            return []
+            return
         for request_id, tail in [*self._tails.items()]:
             if tail.slot in slots:
                 self.drop_tail(request_id)
         bad = {block_hash for block_hash, slot in self._slot_of.items() if slot in slots}
-        losers = []
         for request_id, held in [*self._held.items()]:
             first = next((index for index, block_hash in enumerate(held) if block_hash in bad), None)
             if first is not None:
                 self.cut(request_id, first)
-                losers.append(request_id)
-        return losers
 
     def release(self, request_id: str) -> None:
         """A request lets go of all that it holds."""

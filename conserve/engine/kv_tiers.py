@@ -77,10 +77,10 @@ class KvTiers:
 
     # What goes and what comes.
 
-    def note_preempted(self, request: Request, now_s: float, *, for_blocks: bool, is_sound: bool) -> None:
+    def note_preempted(self, request: Request, now_s: float, *, for_blocks: bool) -> None:
         """As `Checkpoints.note_preempted`, of any request."""
         if self.checkpoints is not None and is_offline(request):
-            self.checkpoints.note_preempted(request, now_s, for_blocks=for_blocks, is_sound=is_sound)
+            self.checkpoints.note_preempted(request, now_s, for_blocks=for_blocks)
 
     def note_freed(self) -> None:
         """As `Checkpoints.note_freed`."""

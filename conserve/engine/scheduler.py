@@ -202,8 +202,7 @@ class CoServing(Scheduler):
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         self._tally.preempt(request)
-        now_s = time.monotonic()
-        self._kv.note_preempted(request, now_s, for_blocks=self._lacks_blocks, is_sound=not drop_stale_output)
+        self._kv.note_preempted(request, time.monotonic(), for_blocks=self._lacks_blocks)
         self._preempted_in_step = True
         super()._preempt_request(request, timestamp, drop_stale_output)
         self._kv.note_freed()

@@ -148,16 +148,24 @@ def test_a_last_block_that_is_copied_is_used_last_by_others(start: Start) -> Non
     finish(engine, EXPECTED)
 
 
-def test_a_request_waits_a_step_for_its_blocks_while_others_are_computed(start: Start) -> None:
+TWO = {"offline": (prompt(130), 60), "other": (prompt(20, 7), 40)}
+
+
+def start_beside_another(start: Start) -> FakeEngine:
+    """A request is about to come back, and another one runs."""
     engine = start(EngineSize(kv_blocks=22), has_safepoints=True, host_slots=64)
-    texts = {"offline": (prompt(130), 60), "other": (prompt(20, 7), 40)}
-    engine.add_offline("offline", *texts["offline"])
+    engine.add_offline("offline", *TWO["offline"])
     interrupt(engine, 2)
-    engine.add_offline("other", *texts["other"])
+    engine.add_offline("other", *TWO["other"])
     run_until_answered(engine, "other")
     engine.add("online", prompt(220, 900), 3)
     while "online" not in engine.finished:
         engine.step()
+    return engine
+
+
+def test_a_request_waits_a_step_for_its_blocks_while_others_are_computed(start: Start) -> None:
+    engine = start_beside_another(start)
     assert "other" not in engine.finished
     first, copies = next_with_loads(engine)
     assert "other" in first.num_scheduled_tokens
@@ -175,26 +183,18 @@ def test_a_request_waits_a_step_for_its_blocks_while_others_are_computed(start: 
     waiting = read_copies(following)
     assert waiting is not None
     assert waiting.wait_for == copies.job
-    finish(engine, texts)
+    finish(engine, TWO)
 
 
 def test_what_is_given_back_before_it_has_come_is_not_found_in_the_prefix_cache(start: Start) -> None:
-    engine = start(EngineSize(kv_blocks=22), has_safepoints=True, host_slots=64)
-    texts = {"offline": (prompt(130), 60), "other": (prompt(20, 7), 40)}
-    engine.add_offline("offline", *texts["offline"])
-    interrupt(engine, 2)
-    engine.add_offline("other", *texts["other"])
-    run_until_answered(engine, "other")
-    engine.add("online", prompt(220, 900), 3)
-    while "online" not in engine.finished:
-        engine.step()
+    engine = start_beside_another(start)
     checkpoints = engine.scheduler._kv.checkpoints
     assert checkpoints is not None
     checkpoints._saving._block_s = 1.0
     _, copies = next_with_loads(engine)
     assert len(copies.loads) == 1, "a piece is a block, if copying one takes so long"
     assert checkpoints.release_landed()
-    finish(engine, texts)
+    finish(engine, TWO)
 
 
 def test_where_nobody_else_runs_blocks_come_with_the_batch_that_needs_them(start: Start) -> None:

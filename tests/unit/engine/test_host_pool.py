@@ -48,7 +48,7 @@ def test_what_comes_after_a_lost_block_is_lost() -> None:
     slots = save(pool, "a", "wxyz")
     save(pool, "b", "wx")
     save(pool, "c", "pq")
-    assert sorted(pool.lose({slots[1]})) == ["a", "b"]
+    pool.lose({slots[1]})
     assert [pool.count_saved(name) for name in "abc"] == [1, 1, 2]
     assert pool.used_slots == 3
     pool.clear()
@@ -63,7 +63,7 @@ def test_a_block_that_is_not_full_is_its_request_s_own() -> None:
     assert pool.has_room_for_tail("a")
     assert not pool.has_room_for_tail("b")
     assert pool.add_tail("a", 2, 9) == slot, "in place of the earlier one"
-    assert pool.lose({slot}) == []
+    pool.lose({slot})
     assert (pool.find_tail("a"), pool.count_saved("a")) == (None, 2)
     pool.add_tail("b", 0, 1)
     assert sorted(pool.request_ids) == ["a", "b"]
