@@ -11,6 +11,7 @@ import asyncio
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
@@ -27,7 +28,7 @@ from conserve.engine.copy_plan import CopyPlan
 from conserve.engine.direct import DirectEngine, DirectEngineConfig
 from conserve.engine.kv_memory import KvRegion, view_blocks
 from conserve.engine.options import Objective
-from conserve.engine.page import Counters, Knobs
+from conserve.engine.page import Knobs
 from conserve.models import resolve_model
 from loadtests.checkpoint_report import CheckpointReport, Dtype, Resumption, render
 from loadtests.report import Ratio, describe_machine
@@ -46,7 +47,7 @@ BURST_TOKENS = 600
 """Of an online request: as much is expected to be wanted again soon."""
 FULL_KV_CACHE_GIB = 0.121
 """Of 44 blocks eight requests take 28 to 40: enough for all, but not with another burst."""
-SETTLE_S, WINDOW_S = 1.0, 12.0
+BATCH_REQUESTS, BATCH_LIMIT_S = 32, 300.0
 SETTINGS = EngineSettings(
     max_model_len=1_280,
     max_num_seqs=4,
@@ -155,53 +156,54 @@ async def _preempt_and_resume(engine: DirectEngine, generator: np.random.Generat
 
 
 async def measure_throughput(model: str, turns: int) -> Throughput:
-    """Throughput of offline work that the KV cache has just room for, with copies and without."""
+    """Throughput of offline work that the KV cache has just room for, with copies and without.
+
+    Both sides work off requests of the same lengths: of two windows of time one would hold more prompts.
+    """
     engine = await DirectEngine.start(DirectEngineConfig(model, FULL_SETTINGS, UNLIMITED))
     generator = np.random.default_rng(2)
-
-    async def generate_on_end() -> None:
-        while True:
-            prompt = _draw_prompt(generator, int(generator.integers(*BATCH_PROMPT_TOKENS, endpoint=True)))
-            async for _ in engine.generate(prompt, BATCH_OUTPUT_TOKENS, online=False):
-                pass
-
-    tasks = [asyncio.create_task(generate_on_end()) for _ in range(BATCH_IN_FLIGHT)]
+    lengths = [int(tokens) for tokens in generator.integers(*BATCH_PROMPT_TOKENS, BATCH_REQUESTS, endpoint=True)]
     rates: dict[Knobs, list[float]] = {_ON: [], _OFF: []}
     copied = copying_s = preemptions = 0.0
     try:
-        await asyncio.sleep(WINDOW_S)
+        await _work_off(engine, generator, lengths)
         for turn in track(range(turns), "copying", console=Console(stderr=True), transient=True):
             for knobs in (_ON, _OFF) if turn % 2 else (_OFF, _ON):
                 engine.set_knobs(knobs)
                 async for _ in engine.generate(_draw_prompt(generator, BURST_TOKENS), 1, online=True):
                     pass
-                await asyncio.sleep(SETTLE_S)
                 before = engine.counters()
-                await asyncio.sleep(WINDOW_S)
+                passed_s = await _work_off(engine, generator, lengths)
                 after = engine.counters()
-                passed_s = after.counted_until_s - before.counted_until_s
-                rates[knobs].append((_count_tokens(after) - _count_tokens(before)) / passed_s)
+                rates[knobs].append((sum(lengths) + len(lengths) * BATCH_OUTPUT_TOKENS) / passed_s)
                 preemptions += after.offline_preemptions - before.offline_preemptions
                 if knobs is _ON:
                     copied += after.copied_blocks - before.copied_blocks
                     copying_s += passed_s
-        for task in tasks:
-            if task.done():
-                task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
         await engine.close()
     return Throughput(rates[_ON], rates[_OFF], copied / copying_s, round(preemptions))
 
 
+async def _work_off(engine: DirectEngine, generator: np.random.Generator, lengths: Sequence[int]) -> float:
+    """Seconds until offline requests with prompts of these lengths are answered."""
+    in_flight = asyncio.Semaphore(BATCH_IN_FLIGHT)
+
+    async def generate(prompt: list[int]) -> None:
+        async with in_flight:
+            async for _ in engine.generate(prompt, BATCH_OUTPUT_TOKENS, online=False):
+                pass
+
+    prompts = [_draw_prompt(generator, tokens) for tokens in lengths]
+    began_s = time.perf_counter()
+    async with asyncio.timeout(BATCH_LIMIT_S), asyncio.TaskGroup() as group:
+        for prompt in prompts:
+            group.create_task(generate(prompt))
+    return time.perf_counter() - began_s
+
+
 def _draw_prompt(generator: np.random.Generator, tokens: int) -> list[int]:
     return [int(token) for token in generator.integers(1_000, 30_000, tokens)]
-
-
-def _count_tokens(counters: Counters) -> float:
-    return counters.offline_prefill_tokens + counters.offline_decode_tokens - counters.offline_recomputed_tokens
 
 
 def main(

@@ -57,6 +57,7 @@ from conserve.engine.vllm_compat import (
     can_free_blocks,
     check_version,
     is_running,
+    limit_chunks,
     look_up_admission,
     preempt,
     set_blocks_kept_free,
@@ -128,6 +129,7 @@ class CoServing(Scheduler):
         if self._settings.read():
             self._follow_settings()
         slots, active, tokens = self.max_num_running_reqs, self.max_num_active_reqs, self.max_num_scheduled_tokens
+        longest_chunk = self.scheduler_config.long_prefill_token_threshold
         limit_ms, held = self._prepare(now_s)
         self.max_num_running_reqs -= len(held)
         # What continues a stopped pass has its blocks.
@@ -139,6 +141,7 @@ class CoServing(Scheduler):
             self.running += held
             self.max_num_running_reqs, self.max_num_active_reqs = slots, active
             self.max_num_scheduled_tokens = tokens
+            limit_chunks(self, longest_chunk)
             self.waiting.offer = self.kv_holding_waiting.offer = 0
             set_blocks_kept_free(self, self._watermark_blocks)
         self._counters.held_requests += len(held)
@@ -283,6 +286,8 @@ class CoServing(Scheduler):
         self._prefetch(share, demand, now_s, is_alone=not (demand.is_present or share.admitted))
         self.running = [*demand.running, *share.admitted]
         self.max_num_scheduled_tokens = min(demand.tokens + share.tokens, self._settings.full_batch)
+        if share.longest_chunk_tokens:
+            limit_chunks(self, share.longest_chunk_tokens)
         self.waiting.offer = 0 if self._preempted_in_step else share.offer
         self.kv_holding_waiting.offer = share.holding_offer
         set_blocks_kept_free(self, share.blocks_kept_free)

@@ -92,6 +92,7 @@ __all__ = [
     "VLLMClientError",
     "VllmConfig",
     "can_free_blocks",
+    "can_limit_chunks",
     "check_version",
     "count_blocks_before",
     "count_freed_blocks",
@@ -104,6 +105,7 @@ __all__ = [
     "is_cpu_platform",
     "is_running",
     "limit_busy_waiting",
+    "limit_chunks",
     "list_block_ids",
     "list_blocks_from",
     "look_up_admission",
@@ -303,6 +305,17 @@ def count_blocks_before(scheduler: Scheduler, request: Request, start: int, bloc
 def forget_scheduled(scheduler: Scheduler) -> None:
     """Makes the next batch bring all tokens of its requests to the workers, not only what is new."""
     scheduler.prev_step_scheduled_req_ids.clear()
+
+
+def can_limit_chunks(scheduler: Scheduler) -> bool:
+    """Whether `limit_chunks` holds: not where the operator has a limit of their own, or one that vLLM adapts."""
+    config = scheduler.scheduler_config
+    return not (config.long_prefill_token_threshold or config.long_prefill_token_threshold_adaptive)
+
+
+def limit_chunks(scheduler: Scheduler, tokens: int) -> None:
+    """Sets how many tokens of a prompt one iteration computes, at most (vLLM looks it up in every step); 0 for any."""
+    scheduler.scheduler_config.long_prefill_token_threshold = tokens
 
 
 def set_blocks_kept_free(scheduler: Scheduler, blocks: int) -> None:
