@@ -11,17 +11,16 @@ import asyncio
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import numpy as np
 import torch
 import typer
-from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from conserve.config import EngineSettings
 from conserve.engine.copier import ThreadCopier
@@ -29,24 +28,26 @@ from conserve.engine.copy_plan import CopyPlan
 from conserve.engine.direct import DirectEngine, DirectEngineConfig
 from conserve.engine.kv_memory import KvRegion, view_blocks
 from conserve.engine.options import Objective
-from conserve.engine.page import Counters, Knobs
+from conserve.engine.page import Knobs
 from conserve.models import resolve_model
+from loadtests.checkpoint_report import CheckpointReport, Dtype, Resumption, render
 from loadtests.report import Ratio, describe_machine
 
 MODEL = "smollm2-135m-instruct"
 LAYERS, PAGE_BYTES, BLOCKS = 30, 98_304, 64
-"""Of the default model on a CPU: blocks of 128 tokens."""
+"""Of the default model on a CPU."""
 COPY_ROUNDS = 40
-OFFLINE_TOKENS, ONLINE_TOKENS = (940, 1_060), 600
-"""Of any length: what lies behind the last full block is computed again."""
-Dtype = Literal["float32", "bfloat16"]
-DTYPES: Final[dict[Dtype, float]] = {"float32": 0.07, "bfloat16": 0.035}
-"""GiB of KV cache: room for one of the two requests."""
+OFFLINE_TOKENS, ONLINE_TOKENS = (940, 1_060), 1_270
+"""Of any length: the last block is rarely full."""
+DTYPES: Final[dict[Dtype, float]] = {"float32": 0.0625, "bfloat16": 0.03125}
+"""GiB of KV cache: ten blocks. The online request takes all of them: nothing of the other is left there."""
 TOKENS_BETWEEN = 6
 BATCH_PROMPT_TOKENS, BATCH_OUTPUT_TOKENS, BATCH_IN_FLIGHT = (350, 450), 100, 12
+BURST_TOKENS = 600
+"""Of an online request: as much is expected to be wanted again soon."""
 FULL_KV_CACHE_GIB = 0.121
-"""Of 44 blocks eight requests take 28 to 40: enough for all, but not with another one as large as the online ones."""
-SETTLE_S, WINDOW_S = 1.0, 12.0
+"""Of 44 blocks eight requests take 28 to 40: enough for all, but not with another burst."""
+BATCH_REQUESTS, BATCH_LIMIT_S = 32, 300.0
 SETTINGS = EngineSettings(
     max_model_len=1_280,
     max_num_seqs=4,
@@ -56,45 +57,6 @@ SETTINGS = EngineSettings(
 FULL_SETTINGS = SETTINGS.model_copy(update={"kv_cache_gib": FULL_KV_CACHE_GIB, "max_num_seqs": 8})
 UNLIMITED = Objective(ttft_slo_ms=float("inf"), tbt_slo_ms=float("inf"))
 _ON, _OFF = Knobs(), Knobs(checkpoints_off=1)
-
-
-class Resumption(BaseModel):
-    """How soon a preempted request goes on.
-
-    Attributes:
-        restored_ms, recomputed_ms: Medians, from the last token of the request that took the blocks to the next of the
-            one that had them.
-        ratio: The first over the second, by pairs of turns.
-        recomputed_tokens: After each preemption, with checkpoints, on average.
-    """
-
-    restored_ms: float
-    recomputed_ms: float
-    ratio: Ratio
-    recomputed_tokens: float
-
-
-class CheckpointReport(BaseModel):
-    """What is written to `checkpoints.json`.
-
-    Attributes:
-        copy_ratio: Rate of copying blocks, as a share of that of a plain large copy.
-        resumptions: By dtype of the model.
-        on_tokens_per_s, off_tokens_per_s: Medians of the throughput of offline work where nothing is preempted.
-        throughput_ratio: The first over the second, by pairs of turns.
-        copied_blocks_per_s: Copied meanwhile.
-        preemptions: Meanwhile; should be none.
-    """
-
-    copy_gb_per_s: float
-    plain_gb_per_s: float
-    copy_ratio: Ratio
-    resumptions: dict[Dtype, Resumption]
-    on_tokens_per_s: float
-    off_tokens_per_s: float
-    throughput_ratio: Ratio
-    copied_blocks_per_s: float
-    preemptions: int
 
 
 class Throughput(NamedTuple):
@@ -194,54 +156,54 @@ async def _preempt_and_resume(engine: DirectEngine, generator: np.random.Generat
 
 
 async def measure_throughput(model: str, turns: int) -> Throughput:
-    """Throughput of offline work that the KV cache has just room for, with copies and without."""
+    """Throughput of offline work that the KV cache has just room for, with copies and without.
+
+    Both sides work off requests of the same lengths: of two windows of time one would hold more prompts.
+    """
     engine = await DirectEngine.start(DirectEngineConfig(model, FULL_SETTINGS, UNLIMITED))
     generator = np.random.default_rng(2)
-
-    async def generate_on_end() -> None:
-        while True:
-            prompt = _draw_prompt(generator, int(generator.integers(*BATCH_PROMPT_TOKENS, endpoint=True)))
-            async for _ in engine.generate(prompt, BATCH_OUTPUT_TOKENS, online=False):
-                pass
-
-    tasks = [asyncio.create_task(generate_on_end()) for _ in range(BATCH_IN_FLIGHT)]
+    lengths = [int(tokens) for tokens in generator.integers(*BATCH_PROMPT_TOKENS, BATCH_REQUESTS, endpoint=True)]
     rates: dict[Knobs, list[float]] = {_ON: [], _OFF: []}
     copied = copying_s = preemptions = 0.0
     try:
-        await asyncio.sleep(WINDOW_S)
+        await _work_off(engine, generator, lengths)
         for turn in track(range(turns), "copying", console=Console(stderr=True), transient=True):
             for knobs in (_ON, _OFF) if turn % 2 else (_OFF, _ON):
                 engine.set_knobs(knobs)
-                # As many blocks are expected to be wanted again soon.
-                async for _ in engine.generate(_draw_prompt(generator, ONLINE_TOKENS), 1, online=True):
+                async for _ in engine.generate(_draw_prompt(generator, BURST_TOKENS), 1, online=True):
                     pass
-                await asyncio.sleep(SETTLE_S)
                 before = engine.counters()
-                await asyncio.sleep(WINDOW_S)
+                passed_s = await _work_off(engine, generator, lengths)
                 after = engine.counters()
-                passed_s = after.counted_until_s - before.counted_until_s
-                rates[knobs].append((_count_tokens(after) - _count_tokens(before)) / passed_s)
+                rates[knobs].append((sum(lengths) + len(lengths) * BATCH_OUTPUT_TOKENS) / passed_s)
                 preemptions += after.offline_preemptions - before.offline_preemptions
                 if knobs is _ON:
                     copied += after.copied_blocks - before.copied_blocks
                     copying_s += passed_s
-        for task in tasks:
-            if task.done():
-                task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
         await engine.close()
     return Throughput(rates[_ON], rates[_OFF], copied / copying_s, round(preemptions))
 
 
+async def _work_off(engine: DirectEngine, generator: np.random.Generator, lengths: Sequence[int]) -> float:
+    """Seconds until offline requests with prompts of these lengths are answered."""
+    in_flight = asyncio.Semaphore(BATCH_IN_FLIGHT)
+
+    async def generate(prompt: list[int]) -> None:
+        async with in_flight:
+            async for _ in engine.generate(prompt, BATCH_OUTPUT_TOKENS, online=False):
+                pass
+
+    prompts = [_draw_prompt(generator, tokens) for tokens in lengths]
+    began_s = time.perf_counter()
+    async with asyncio.timeout(BATCH_LIMIT_S), asyncio.TaskGroup() as group:
+        for prompt in prompts:
+            group.create_task(generate(prompt))
+    return time.perf_counter() - began_s
+
+
 def _draw_prompt(generator: np.random.Generator, tokens: int) -> list[int]:
     return [int(token) for token in generator.integers(1_000, 30_000, tokens)]
-
-
-def _count_tokens(counters: Counters) -> float:
-    return counters.offline_prefill_tokens + counters.offline_decode_tokens - counters.offline_recomputed_tokens
 
 
 def main(
@@ -270,46 +232,6 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
         content = {"machine": describe_machine(), "rounds": rounds, "turns": turns, **report.model_dump()}
         (out / "checkpoints.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def render(report: CheckpointReport) -> Table:
-    """The table that is printed."""
-    table = Table(title="KV checkpoints", title_justify="left")
-    for name in ("", "ours", "compared with", "ratio", "must"):
-        table.add_column(name, justify="left" if name in ("", "must") else "right")
-    copies = report.copy_ratio
-    table.add_row(
-        "copy of blocks, plain copy, GB/s",
-        f"{report.copy_gb_per_s:.1f}",
-        f"{report.plain_gb_per_s:.1f}",
-        f"{copies.median:.2f} ({copies.min:.2f} to {copies.max:.2f})",
-        ">= 0.7",
-    )
-    for dtype, resumption in report.resumptions.items():
-        resume = resumption.ratio
-        table.add_row(
-            f"{dtype}: resume, recompute, ms",
-            f"{resumption.restored_ms:.0f}",
-            f"{resumption.recomputed_ms:.0f}",
-            f"1/{1 / resume.median:.1f} (1/{1 / (resume.max or resume.median):.1f} to "
-            f"1/{1 / (resume.min or resume.median):.1f})",
-            "<= 1/6",
-        )
-        table.add_row("  tokens recomputed", f"{resumption.recomputed_tokens:.0f}", "", "", "<= one block")
-    ratio = report.throughput_ratio
-    table.add_row(
-        "throughput, on, off, tokens/s",
-        f"{report.on_tokens_per_s:.0f}",
-        f"{report.off_tokens_per_s:.0f}",
-        f"{ratio.median:.3f} ({ratio.min:.3f} to {ratio.max:.3f})",
-        ">= 0.97",
-    )
-    table.caption = (
-        f"Resume: to the next token of a request with about 1,000 tokens. While throughput was measured, "
-        f"{report.copied_blocks_per_s:.1f} blocks a second were copied, and {report.preemptions} requests preempted."
-    )
-    table.caption_justify = "left"
-    return table
 
 
 def _compare(ours: list[float], others: list[float]) -> Ratio:

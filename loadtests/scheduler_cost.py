@@ -46,6 +46,7 @@ class Case:
     Attributes:
         kv_blocks: KV blocks of the engine.
         prompt_tokens, output_tokens: Of the offline requests that wait. Those that run end with them.
+        host_slots: KV blocks that ConServe can have in host memory.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     kv_blocks: int = SIZE.kv_blocks
     prompt_tokens: int = PROMPT_TOKENS
     output_tokens: int = SIZE.max_model_len - PROMPT_TOKENS
+    host_slots: int = 0
 
 
 CASES = (
@@ -66,6 +68,8 @@ CASES = (
     Case("the same, prompts of 1,500 tokens", 128, 128, 0, 10_000, prompt_tokens=1_500, output_tokens=64),
     Case("256 offline, 10,000 waiting", 0, 256, waiting_offline=10_000),
     Case("the same, too few KV blocks", 0, 128, 0, 10_000, kv_blocks=1_000, output_tokens=64),
+    Case("the same, with host memory", 0, 128, 0, 10_000, kv_blocks=1_000, output_tokens=64, host_slots=4_000),
+    Case("128 online take blocks of 128 offline", 128, 128, 0, 10_000, 5_200, output_tokens=64, host_slots=4_000),
 )
 
 
@@ -75,7 +79,10 @@ class Lane:
     def __init__(self, kind: Kind, case: Case) -> None:
         self.clock = VirtualClock()
         config = make_config(
-            replace(SIZE, kv_blocks=case.kv_blocks), objectives=(OBJECTIVE,), has_safepoints=kind == "conserve"
+            replace(SIZE, kv_blocks=case.kv_blocks),
+            objectives=(OBJECTIVE,),
+            has_safepoints=kind == "conserve",
+            host_slots=case.host_slots if kind == "conserve" else 0,
         )
         self.scheduler = make_scheduler(kind, config)
         self._worker = FakeWorker(SIZE.block_size, checks_context=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import structlog
 
@@ -16,23 +17,42 @@ from conserve.engine.options import SchedulerOptions
 from conserve.engine.page import Counters
 from conserve.engine.saving import Pressure, Saving
 from conserve.engine.step_plan import StopNote
-from conserve.engine.vllm_blocks_compat import BlocksTaken, explain_uncopyable, list_admitted, list_blocks_taken
-from conserve.engine.vllm_compat import Request, Scheduler, SchedulerOutput, count_freed_blocks
+from conserve.engine.vllm_blocks_compat import (
+    BlocksTaken,
+    explain_uncopyable,
+    find_block,
+    is_restorable,
+    list_admitted,
+    list_blocks_taken,
+    list_hashes,
+    reuse_last,
+)
+from conserve.engine.vllm_compat import Request, Scheduler, SchedulerOutput, count_freed_blocks, look_up_admission
 from conserve.policy.preemption import PLENTY_SHARE
 
 _log = structlog.get_logger(__name__)
 
+MOST_LAST_BLOCKS = 1
+"""So many full blocks of a request that are not saved yet are copied when it is preempted."""
 MOST_FAILURES = 5
 """After so many batches in a row whose copies have failed there are no more."""
 
 
 @dataclass
 class _InFlight:
-    """A batch that is not back yet: its number, its tokens by request, and whether it waits for copies."""
+    """A batch that is not back yet.
+
+    Attributes:
+        number: Its number.
+        tokens: By request.
+        waits: Whether it waits for copies.
+        copied: As in `BlocksTaken`.
+    """
 
     number: int
     tokens: Mapping[str, int]
     waits: bool = False
+    copied: Mapping[int, int] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -64,6 +84,8 @@ class Checkpoints:
         # Who has begun or gone on with a batch that has not come to its end: number of the batch, by request.
         self._unproved: dict[str, int] = {}
         self._preempted: set[str] = set()
+        self._last_saves: list[tuple[int, int]] = []
+        self._last_blocks: list[Any] = []
         # Number of the latest copy of each KV block.
         self._saved_by: dict[int, int] = {}
         self._loaded_by: dict[int, int] = {}
@@ -106,35 +128,82 @@ class Checkpoints:
             now_s: Now.
             for_blocks: Whether others want them, and not its slot.
         """
-        if self._pool.count_saved(request.request_id):
+        if self.is_on:
+            self._save_end(request, is_lost=for_blocks)
+        if self._pool.count_saved(request.request_id) or self._pool.find_tail(request.request_id):
             self._preempted.add(request.request_id)
         self._saving.forget([request.request_id])
         pool = self._scheduler.kv_cache_manager.block_pool
         if for_blocks or pool.get_num_free_blocks() < PLENTY_SHARE * pool.num_gpu_blocks:
             self._saving.losses.observe(now_s, count_freed_blocks(self._scheduler, request))
 
+    def note_freed(self) -> None:
+        """To be called when a preempted request has given its blocks up."""
+        for block in self._last_blocks:
+            # Who gets it has to wait until it is copied.
+            reuse_last(self._scheduler, block)
+        self._last_blocks.clear()
+
+    def _save_end(self, request: Request, *, is_lost: bool) -> None:
+        """Has the last block copied, which is not full, and one before it that is not saved yet.
+
+        If the blocks are lost and more of them are not saved, what comes after those is of no use.
+        """
+        if not is_restorable(request):
+            return
+        request_id, size = request.request_id, int(self._scheduler.block_size)
+        blocks, tokens = divmod(self._count_done_tokens(request), size)
+        hashes = list_hashes(request, blocks)
+        saved = self._pool.join(request_id, hashes)
+        if is_lost and saved < blocks:
+            if blocks - saved > MOST_LAST_BLOCKS or not self._pool.free_slots:
+                return
+            self._save_last(request, saved, self._pool.add(request_id, hashes[saved]))
+        if tokens and self._pool.has_room_for_tail(request_id):
+            self._save_last(request, blocks, self._pool.add_tail(request_id, blocks, tokens))
+
+    def _save_last(self, request: Request, number: int, slot: int) -> None:
+        block = find_block(self._scheduler, request, number)
+        self._last_saves.append((block.block_id, slot))
+        self._last_blocks.append(block)
+
     def forget(self) -> None:
         """What is in host memory is worth nothing any more: the model has changed, say."""
         self.release_landed()
+        self._last_saves.clear()
         self._pool.clear()
         self._counters.host_blocks = 0
 
     # What comes back.
 
-    @property
-    def has_preempted(self) -> bool:
-        """Whether requests wait whose blocks are in host memory: they go on one by one, each when its own are there."""
-        return self.is_on and bool(self._preempted)
-
-    def prefetch(self, request: Request, kept_free: int, now_s: float) -> bool:
-        """Has the blocks of the request that goes on next brought back; True if it should not go on before they come.
+    def prefetch(self, requests: Sequence[Request], kept_free: int, now_s: float) -> int:
+        """Has the blocks of those who go on next brought back, as many as come with one batch.
 
         Args:
-            request: It waits.
+            requests: They wait, in their order.
             kept_free: KV blocks that others need.
             now_s: Now.
+
+        Returns:
+            How many of the first ones have nothing to wait for.
         """
-        return self.is_on and self._landings.prefetch(request, kept_free, now_s)
+        if not self.is_on:
+            return len(requests)
+        ready = 0
+        for number, request in enumerate(requests):
+            if number and self._landings.unsent_blocks >= self._saving.piece_blocks:
+                break
+            state = self._landings.prefetch(request, kept_free, now_s, is_first=number == 0)
+            if state == "no room":
+                break
+            ready += state == "ready" and ready == number
+            # Of what they take, those that have not got it yet.
+            kept_free += look_up_admission(self._scheduler, request).blocks
+        return ready
+
+    def extend_hit(self, request: Request, hit: Any) -> Any:
+        """What a waiting request finds, as `Landings.extend_hit`."""
+        return self._landings.extend_hit(request, hit)
 
     def release_gone(self, request_ids: Collection[str]) -> None:
         """Lets go of what is kept for requests that have come to their end."""
@@ -143,7 +212,7 @@ class Checkpoints:
         self._preempted.difference_update(request_ids)
         for request_id in request_ids:
             self._unproved.pop(request_id, None)
-            self._pool.cut(request_id, 0)
+            self._pool.release(request_id)
         self._counters.host_blocks = self._pool.used_slots
 
     def release_landed(self) -> bool:
@@ -179,40 +248,49 @@ class Checkpoints:
             self._unproved[request_id] = batch.number
             self._preempted.discard(request_id)
         job = self._job + 1
-        taken = BlocksTaken([], [])
-        if self._saved_by or self._loaded_by or self._landings.blocks:
+        last, self._last_saves = self._last_saves, []
+        taken = BlocksTaken([], [], {})
+        if last or self._saved_by or self._loaded_by or self._landings.blocks:
             taken = list_blocks_taken(output, int(self._scheduler.block_size))
         loads = self._landings.take_loads(self._saving.piece_blocks, {*taken.found, *taken.new}, job)
         self._landings.take_up(output.num_scheduled_tokens, now_s)
-        self._saving.charge(len(loads))
+        self._saving.charge(len(loads) + len(last))
+        self._counters.saved_blocks += len(last)
         saves: list[tuple[int, int]] = []
         if self.is_on:
             saves = self._saving.choose(offline, self._count_done_tokens, pressure, now_s)
             self._counters.host_blocks = self._pool.used_slots
-        if saves or loads:
+        if saves or loads or last:
             self._job = job
-            self._saved_by |= dict.fromkeys((block for block, _ in saves), job)
+            self._saved_by |= dict.fromkeys((block for block, _ in (*last, *saves)), job)
             self._loaded_by |= dict.fromkeys((block for _, block in loads), job)
         wait_for = self._find_fence(taken)
-        if saves or loads or wait_for:
-            attach_copies(output, CopyPlan(job if saves or loads else 0, tuple(saves), tuple(loads), wait_for))
+        if (is_job := self._job == job) or wait_for:
+            plan = CopyPlan(job if is_job else 0, tuple(saves), tuple(loads), wait_for, first_saves=tuple(last))
+            attach_copies(output, plan)
         batch.waits = wait_for > 0
+        batch.copied = taken.copied
         self._may_lack = self._may_lack or batch.waits
         return self._may_lack
 
-    def end(self, note: CopyNote | None, stop: StopNote | None) -> None:
+    def end(self, note: CopyNote | None, stop: StopNote | None) -> StopNote | None:
         """The oldest batch in flight is back.
 
         Args:
             note: What the workers have to say about copies.
             stop: That it was stopped.
+
+        Returns:
+            That it was stopped, with all KV blocks that do not hold what they should for copies that have failed.
         """
         batch = self._in_flight.popleft()
         if stop is None:
             for request_id in batch.tokens:
                 # Of one that has begun anew since, this batch proves nothing.
-                if self._unproved.get(request_id, batch.number) <= batch.number:
-                    self._unproved.pop(request_id, None)
+                if self._unproved.get(request_id, batch.number + 1) <= batch.number:
+                    del self._unproved[request_id]
+                    if request_id not in self._preempted:
+                        self._pool.drop_tail(request_id)
         if stop is None or not stop.is_void:
             # It says so itself if blocks have not come back, until then; a void batch does not look.
             self._may_lack = any(later.waits for later in self._in_flight)
@@ -223,12 +301,16 @@ class Checkpoints:
             # The batch that was stopped gives up all that it has found of them.
             self.release_landed()
             self._pool.lose(self._landings.find_origins(stop.failed_blocks))
+            batches = (batch, *self._in_flight)
+            copies = [each.copied[block] for block in stop.failed_blocks for each in batches if block in each.copied]
+            stop = replace(stop, failed_blocks=(*stop.failed_blocks, *copies))
         if note is not None:
             self._take_note(note)
         if max(self._save_failures, self._load_failures) >= MOST_FAILURES and not self._is_broken:
             _log.error("KV blocks are copied no more: preempted requests are computed again", failures=MOST_FAILURES)
             self._is_broken = True
             self.forget()
+        return stop
 
     def _take_note(self, note: CopyNote) -> None:
         counters = self._counters

@@ -92,7 +92,7 @@ class Copier(ABC):
 
     def _mark_failed(self, plan: CopyPlan) -> None:
         """To be called with the lock."""
-        slots = [slot for _, slot in plan.saves]
+        slots = [slot for _, slot in plan.all_saves]
         self._bad_slots.update(slots)
         self._failed_slots += slots
         self._failed_blocks += [block for _, block in plan.loads]
@@ -101,13 +101,13 @@ class Copier(ABC):
         """A load from a bad slot fails; a save makes it good again."""
         with self._lock:
             bad = [slot for slot, _ in plan.loads if slot in self._bad_slots]
-            self._bad_slots.difference_update(slot for _, slot in plan.saves)
+            self._bad_slots.difference_update(slot for _, slot in plan.all_saves)
         if bad:
             raise RuntimeError(f"slots {bad} hold nothing: their save has failed")
 
     def _count(self, plan: CopyPlan, seconds: float) -> None:
         """To be called with the lock."""
-        self._copied_blocks += len(plan.saves) + len(plan.loads)
+        self._copied_blocks += len(plan.all_saves) + len(plan.loads)
         self._copied_s += seconds
 
 
@@ -195,10 +195,14 @@ class ThreadCopier(Copier):
                 _warn(plan, error)
 
     def _copy(self, plan: CopyPlan) -> None:
+        self._save(plan.first_saves)
         for slot, block in plan.loads:
             for memory, host in zip(self._memory, self._host, strict=True):
                 self._copy_block(memory[block], host[slot])
-        for block, slot in plan.saves:
+        self._save(plan.saves)
+
+    def _save(self, saves: Sequence[tuple[int, int]]) -> None:
+        for block, slot in saves:
             for memory, host in zip(self._memory, self._host, strict=True):
                 self._copy_block(host[slot], memory[block])
 

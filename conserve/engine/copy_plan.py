@@ -24,12 +24,19 @@ class CopyPlan:
         loads: From slot to KV block.
         wait_for: The batch is computed only when the copies of this number and all before have been made: it writes to
             their blocks, or reads from those that are loaded. 0 for none.
+        first_saves: As `saves`, but before the loads, one of which may be to the same block.
     """
 
     job: int = 0
     saves: tuple[tuple[int, int], ...] = ()
     loads: tuple[tuple[int, int], ...] = ()
     wait_for: int = 0
+    first_saves: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def all_saves(self) -> tuple[tuple[int, int], ...]:
+        """Those that come first, and the others."""
+        return self.first_saves + self.saves
 
 
 @dataclass(frozen=True)

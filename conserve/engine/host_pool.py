@@ -1,12 +1,28 @@
 """Who owns which slot of host memory: each slot holds a copy of one KV block.
 
 A block is known by the hash of its tokens and all before them, as in vLLM's prefix cache: what requests share is there
-once. A block stays as long as a request that may need it is not finished.
+once. A block stays as long as a request that may need it is not finished. The last block of a preempted request, which
+is not full, is its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+
+class Tail(NamedTuple):
+    """A block that is not full.
+
+    Attributes:
+        slot: That holds it.
+        blocks: Full blocks before it.
+        tokens: Of its request that it holds.
+    """
+
+    slot: int
+    blocks: int
+    tokens: int
 
 
 class HostPool:
@@ -21,6 +37,7 @@ class HostPool:
         self._slot_of: dict[Hashable, int] = {}
         self._users: dict[Hashable, set[str]] = {}
         self._held: dict[str, list[Hashable]] = {}
+        self._tails: dict[str, Tail] = {}
 
     @property
     def free_slots(self) -> int:
@@ -30,12 +47,12 @@ class HostPool:
     @property
     def used_slots(self) -> int:
         """Slots that hold a block."""
-        return len(self._slot_of)
+        return len(self._slot_of) + len(self._tails)
 
     @property
     def request_ids(self) -> list[str]:
         """Requests that hold blocks."""
-        return [*self._held]
+        return [*{**self._held, **self._tails}]
 
     def count_saved(self, request_id: str) -> int:
         """Leading blocks of a request that it holds."""
@@ -70,9 +87,42 @@ class HostPool:
         self._hold(request_id, block_hash)
         return slot
 
+    def has_room_for_tail(self, request_id: str) -> bool:
+        """Whether there is a slot for the block of a request that is not full."""
+        return bool(self._free) or request_id in self._tails
+
+    def add_tail(self, request_id: str, blocks: int, tokens: int) -> int:
+        """Takes a slot for the block of a request that is not full, in place of one that it may have had.
+
+        Args:
+            request_id: The request.
+            blocks: Full blocks before it.
+            tokens: That it holds.
+
+        Returns:
+            The slot, which the block has to be copied to.
+
+        Raises:
+            IndexError: no slot is free.
+        """
+        self.drop_tail(request_id)
+        slot = self._free.pop()
+        self._tails[request_id] = Tail(slot, blocks, tokens)
+        return slot
+
+    def find_tail(self, request_id: str) -> Tail | None:
+        """The block of a request that is not full; None if it is not there."""
+        return self._tails.get(request_id)
+
+    def drop_tail(self, request_id: str) -> None:
+        """A request does not need its block that is not full any more."""
+        tail = self._tails.pop(request_id, None)
+        if tail is not None:
+            self._free.append(tail.slot)
+
     def find_slots(self, request_id: str, start: int, end: int) -> list[int]:
-        """Slots of the blocks from `start` to `end` of a request that holds them."""
-        return [self._slot_of[block_hash] for block_hash in self._held[request_id][start:end]]
+        """Slots of the blocks of a request from the one numbered `start` to before `end`, as far as it holds them."""
+        return [self._slot_of[block_hash] for block_hash in self._held.get(request_id, [])[start:end]]
 
     def cut(self, request_id: str, blocks: int) -> int:
         """A request lets go of its blocks from the one numbered `blocks` on. Returns how many slots became free."""
@@ -90,27 +140,28 @@ class HostPool:
             self._held.pop(request_id, None)
         return freed
 
-    def lose(self, slots: set[int]) -> list[str]:
-        """What some slots hold is worth nothing: nobody holds it, or what comes after it, any more.
-
-        Returns:
-            The requests that have lost blocks.
-        """
+    def lose(self, slots: set[int]) -> None:
+        """What some slots hold is worth nothing: nobody holds it, or what comes after it, any more."""
         if not slots:
-            return []
+            return
+        for request_id, tail in [*self._tails.items()]:
+            if tail.slot in slots:
+                self.drop_tail(request_id)
         bad = {block_hash for block_hash, slot in self._slot_of.items() if slot in slots}
-        losers = []
         for request_id, held in [*self._held.items()]:
             first = next((index for index, block_hash in enumerate(held) if block_hash in bad), None)
             if first is not None:
                 self.cut(request_id, first)
-                losers.append(request_id)
-        return losers
+
+    def release(self, request_id: str) -> None:
+        """A request lets go of all that it holds."""
+        self.cut(request_id, 0)
+        self.drop_tail(request_id)
 
     def clear(self) -> None:
         """Nobody holds anything."""
         for request_id in self.request_ids:
-            self.cut(request_id, 0)
+            self.release(request_id)
 
     def _hold(self, request_id: str, block_hash: Hashable) -> None:
         self._held.setdefault(request_id, []).append(block_hash)

@@ -17,23 +17,23 @@ from conserve.engine.online_demand import (
     count_slots,
     tokens_wanted,
 )
-from conserve.engine.vllm_compat import Request, Scheduler, count_groups, look_up_admission
+from conserve.engine.vllm_compat import Request, Scheduler, can_limit_chunks, count_groups, look_up_admission
 from conserve.policy.latency import IterationShape, LatencyModel
 from conserve.policy.token_budget import SMALLEST_CHUNK_TOKENS, size_offline_pass
 
 
-class Room(NamedTuple):
-    """KV blocks for offline requests.
+class KeptFree(NamedTuple):
+    """KV blocks that offline requests leave free: new ones that many, those that run this many."""
 
-    Attributes:
-        free_blocks: Free after the online demand.
-        reserve_blocks: Of these, what new requests leave free.
-        growth_reserve_blocks: Of these, what requests that run leave free.
-    """
+    by_new: int
+    by_running: int
+
+
+class Room(NamedTuple):
+    """KV blocks for offline requests: free after the online demand, and what of them is to stay free."""
 
     free_blocks: int
-    reserve_blocks: int
-    growth_reserve_blocks: int
+    kept_free: KeptFree
 
 
 @dataclass
@@ -44,6 +44,7 @@ class OfflineShare:
         admitted: Running offline requests that run.
         held: Running offline requests that keep slot and blocks, but do not run.
         tokens: Tokens they may compute, new ones included.
+        longest_chunk_tokens: No prompt may compute more in this iteration, online ones included; 0 for any number.
         offer: Waiting offline requests that may be taken in.
         holding_offer: Likewise of those that have KV blocks already, from a connector.
         blocks_kept_free: KV blocks that taking in leaves free.
@@ -55,6 +56,7 @@ class OfflineShare:
     admitted: list[Request] = field(default_factory=list)
     held: list[Request] = field(default_factory=list)
     tokens: int = 0
+    longest_chunk_tokens: int = 0
     offer: int = 0
     holding_offer: int = 0
     blocks_kept_free: int = 0
@@ -113,14 +115,16 @@ class _Filling:
         self._shape: IterationShape = demand.shape
         self._share = OfflineShare()
         self._smallest_chunk = SMALLEST_CHUNK_TOKENS
+        self._leaves_begun = False
+        self._longest_prompt_tokens = demand.longest_prompt_tokens
+        self._may_cut = can_limit_chunks(scheduler)
         # The oldest one may use the reserve, so that it gets to its end whatever the reserve is.
         self._oldest = offline[0] if offline else None
         self._free_blocks = room.free_blocks
-        self._reserve_blocks = room.reserve_blocks
-        self._growth_reserve_blocks = room.growth_reserve_blocks
+        self._kept_free = room.kept_free
         # So many blocks are enough for whatever the batch can hold: no need to count.
         worst = (len(offline) + self._room_tokens // scheduler.block_size + 1) * count_groups(scheduler)
-        self._counts_blocks = 2 * worst > room.free_blocks - room.growth_reserve_blocks
+        self._counts_blocks = 2 * worst > room.free_blocks - room.kept_free.by_running
 
     def fill(self, offline: Sequence[Request], kept_back: int, decodes_only: bool) -> OfflineShare:
         prompts = [request for request in offline if request.is_prefill_chunk]
@@ -150,7 +154,7 @@ class _Filling:
         if (
             in_time
             and counted.tokens <= self._room_tokens
-            and blocks <= max(0, self._free_blocks - self._growth_reserve_blocks)
+            and blocks <= max(0, self._free_blocks - self._kept_free.by_running)
         ):
             self._share.admitted += decodes
             self._shape = shape
@@ -180,13 +184,27 @@ class _Filling:
         for request in prefills:
             wanted = tokens_wanted(self._scheduler, request)
             tokens = self._fit(request.num_computed_tokens, wanted)
-            # What an arrival is to compute would be eaten by a prompt that could use more than its share.
-            is_greedy = bool(self._demand.arrivals) and tokens < wanted
-            if wanted and (tokens < min(self._smallest_chunk, wanted) or is_greedy):
+            if wanted and (tokens < min(self._smallest_chunk, wanted) or not self._is_frugal(tokens, wanted)):
                 self._share.held.append(request)
+                self._leaves_begun = True
             elif self._take_blocks(request, tokens):
                 self._shape = self._shape.add_prefill(tokens, request.num_computed_tokens)
                 self._take_tokens(tokens)
+                self._longest_prompt_tokens = max(self._longest_prompt_tokens, tokens)
+                if tokens < wanted and self._demand.arrivals:
+                    self._share.longest_chunk_tokens = tokens
+
+    def _is_frugal(self, tokens: int, wanted: int) -> bool:
+        """Whether a prompt leaves arrivals what they are to compute, although vLLM serves those that run before them.
+
+        One that could use more than its share has to be cut, and vLLM cuts all prompts at the same length.
+        """
+        if not self._demand.arrivals:
+            return True
+        longest = self._share.longest_chunk_tokens
+        if tokens == wanted:
+            return not longest or wanted <= longest
+        return not longest and self._may_cut and tokens >= self._longest_prompt_tokens
 
     def _add_new(self, running: int) -> None:
         backlog = self._scheduler.waiting.backlog
@@ -207,12 +225,14 @@ class _Filling:
                     self._take_tokens(tokens)
         if self._share.blocks_short or not backlog or self._room_tokens <= 0:
             return
+        if self._leaves_begun:
+            return
         if self._demand.arrivals and holding:
             return  # They would come before the arrivals.
         request = backlog.peek_next()
         admission = look_up_admission(self._scheduler, request)
         # Where none runs, one may use the reserve, so that offline work goes on whatever the reserve is.
-        headroom = self._reserve_blocks + len(self._share.admitted) if running else 0
+        headroom = self._kept_free.by_new + len(self._share.admitted) if running else 0
         self._share.headroom_blocks = headroom
         most = min(len(backlog), slots)
         if self._demand.arrivals:
@@ -254,7 +274,7 @@ class _Filling:
             self._share.admitted.append(request)
             return True
         blocks = blocks_to_grow(self._scheduler, request, tokens)
-        kept = 0 if request is self._oldest else self._growth_reserve_blocks
+        kept = 0 if request is self._oldest else self._kept_free.by_running
         if blocks > max(0, self._free_blocks - kept):
             self._share.blocks_short += blocks - max(0, self._free_blocks - kept)
             self._share.held.append(request)

@@ -93,6 +93,7 @@ class OnlineDemand:
         blocks: Free KV blocks they take, at most; the whole sequence of an arrival has to fit.
         shape: What they compute.
         prompts: Those whose prompt is not computed to its end: request, and tokens left after this iteration.
+        longest_prompt_tokens: The most tokens that one of the prompts computes in this iteration.
         is_passed_over: Whether vLLM did not take the first arrival in the last step, although it seemed to fit.
         is_cut: Whether a prompt gets fewer tokens than it could use, so that nothing may come behind it.
     """
@@ -104,6 +105,7 @@ class OnlineDemand:
     blocks: int = 0
     shape: IterationShape = field(default_factory=IterationShape)
     prompts: list[tuple[Request, int]] = field(default_factory=list)
+    longest_prompt_tokens: int = 0
     is_passed_over: bool = False
     is_cut: bool = False
 
@@ -154,6 +156,7 @@ def measure_demand(
         if tokens > 0:
             demand.shape = demand.shape.add_prefill(tokens, context)
             demand.tokens += tokens
+            demand.longest_prompt_tokens = max(demand.longest_prompt_tokens, tokens)
         demand.is_cut |= tokens < wanted
         demand.prompts.append((request, request.num_tokens - context - tokens))
         return tokens

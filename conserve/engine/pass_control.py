@@ -311,7 +311,9 @@ class PassControl:
             if count_blocks_before(self._scheduler, part.request, part.start, uncomputed):
                 preempt(self._scheduler, part.request, now_s, drops_output=True)
         for request in [*self._scheduler.running] if missing_blocks else []:
-            if count_blocks_before(self._scheduler, request, request.num_computed_tokens, missing_blocks):
+            # A part of a block may have come back, too.
+            end = request.num_computed_tokens + self._scheduler.block_size - 1
+            if count_blocks_before(self._scheduler, request, end, missing_blocks):
                 preempt(self._scheduler, request, now_s, drops_output=True)
 
     def _keep(self, done: _Pass, note: StopNote, now_s: float) -> None:

@@ -24,9 +24,9 @@ from typing import Any
 import structlog
 
 from conserve.engine.checkpoints import create_checkpoints
-from conserve.engine.copy_plan import read_copy_note
 from conserve.engine.deadlines import Deadlines
 from conserve.engine.iteration_log import IterationWriter
+from conserve.engine.kv_tiers import KvTiers
 from conserve.engine.lanes import LaneQueue, is_offline, split_lanes
 from conserve.engine.live_settings import LiveSettings
 from conserve.engine.making_way import preempt_beforehand, preempt_cheapest
@@ -34,7 +34,6 @@ from conserve.engine.offline_share import OfflineShare, Room, share_out
 from conserve.engine.online_demand import (
     OnlineDemand,
     count_decodes,
-    count_growth,
     count_prompt_tokens,
     count_slots,
     is_decoding,
@@ -45,7 +44,6 @@ from conserve.engine.page import Counters
 from conserve.engine.pass_control import PassControl
 from conserve.engine.pass_sizer import PassSizer
 from conserve.engine.profile_store import ProfileSaver, load_profile, profile_key
-from conserve.engine.saving import Pressure
 from conserve.engine.step_meter import StepMeter
 from conserve.engine.step_plan import read_stop
 from conserve.engine.stoppable import explain_unresumable, explain_unstoppable
@@ -59,12 +57,12 @@ from conserve.engine.vllm_compat import (
     can_free_blocks,
     check_version,
     is_running,
+    limit_chunks,
     look_up_admission,
     preempt,
     set_blocks_kept_free,
 )
 from conserve.engine.work_tally import WorkTally
-from conserve.policy.kv_reserve import KvReserve
 from conserve.policy.latency import IterationShape, LatencyModel
 from conserve.policy.pass_stop import SMALLEST_SLICE_OVERHEADS, Slack
 from conserve.policy.token_budget import ArrivalGuard
@@ -97,10 +95,10 @@ class CoServing(Scheduler):
         self._model = LatencyModel(load_profile(options.profile_dir, key) if options.profile_dir else None)
         self._meter = StepMeter(self._model)
         self._guard = ArrivalGuard()
-        self._reserve = KvReserve(self.kv_cache_manager.block_pool.num_gpu_blocks)
         self._watermark_blocks = self.kv_cache_manager.watermark_blocks
         self._control = self._make_control(options, control_class)
-        self._checkpoints = create_checkpoints(self, options, self._counters, can_stop=self._control is not None)
+        checkpoints = create_checkpoints(self, options, self._counters, can_stop=self._control is not None)
+        self._kv = KvTiers(self, checkpoints, self._counters)
         self._layers = self.vllm_config.model_config.get_num_layers(self.vllm_config.parallel_config)
         self._sizer = PassSizer(self._settings, self._meter, self._control, self._layers)
         self._resuming: list[tuple[Request, int]] = []
@@ -131,11 +129,11 @@ class CoServing(Scheduler):
         if self._settings.read():
             self._follow_settings()
         slots, active, tokens = self.max_num_running_reqs, self.max_num_active_reqs, self.max_num_scheduled_tokens
+        longest_chunk = self.scheduler_config.long_prefill_token_threshold
         limit_ms, held = self._prepare(now_s)
         self.max_num_running_reqs -= len(held)
         # What continues a stopped pass has its blocks.
-        release = self._checkpoints.release_landed if self._checkpoints is not None else None
-        preempted = not self._resuming and preempt_beforehand(self, now_s, release)
+        preempted = not self._resuming and preempt_beforehand(self, now_s, self._kv.release_landed)
         self.max_num_active_reqs = 0 if preempted else self.max_num_active_reqs - len(held)
         try:
             output = super().schedule(throttle_prefills)
@@ -143,10 +141,11 @@ class CoServing(Scheduler):
             self.running += held
             self.max_num_running_reqs, self.max_num_active_reqs = slots, active
             self.max_num_scheduled_tokens = tokens
+            limit_chunks(self, longest_chunk)
             self.waiting.offer = self.kv_holding_waiting.offer = 0
             set_blocks_kept_free(self, self._watermark_blocks)
         self._counters.held_requests += len(held)
-        may_lack_blocks = self._copy_blocks(output, now_s)
+        may_lack_blocks = self._kv.begin_batch(output, now_s)
         if output.total_num_scheduled_tokens > 0:
             self._begin(output, now_s, limit_ms, may_lack_blocks)
         # A slice that vLLM found no room for would keep those waiting who come after it.
@@ -158,17 +157,14 @@ class CoServing(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, Any]:
         """Takes in what an iteration has computed."""
-        note = read_stop(model_runner_output)
-        if self._checkpoints is not None and scheduler_output.total_num_scheduled_tokens > 0:
-            self._checkpoints.end(read_copy_note(model_runner_output), note)
+        note = self._kv.end_batch(scheduler_output, model_runner_output, read_stop(model_runner_output))
         if self._control is not None and scheduler_output.total_num_scheduled_tokens > 0:
             work = self._control.take_in(note, time.monotonic())
             if note is not None:
                 self._tally.uncount(work)
         outputs: dict[int, Any] = super().update_from_output(scheduler_output, model_runner_output)
         now_s = time.monotonic()
-        if self._checkpoints is not None and self.finished_req_ids:
-            self._checkpoints.release_gone(self.finished_req_ids)
+        self._kv.release_gone(self.finished_req_ids)
         if scheduler_output.total_num_scheduled_tokens > 0:
             iteration = self._meter.end(now_s, note)
             if self._control is not None and note is not None and not note.is_void:
@@ -187,7 +183,7 @@ class CoServing(Scheduler):
             before = (other for other in self.running if not is_offline(other))
             tokens = count_prompt_tokens(before, (self.kv_holding_waiting.online, self.waiting.online))
             self._guard.observe(now_s, tokens + request.num_prompt_tokens, request.priority)
-            self._reserve.observe(now_s, -(-request.num_prompt_tokens // self.block_size) + 1)
+            self._kv.observe_arrival(request, now_s)
             if self._control is not None:
                 self._control.settle(request)
         super().add_request(request)
@@ -195,27 +191,27 @@ class CoServing(Scheduler):
     def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
         """Ends requests, as those whose client has gone."""
         ended = super().finish_requests(request_ids, finished_status)
-        if self._checkpoints is not None:
-            self._checkpoints.release_gone(self.finished_req_ids)
+        self._kv.release_gone(self.finished_req_ids)
         return ended
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
         """Forgets what is in the prefix cache and in host memory; False if requests use it."""
-        if self._checkpoints is None:
-            return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
         # What is held for requests that wait is in no one's use.
-        self._checkpoints.release_landed()
+        self._kv.release_landed()
         done = bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
         if done:
-            self._checkpoints.forget()
+            self._kv.forget()
         return done
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         self._tally.preempt(request)
-        if self._checkpoints is not None and is_offline(request):
-            self._checkpoints.note_preempted(request, time.monotonic(), for_blocks=self._lacks_blocks)
+        self._kv.note_preempted(request, time.monotonic(), for_blocks=self._lacks_blocks)
         self._preempted_in_step = True
         super()._preempt_request(request, timestamp, drop_stale_output)
+        self._kv.note_freed()
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> Any:
+        return self._kv.extend_hit(request, super()._get_local_prefix_cache_hit(request))
 
     def shutdown(self) -> None:
         """Ends the log of iterations, too."""
@@ -229,8 +225,7 @@ class CoServing(Scheduler):
         self.waiting.backlog.ordered = not knobs.prefix_order_off
         if self._control is not None:
             self._control.may_resume = not knobs.resume_off
-        if self._checkpoints is not None:
-            self._checkpoints.enabled = not knobs.checkpoints_off
+        self._kv.set_enabled(not knobs.checkpoints_off)
 
     # One step.
 
@@ -261,16 +256,8 @@ class CoServing(Scheduler):
             self._resuming = self._control.find_resumable()
             if self._resuming:
                 return math.inf, self._resume(offline)
-        reserve_blocks = self._reserve.blocks(now_s)
-        growth_reserve_blocks = reserve_blocks
-        if self._checkpoints is not None and self._checkpoints.is_on:
-            # What is saved is given up at once, and at little cost: it serves a burst as well as what is free. So who
-            # runs may grow into what is kept free: to preempt another one for that would help nobody.
-            reserve_blocks = max(0, reserve_blocks - self._checkpoints.count_saved_of(offline))
-            growth_reserve_blocks = 0
-        self._counters.kv_reserve_blocks = reserve_blocks
-        is_short = demand.blocks > self.kv_cache_manager.block_pool.get_num_free_blocks()
-        if is_short and self._checkpoints is not None and self._checkpoints.release_landed():
+        kept_free = self._kv.find_kept_free(offline, now_s)
+        if demand.blocks > self._kv.count_free() and self._kv.release_landed():
             # Arrivals may have counted on blocks that were held for others.
             demand = self._measure(demand.running, deadlines)
         demand = self._make_way(demand, offline, now_s, deadlines)
@@ -280,8 +267,7 @@ class CoServing(Scheduler):
         # slice now, nor was just before.
         decodes_only = slack is not None and slack.is_regular and (slack.is_enough or was_slice)
         if slack is not None and slack.is_enough and self._may_slice:
-            free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
-            room = Room(free_blocks, reserve_blocks, growth_reserve_blocks)
+            room = Room(self._kv.count_free() - demand.blocks, kept_free)
             if (held := self._slice(demand, offline, deadlines, room, now_s)) is not None:
                 self._until_s = slack.until_s
                 return math.inf, held
@@ -290,17 +276,18 @@ class CoServing(Scheduler):
         full_batch = self._sizer.size_mixed(demand) if demand.is_present else self._sizer.size_pass(deadlines)
 
         def share_out_rest() -> OfflineShare:
-            free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
-            room = Room(free_blocks, reserve_blocks, growth_reserve_blocks)
+            room = Room(self._kv.count_free() - demand.blocks, kept_free)
             return self._share(offline, demand, limit_ms, room, full_batch, decodes_only)
 
         share = share_out_rest()
         if share.blocks_short and self._give_way(share, now_s):
             offline = [request for request in offline if is_running(request)]
             share = share_out_rest()
-        self._prefetch(share, demand, not (demand.is_present or share.admitted), now_s)
+        self._prefetch(share, demand, now_s, is_alone=not (demand.is_present or share.admitted))
         self.running = [*demand.running, *share.admitted]
         self.max_num_scheduled_tokens = min(demand.tokens + share.tokens, self._settings.full_batch)
+        if share.longest_chunk_tokens:
+            limit_chunks(self, share.longest_chunk_tokens)
         self.waiting.offer = 0 if self._preempted_in_step else share.offer
         self.kv_holding_waiting.offer = share.holding_offer
         set_blocks_kept_free(self, share.blocks_kept_free)
@@ -326,7 +313,7 @@ class CoServing(Scheduler):
         """Preempts offline requests until the online ones have their slots and KV blocks; returns the demand then."""
         while offline:
             slots_short = demand.slots + len(offline) - count_slots(self) if demand.arrivals else 0
-            blocks_short = demand.blocks - self.kv_cache_manager.block_pool.get_num_free_blocks()
+            blocks_short = demand.blocks - self._kv.count_free()
             if not self._preempt(offline, slots_short, blocks_short, now_s):
                 break
             # Arrivals may have counted on blocks of a victim, and what two victims share is free after both only.
@@ -353,7 +340,7 @@ class CoServing(Scheduler):
 
     def _give_way(self, share: OfflineShare, now_s: float) -> bool:
         """Preempts offline requests for others of them that cannot go on; True if one was preempted."""
-        if self._checkpoints is not None and self._checkpoints.release_landed():
+        if self._kv.release_landed():
             return True
         first, *others = share.wanting
         # The oldest goes on, so there is always one that gets to its end: unless requests that wait have the blocks.
@@ -365,16 +352,13 @@ class CoServing(Scheduler):
         self._lacks_blocks = blocks_short > 0
         try:
             return preempt_cheapest(
-                self, candidates, slots_short, blocks_short, now_s, self._count_kept_tokens, self._count_saved_blocks
+                self, candidates, slots_short, blocks_short, now_s, self._count_kept_tokens, self._kv.count_saved_blocks
             )
         finally:
             self._lacks_blocks = False
 
     def _count_kept_tokens(self, request: Request) -> int:
         return self._control.count_kept_tokens(request) if self._control is not None else 0
-
-    def _count_saved_blocks(self, request: Request) -> int:
-        return self._checkpoints.count_saved_blocks(request) if self._checkpoints is not None else 0
 
     # Passes that can be stopped.
 
@@ -418,9 +402,9 @@ class CoServing(Scheduler):
         shape = IterationShape().add_prefill(max(1, share.tokens), 0)
         if self._model.predict_ms(shape) < SMALLEST_SLICE_OVERHEADS * self._model.overhead_ms():
             return None  # So little rides with those who decode.
-        self._prefetch(share, demand, is_alone=False, now_s=now_s)
+        self._prefetch(share, demand, now_s, is_alone=False)
         if not share.admitted:
-            free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - demand.blocks
+            free_blocks = self._kv.count_free() - demand.blocks
             fits = share.offer and (
                 look_up_admission(self, self.waiting.backlog.peek_next()).blocks + share.blocks_kept_free <= free_blocks
             )
@@ -432,35 +416,11 @@ class CoServing(Scheduler):
         set_blocks_kept_free(self, share.blocks_kept_free)
         return share.held
 
-    # KV blocks in host memory.
+    def _prefetch(self, share: OfflineShare, demand: OnlineDemand, now_s: float, *, is_alone: bool) -> None:
+        if not self._preempted_in_step:
+            self._kv.prefetch(share, demand, now_s, is_alone=is_alone)
 
-    def _prefetch(self, share: OfflineShare, demand: OnlineDemand, is_alone: bool, now_s: float) -> None:
-        """Has the blocks of the preempted request that is offered next brought back before it is admitted.
-
-        Where others are computed meanwhile it waits for them; `is_alone` says that nobody is.
-        """
-        if self._checkpoints is None or not share.offer or self._preempted_in_step:
-            return
-        kept_free = demand.blocks + share.headroom_blocks + count_growth(self, share.admitted, share.tokens)
-        is_awaited = self._checkpoints.prefetch(self.waiting.backlog.peek_next(), kept_free, now_s)
-        if is_awaited and not is_alone:
-            share.offer = 0
-        elif self._checkpoints.has_preempted:
-            # Those behind it have blocks to come back, too.
-            share.offer = 1
-
-    def _copy_blocks(self, output: SchedulerOutput, now_s: float) -> bool:
-        """Has KV blocks copied while a batch is computed; True if it may be stopped for want of some."""
-        if self._checkpoints is None:
-            return False
-        online, offline = split_lanes(self.running)
-        offline.sort(key=_arrival_time)
-        burst_blocks, wanted_blocks = self._reserve.predict_burst(now_s), len(self.running)
-        if burst_blocks and self.waiting.backlog and len(self.running) < count_slots(self):
-            # It gets what is saved instead of being kept free.
-            wanted_blocks += -(-self.waiting.backlog.peek_next().num_tokens // self.block_size)
-        pressure = Pressure(burst_blocks, wanted_blocks, has_online=bool(online))
-        return self._checkpoints.begin(output, offline, pressure, now_s)
+    # An iteration.
 
     def _begin(self, output: SchedulerOutput, now_s: float, limit_ms: float, may_lack_blocks: bool) -> None:
         """An iteration was scheduled."""

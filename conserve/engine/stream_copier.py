@@ -90,15 +90,13 @@ class StreamCopier(Copier):
     def _copy(self, plan: CopyPlan) -> None:
         for memory, host in zip(self._blocks, self._host, strict=True):
             most = max(1, BUFFER_BYTES // (memory[0].numel() * memory.element_size()))
+            _save(memory, host, plan.first_saves, most)
             for loads in _cut(plan.loads, most):
                 arrived = torch.empty((len(loads), *memory.shape[1:]), dtype=memory.dtype, device=memory.device)
                 for index, (slot, _) in enumerate(loads):
                     arrived[index].copy_(host[slot], non_blocking=True)
                 memory.index_copy_(0, _send([block for _, block in loads], memory.device), arrived)
-            for saves in _cut(plan.saves, most):
-                gathered = memory.index_select(0, _send([block for block, _ in saves], memory.device))
-                for index, (_, slot) in enumerate(saves):
-                    host[slot].copy_(gathered[index], non_blocking=True)
+            _save(memory, host, plan.saves, most)
 
 
 class _PinnedSlots:
@@ -116,6 +114,13 @@ class _PinnedSlots:
             raise IndexError(f"slot {slot} of {self._slots}")
         piece, index = divmod(slot, self._per_piece)
         return self._pieces[piece][index]
+
+
+def _save(memory: torch.Tensor, host: _PinnedSlots, pairs: Sequence[tuple[int, int]], most: int) -> None:
+    for saves in _cut(pairs, most):
+        gathered = memory.index_select(0, _send([block for block, _ in saves], memory.device))
+        for index, (_, slot) in enumerate(saves):
+            host[slot].copy_(gathered[index], non_blocking=True)
 
 
 def _send(numbers: list[int], device: torch.device) -> torch.Tensor:

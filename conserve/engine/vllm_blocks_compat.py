@@ -9,8 +9,11 @@ from conserve.engine.kv_memory import explain_kind
 from conserve.engine.vllm_compat import Request, Scheduler, SchedulerOutput
 
 BLOCKS_RELIED_ON: Final = {
-    "kv_cache_manager": ("get_computed_blocks", "block_pool", "coordinator"),
-    "block_pool": ("touch", "get_new_blocks", "free_blocks", "cache_full_blocks", "hash_block_size", "enable_caching"),
+    "kv_cache_manager": ("get_computed_blocks", "create_kv_cache_blocks", "block_pool", "coordinator"),
+    "block_pool": (
+        *("touch", "get_new_blocks", "free_blocks", "cache_full_blocks", "hash_block_size", "enable_caching"),
+        "free_block_queue",
+    ),
     "block_manager": ("kv_cache_group_id", "block_size", "req_to_blocks"),
     "request": ("block_hashes", "num_computed_tokens", "skip_reading_prefix_cache"),
 }
@@ -18,10 +21,17 @@ BLOCKS_RELIED_ON: Final = {
 
 
 class BlocksTaken(NamedTuple):
-    """KV blocks that requests have got with a batch: `found` in the prefix cache, or `new` ones, which it writes to."""
+    """KV blocks that requests have got with a batch.
+
+    Attributes:
+        found: In the prefix cache.
+        new: Which the batch writes to.
+        copied: From one that holds a part of what a new one is to hold: copied to that, before the batch is computed.
+    """
 
     found: list[int]
     new: list[int]
+    copied: dict[int, int]
 
 
 class Landed(NamedTuple):
@@ -30,10 +40,12 @@ class Landed(NamedTuple):
     Attributes:
         blocks: All of them, vLLM's, in the order of its tokens.
         new: Ids of those that are empty yet: the last ones.
+        tail: The block behind them, vLLM's, which is not full; None without.
     """
 
     blocks: list[Any]
     new: list[int]
+    tail: Any | None = None
 
 
 def explain_uncopyable(scheduler: Scheduler) -> str | None:
@@ -71,7 +83,7 @@ def list_block_ids_between(scheduler: Scheduler, request: Request, start: int, e
     return [block.block_id for block in manager.req_to_blocks[request.request_id][start:end]]
 
 
-def land(scheduler: Scheduler, request: Request, blocks: int) -> Landed:
+def land(scheduler: Scheduler, request: Request, blocks: int, *, has_tail: bool = False) -> Landed:
     """Gets blocks for the first tokens of a waiting request and has the prefix cache find them.
 
     They belong to nobody until the request takes them up; `let_go` gives them back.
@@ -80,6 +92,7 @@ def land(scheduler: Scheduler, request: Request, blocks: int) -> Landed:
         scheduler: vLLM's, with as many free blocks.
         request: The request.
         blocks: How many, those included that are in the prefix cache.
+        has_tail: Whether there is another one, not full, which the prefix cache does not find.
     """
     manager = scheduler.kv_cache_manager
     (group,) = manager.coordinator.single_type_managers
@@ -95,12 +108,47 @@ def land(scheduler: Scheduler, request: Request, blocks: int) -> Landed:
         block_size=group.block_size,
         kv_cache_group_id=group.kv_cache_group_id,
     )
-    return Landed(held, [block.block_id for block in new])
+    tail = manager.block_pool.get_new_blocks(1)[0] if has_tail else None
+    return Landed(held, [block.block_id for block in new], tail)
 
 
 def let_go(scheduler: Scheduler, landed: Landed) -> None:
     """Gives blocks back: they are free, unless a request has taken them up, and in the prefix cache until reused."""
-    scheduler.kv_cache_manager.block_pool.free_blocks(reversed(landed.blocks))
+    tail = [landed.tail] if landed.tail is not None else []
+    scheduler.kv_cache_manager.block_pool.free_blocks([*tail, *reversed(landed.blocks)])
+
+
+def add_tail(scheduler: Scheduler, hit: Any, tail: Any, tokens: int) -> Any:
+    """What vLLM has found in the prefix cache for a request, and a block behind it that is not full.
+
+    As where vLLM finds a part of a block itself, the request gets a copy of that block.
+
+    Args:
+        scheduler: vLLM's.
+        hit: Of its `_get_local_prefix_cache_hit`, without a part of a block.
+        tail: The block, vLLM's.
+        tokens: Of the request that it holds.
+    """
+    found, found_tokens, *rest = hit
+    blocks = scheduler.kv_cache_manager.create_kv_cache_blocks(([*found.blocks[0], tail],))
+    return blocks, found_tokens + tokens, *rest
+
+
+def find_block(scheduler: Scheduler, request: Request, number: int) -> Any:
+    """The block of a running request with that number, vLLM's."""
+    (manager,) = scheduler.kv_cache_manager.coordinator.single_type_managers
+    return manager.req_to_blocks[request.request_id][number]
+
+
+def reuse_last(scheduler: Scheduler, block: Any) -> None:
+    """If a block is free, every other one is used before it.
+
+    vLLM uses blocks first that the prefix cache does not know.
+    """
+    free = scheduler.kv_cache_manager.block_pool.free_block_queue
+    if block.ref_cnt == 0:
+        free.remove(block)
+        free.append(block)
 
 
 def list_admitted(output: SchedulerOutput) -> list[str]:
@@ -110,7 +158,8 @@ def list_admitted(output: SchedulerOutput) -> list[str]:
 
 def list_blocks_taken(output: SchedulerOutput, block_size: int) -> BlocksTaken:
     """KV blocks that requests have got with this batch."""
-    taken = BlocksTaken([], [])
+    copied = {copy.src_block_id: copy.dst_block_id for copy in output.kv_cache_block_copies or ()}
+    taken = BlocksTaken([*copied], [], copied)
 
     def sort(blocks: Sequence[int], computed_tokens: int) -> None:
         # The prefix cache has whole blocks only.

@@ -45,6 +45,7 @@ RELIED_ON = {
         *("num_waiting_for_streaming_input", "num_lookahead_tokens", "num_spec_tokens", "num_sampled_tokens_per_step"),
         *("requires_kv_delivery", "kv_cache_manager", "schedule", "update_from_output", "add_request", "shutdown"),
         *("_preempt_request", "_is_blocked_waiting_status", "_handle_blocked_waiting_request"),
+        *("_get_local_prefix_cache_hit",),
         *("_request_blocks_can_be_freed", "_inflight_prefills", "prev_step_scheduled_req_ids"),
         *("kv_cache_config", "finished_req_ids", "finish_requests", "reset_prefix_cache"),
     ),
@@ -52,7 +53,6 @@ RELIED_ON = {
         "evict_blocks",
         "watermark_blocks",
         "empty_kv_cache_blocks",
-        "get_computed_blocks",
         "coordinator",
         "block_pool",
     ),
@@ -97,6 +97,7 @@ __all__ = [
     "VLLMClientError",
     "VllmConfig",
     "can_free_blocks",
+    "can_limit_chunks",
     "check_version",
     "count_blocks_before",
     "count_freed_blocks",
@@ -109,6 +110,7 @@ __all__ = [
     "is_cpu_platform",
     "is_running",
     "limit_busy_waiting",
+    "limit_chunks",
     "list_block_ids",
     "list_blocks_from",
     "look_up_admission",
@@ -203,7 +205,7 @@ def look_up_admission(scheduler: Scheduler, request: Request) -> Admission:
     manager = scheduler.kv_cache_manager
     cached, cached_tokens = manager.empty_kv_cache_blocks, request.num_computed_tokens
     if request.num_computed_tokens == 0:
-        cached, cached_tokens, _ = manager.get_computed_blocks(request)
+        cached, cached_tokens, *_ = scheduler._get_local_prefix_cache_hit(request)
     tokens = min(request.num_tokens, scheduler.max_model_len)
     blocks = manager.coordinator.get_num_blocks_to_allocate(
         request_id=request.request_id,
@@ -308,6 +310,17 @@ def count_blocks_before(scheduler: Scheduler, request: Request, start: int, bloc
 def forget_scheduled(scheduler: Scheduler) -> None:
     """Makes the next batch bring all tokens of its requests to the workers, not only what is new."""
     scheduler.prev_step_scheduled_req_ids.clear()
+
+
+def can_limit_chunks(scheduler: Scheduler) -> bool:
+    """Whether `limit_chunks` holds: not where the operator has a limit of their own, or one that vLLM adapts."""
+    config = scheduler.scheduler_config
+    return not (config.long_prefill_token_threshold or config.long_prefill_token_threshold_adaptive)
+
+
+def limit_chunks(scheduler: Scheduler, tokens: int) -> None:
+    """Sets how many tokens of a prompt one iteration computes, at most (vLLM looks it up in every step); 0 for any."""
+    scheduler.scheduler_config.long_prefill_token_threshold = tokens
 
 
 def set_blocks_kept_free(scheduler: Scheduler, blocks: int) -> None:

@@ -145,3 +145,15 @@ def count_restorable(saved_blocks: int, cached_blocks: int, tokens: int, block_s
         block_size: Tokens of a block.
     """
     return max(cached_blocks, min(saved_blocks, (tokens - 1) // block_size))
+
+
+def count_tail_tokens(saved_tokens: int, blocks: int, tokens: int, block_size: int) -> int:
+    """Tokens of a preempted request that come back with its block that is not full.
+
+    Args:
+        saved_tokens: That the block holds.
+        blocks: Full blocks before it, all of which are there.
+        tokens: Of the request. One of them is always computed, to get the next.
+        block_size: Tokens of a block.
+    """
+    return max(0, min(saved_tokens, tokens - 1 - blocks * block_size))

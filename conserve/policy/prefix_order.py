@@ -139,6 +139,10 @@ class PrefixBacklog(Generic[T]):
         """The request that `pop_next` would give. Raises IndexError if there is none."""
         return self._find_next().item
 
+    def list_preempted(self, most: int) -> list[T]:
+        """The preempted requests that come next, in their order, at most so many."""
+        return [self._preempted[key].item for *_, key in reversed(self._ranks[-most:])] if most > 0 else []
+
     def pop_next(self) -> T:
         """Takes the next request out. Raises IndexError if there is none."""
         entry = self._find_next()

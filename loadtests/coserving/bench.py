@@ -176,7 +176,9 @@ class WorkloadBench:
             raise RunError(f"the stock engine finished no online request in {result.window_s:g} s")
         return result.offline_finished / result.window_s
 
-    def _measure_short(self, mode: str, name: str, fill_s: float = timing.SHORT_FILL_S) -> calibration.Measure:
+    def _measure_short(
+        self, mode: str, name: str, fill_s: float = timing.SHORT_FILL_S, lead_s: float = timing.SHORT_LEAD_S
+    ) -> calibration.Measure:
         """Makes short runs, all of them with the same requests."""
 
         async def measure(knobs: Knobs, window_s: float) -> RunResult:
@@ -186,7 +188,7 @@ class WorkloadBench:
                 seed=self._options.seed + CALIBRATION_SEED,
                 window_start_s=fill_s,
                 window_s=window_s,
-                lead_s=timing.LEAD_S / 2,
+                lead_s=lead_s,
                 loaded_drain_s=timing.SHORT_LOADED_DRAIN_S,
                 drain_limit_s=timing.SHORT_DRAIN_LIMIT_S,
             )
@@ -248,11 +250,12 @@ class WorkloadBench:
         window_start_s: float,
         window_s: float,
         repeat: int = 1,
-        lead_s: float = timing.LEAD_S,
+        lead_s: float | None = None,
         loaded_drain_s: float = timing.LOADED_DRAIN_S,
         drain_limit_s: float = timing.DRAIN_LIMIT_S,
     ) -> RunPlan:
         workload, rate_per_s = self._workload, self._results.online_rate_per_s
+        lead_s = workload.lead_s if lead_s is None else lead_s
         online = run not in results.OFFLINE_RUNS
         offline = run != results.ONLINE_ONLY
         requests = workload.draw_online(self._source, self._prompts, rate_per_s, lead_s + window_s, seed)
@@ -282,7 +285,7 @@ class WorkloadBench:
                 ("conserve", self._fixed_passes(tokens)),
                 ("conserve", replace(self._fixed_passes(tokens), safepoints_off=1)),
             ):
-                measure = self._measure_short(mode, f"frontier, {mode}", self._workload.fill_s)
+                measure = self._measure_short(mode, f"frontier, {mode}", self._workload.fill_s, self._workload.lead_s)
                 result = await measure(knobs, timing.FRONTIER_WINDOW_S)
                 points.append(calibration.summarize(mode, knobs, [result]))
                 self._results = replace(self._results, frontier=tuple(points))

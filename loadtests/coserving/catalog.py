@@ -29,7 +29,8 @@ _CHAT_CPU: Final = Workload(
     offline=_CPU_SUMMARIES,
     offline_in_flight=32,
     decoding_share=0.4,
-    fill_s=10.0,
+    fill_s=14.0,
+    lead_s=12.0,
     length_scale=0.125,
 )
 _CHAT_GPU: Final = replace(
@@ -43,8 +44,8 @@ def _make_bursty(chat: Workload) -> Workload:
 
 
 def _make_tide(chat: Workload) -> Workload:
-    """A day in one run: 6 to 60 % of what the engine can serve, 33 % on average."""
-    return replace(chat, name="tide", online_share=0.33, tide_ratio=10.0)
+    """A day in one run: 6 to 60 % of what the engine can serve, 33 % on average; its lead is part of the day."""
+    return replace(chat, name="tide", online_share=0.33, tide_ratio=10.0, lead_s=4.0)
 
 
 def _make_pressure(chat: Workload, engine: EngineSettings, offline: OfflineShape) -> Workload:
@@ -93,7 +94,9 @@ _ALL: Final = (
     _make_tide(_CHAT_GPU),
     _make_pressure(
         _CHAT_CPU,
-        _CPU_ENGINE.model_copy(update={"max_num_seqs": 8, "kv_cache_gib": 0.15}),  # 7,000 tokens
+        _CPU_ENGINE.model_copy(
+            update={"max_num_seqs": 8, "kv_cache_gib": 0.13}
+        ),  # 6,000 tokens, as many as eight of these hold on average
         OfflineShape(prompt_tokens=(300, 500), output_tokens=(512, 768)),
     ),
     _make_pressure(

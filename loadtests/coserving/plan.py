@@ -77,6 +77,7 @@ def plan_times(workload: Workload, options: BenchOptions) -> PassTimes:
     sizes = len(list_batch_sizes(workload.engine))
     return PassTimes(
         fill_s=workload.fill_s,
+        lead_s=workload.lead_s,
         stock_settings=len(list_stock_sizes(workload.engine)),
         ceiling_sizes=sizes,
         frontier_points=3 * sizes if options.frontier else 0,

@@ -16,7 +16,7 @@ from loadtests.coserving.results import RELAXED, STOCK_TUNED
 from loadtests.report import Percentiles, Ratio, Report, RunReport
 
 UNKNOWN = "-"
-_STYLES = {"goal met": "bold green", "met": "green", "missed": "bold red", "not measured": "dim"}
+STYLES = {"goal met": "bold green", "met": "green", "missed": "bold red", "not measured": "dim"}
 _SUBJECTS: dict[Subject, str] = {
     "errors": "Errors",
     "ttft": "TTFT",
@@ -83,7 +83,7 @@ def render_figures(figures: Iterable[Figure]) -> RenderableType:
             figure.must.text,
             figure.goal.text if figure.goal is not None else "",
             *_format_ratio(figure.measured),
-            Text(f"{verdict}, unsure" if figure.unsure else verdict, style=_STYLES[verdict]),
+            Text(f"{verdict}, unsure" if figure.unsure else verdict, style=STYLES[verdict]),
         )
     lines = [
         "Ratios are of conserve to the run named, of pooled repeats. Interval: of latencies 95 % bootstrap over "

@@ -16,8 +16,8 @@ CAPACITY_WINDOW_S: Final = 15.0
 SHORT_FILL_S: Final = 7.0
 CEILING_WINDOW_S: Final = 12.0
 FRONTIER_WINDOW_S: Final = 30.0
-LEAD_S: Final = 4.0
-"""Online requests come for so long before they are measured; in short runs for half of it."""
+SHORT_LEAD_S: Final = 2.0
+"""Online requests come for so long before they are measured in short runs."""
 LOADED_DRAIN_S: Final = 10.0
 SHORT_LOADED_DRAIN_S: Final = 3.0
 """Offline work goes on for so long after a window, beside the last online requests."""
@@ -38,13 +38,14 @@ class PassTimes:
     """Seconds of one pass over a workload.
 
     Attributes:
-        fill_s: Of offline work before the window.
+        fill_s, lead_s: Of offline work, and of online requests, before the window.
         stock_settings, ceiling_sizes, frontier_points: How many are tried.
         runs: The runs of one repeat.
         repeats: Of each run.
     """
 
     fill_s: float
+    lead_s: float
     stock_settings: int
     ceiling_sizes: int
     frontier_points: int
@@ -70,7 +71,7 @@ class PassTimes:
 
     def window_start_s(self, run: str) -> float:
         """When a run's window begins: without offline work there is nothing to fill."""
-        return LEAD_S if run == ONLINE_ONLY else max(self.fill_s, LEAD_S)
+        return self.lead_s if run == ONLINE_ONLY else max(self.fill_s, self.lead_s)
 
     def runs_s(self, duration_s: float) -> float:
         """All repeats of all runs, and the frontier."""

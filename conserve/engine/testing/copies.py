@@ -6,7 +6,7 @@ Copies are made when the next batch begins, unless a test wants it otherwise.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 
 from conserve.engine.copy_plan import CopyNote, CopyPlan
 
@@ -86,9 +86,20 @@ class FakeCopies:
             WrongCopy: a copy to or from it has not been made yet.
         """
         self.check_read(block)
-        saves = [plan.job for plan in self.waiting if block in (saved for saved, _ in plan.saves)]
+        saves = [plan.job for plan in self.waiting if block in (saved for saved, _ in plan.all_saves)]
         if saves:
             raise WrongCopy(f"block {block} is written before copy {saves[0]} of it was made")
+
+    def copy_block(self, source: int, target: int) -> None:
+        """As vLLM's workers copy a block within the KV cache before a batch is computed.
+
+        Raises:
+            WrongCopy: a copy to or from one of them has not been made yet.
+        """
+        self.check_read(source)
+        self.check_written(target)
+        for place in range(self._block_size):
+            self._put(target, place, self._cache.get((source, place)))
 
     @property
     def is_missing(self) -> bool:
@@ -113,7 +124,7 @@ class FakeCopies:
 
     def _make(self, plan: CopyPlan) -> None:
         self.made.append(plan)
-        saved = {slot for _, slot in plan.saves}
+        saved = {slot for _, slot in plan.all_saves}
         is_bad = any(slot in self.bad_slots for slot, _ in plan.loads)
         if self._fails(plan) or is_bad:
             self.bad_slots |= saved
@@ -121,12 +132,18 @@ class FakeCopies:
             self._failed_blocks += [block for _, block in plan.loads]
             return
         self.bad_slots -= saved
-        places = range(self._block_size)
+        self._save(plan.first_saves)
         for slot, block in plan.loads:
-            for place, value in zip(places, self.host[slot], strict=True):
-                self._cache.pop((block, place), None)
-                if value is not None:
-                    self._cache[block, place] = value
-        for block, slot in plan.saves:
-            self.host[slot] = [self._cache.get((block, place)) for place in places]
-        self._copied += len(plan.saves) + len(plan.loads)
+            for place, value in enumerate(self.host[slot]):
+                self._put(block, place, value)
+        self._save(plan.saves)
+        self._copied += len(plan.all_saves) + len(plan.loads)
+
+    def _save(self, saves: Iterable[tuple[int, int]]) -> None:
+        for block, slot in saves:
+            self.host[slot] = [self._cache.get((block, place)) for place in range(self._block_size)]
+
+    def _put(self, block: int, place: int, value: int | None) -> None:
+        self._cache.pop((block, place), None)
+        if value is not None:
+            self._cache[block, place] = value

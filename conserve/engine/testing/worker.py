@@ -98,6 +98,8 @@ class FakeWorker:
                 stopped pass is continued that was not kept, or with other rows.
         """
         self.copies.begin(read_copies(batch))
+        for copy in batch.kv_cache_block_copies or ():
+            self.copies.copy_block(copy.src_block_id, copy.dst_block_id)
         for request_id in batch.finished_req_ids:
             self._sequences.pop(request_id, None)
         starts: dict[str, int] = {}

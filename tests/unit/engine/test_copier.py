@@ -56,6 +56,18 @@ def test_a_block_comes_back_as_it_was(copier: Copier, memory: list[torch.Tensor]
     assert copier.take_note().copied_blocks == 0
 
 
+def test_a_block_can_be_saved_before_another_one_is_loaded_into_it(copier: Copier, memory: list[torch.Tensor]) -> None:
+    before = [memory[0][block].clone() for block in range(BLOCKS)]
+    copier.submit(CopyPlan(job=1, saves=((1, 3),)))
+    copier.submit(CopyPlan(job=2, first_saves=((4, 0),), loads=((3, 4),), saves=((4, 1),)))
+    copier.submit(CopyPlan(job=3, loads=((0, 2), (1, 5))))
+    copier.wait_for(3)
+    assert torch.equal(memory[0][4], before[1])
+    assert torch.equal(memory[0][2], before[4])
+    assert torch.equal(memory[0][5], before[1])
+    assert copier.take_note().copied_blocks == 6
+
+
 def test_copies_are_made_in_their_order(copier: Copier, memory: list[torch.Tensor]) -> None:
     before = memory[0][0].clone()
     # A slot is read before it is written to for another block, however long the first copies take.

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conserve.engine.host_pool import HostPool
+from conserve.engine.host_pool import HostPool, Tail
 
 
 def save(pool: HostPool, request_id: str, hashes: str) -> list[int]:
@@ -48,16 +48,36 @@ def test_what_comes_after_a_lost_block_is_lost() -> None:
     slots = save(pool, "a", "wxyz")
     save(pool, "b", "wx")
     save(pool, "c", "pq")
-    assert sorted(pool.lose({slots[1]})) == ["a", "b"]
+    pool.lose({slots[1]})
     assert [pool.count_saved(name) for name in "abc"] == [1, 1, 2]
     assert pool.used_slots == 3
     pool.clear()
     assert pool.free_slots == 8
 
 
+def test_a_block_that_is_not_full_is_its_request_s_own() -> None:
+    pool = HostPool(3)
+    save(pool, "a", "xy")
+    slot = pool.add_tail("a", 2, 5)
+    assert (pool.find_tail("a"), pool.used_slots, pool.free_slots) == (Tail(slot, 2, 5), 3, 0)
+    assert pool.has_room_for_tail("a")
+    assert not pool.has_room_for_tail("b")
+    assert pool.add_tail("a", 2, 9) == slot, "in place of the earlier one"
+    pool.lose({slot})
+    assert (pool.find_tail("a"), pool.count_saved("a")) == (None, 2)
+    pool.add_tail("b", 0, 1)
+    assert sorted(pool.request_ids) == ["a", "b"]
+    for request_id in "ab":
+        pool.release(request_id)
+    assert (pool.free_slots, pool.request_ids) == (3, [])
+
+
 @given(
     st.lists(
-        st.tuples(st.sampled_from("abcd"), st.integers(0, 6), st.sampled_from(["save", "cut", "lose"])), max_size=60
+        st.tuples(
+            st.sampled_from("abcd"), st.integers(0, 6), st.sampled_from(["save", "cut", "lose", "tail", "drop tail"])
+        ),
+        max_size=60,
     )
 )
 def test_no_slot_is_leaked_or_given_away_twice(turns: list[tuple[str, int, str]]) -> None:
@@ -71,9 +91,15 @@ def test_no_slot_is_leaked_or_given_away_twice(turns: list[tuple[str, int, str]]
                 pool.add(request_id, hashes[count])
         elif action == "cut":
             pool.cut(request_id, number)
+        elif action == "tail" and pool.has_room_for_tail(request_id):
+            pool.add_tail(request_id, number, 1)
+        elif action == "drop tail":
+            pool.drop_tail(request_id)
         else:
             pool.lose({number})
-        held = {slot for name in pool.request_ids for slot in pool.find_slots(name, 0, pool.count_saved(name))}
+        names = pool.request_ids
+        held = {slot for name in names for slot in pool.find_slots(name, 0, pool.count_saved(name))}
+        held |= {tail.slot for name in names if (tail := pool.find_tail(name)) is not None}
         assert pool.used_slots + pool.free_slots == 12
         assert len(held) == pool.used_slots
     pool.clear()

@@ -138,7 +138,7 @@ def test_the_reserve_keeps_nobody_out_where_no_offline_request_runs(start: Start
     engine = start(EngineSize(kv_blocks=33, max_num_batched_tokens=512))
     engine.add("online", prompt(180), 60)
     engine.step()
-    assert engine.scheduler._reserve.blocks(engine.clock.monotonic()) == 8
+    assert engine.scheduler._kv.reserve.blocks(engine.clock.monotonic()) == 8
     engine.add_offline("offline", prompt(280, 1), 3)
     assert free_blocks(engine) < 18 + 8
     assert scheduled(engine) == {"online": 1, "offline": 280}
@@ -345,11 +345,33 @@ def test_nothing_rides_along_when_the_objective_is_missed_already(start: Start) 
 
 
 def test_a_running_offline_prompt_does_not_eat_what_an_arrival_is_to_compute(start: Start) -> None:
+    """Nor does another one take its place, and a slot, where it has to wait."""
     engine = start(EngineSize(max_num_batched_tokens=128, max_num_seqs=4))
     engine.add_offline("offline", prompt(400, 1), 5)
     engine.step()
+    engine.add_offline("next", prompt(400, 2), 5)
     engine.add("online", prompt(100), 5)
-    assert scheduled(engine)["online"] == 100
+    assert scheduled(engine) == {"online": 100}
+    assert scheduled(engine) == {"online": 1, "offline": 127}
+
+
+def test_it_goes_on_although_there_is_an_arrival_in_every_iteration(start: Start) -> None:
+    engine = start(EngineSize(max_num_batched_tokens=128, max_num_seqs=4))
+    engine.add_offline("offline", prompt(400, 1), 5)
+    engine.step()
+    for number, computed in enumerate([128, 236, 344]):
+        engine.add(f"online-{number}", prompt(20, 10 + number), 1)
+        assert scheduled(engine) == {f"online-{number}": 20, "offline": min(108, 400 - computed)}
+    assert not engine.scheduler.scheduler_config.long_prefill_token_threshold
+
+
+def test_where_the_operator_limits_chunks_that_limit_holds(start: Start) -> None:
+    engine = start(EngineSize(max_num_batched_tokens=128, max_num_seqs=4, long_prefill_token_threshold=120))
+    engine.add_offline("offline", prompt(400, 1), 5)
+    engine.step()
+    engine.add("online", prompt(20), 5)
+    assert scheduled(engine) == {"online": 20}
+    assert engine.scheduler.scheduler_config.long_prefill_token_threshold == 120
 
 
 def test_the_class_of_a_request_decides_its_objective(start: Start) -> None:

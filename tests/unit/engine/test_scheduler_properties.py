@@ -400,16 +400,16 @@ class Watched(FakeEngine):
 
     def landed(self) -> list[list[Any]]:
         """Blocks that are held for waiting requests."""
-        checkpoints = self.scheduler._checkpoints
+        checkpoints = self.scheduler._kv.checkpoints
         return checkpoints._landings.blocks if checkpoints is not None else []
 
     def check_host_memory(self) -> None:
         """Each slot holds what the tokens say by whose hash it is known."""
-        checkpoints, copies = self.scheduler._checkpoints, self._worker.copies
+        checkpoints, copies = self.scheduler._kv.checkpoints, self._worker.copies
         if checkpoints is None:
             return
         pool, size = checkpoints._pool, self.scheduler.block_size
-        unmade = {slot for plan in copies.waiting for _, slot in plan.saves}
+        unmade = {slot for plan in copies.waiting for _, slot in plan.all_saves}
         for request_id in pool.request_ids:
             request = self.scheduler.requests[request_id]
             slots = pool.find_slots(request_id, 0, pool.count_saved(request_id))
@@ -417,6 +417,11 @@ class Watched(FakeEngine):
             for number, slot in enumerate(slots):
                 if slot not in unmade and slot not in copies.bad_slots:
                     assert copies.host[slot] == expected[number * size : (number + 1) * size], f"slot {slot}"
+            tail = pool.find_tail(request_id)
+            if tail is not None and tail.slot not in unmade | copies.bad_slots:
+                end = tail.blocks * size + tail.tokens
+                expected = list(itertools.accumulate(request.all_token_ids[:end], extend, initial=0))[1:]
+                assert copies.host[tail.slot][: tail.tokens] == expected[tail.blocks * size :], f"slot {tail.slot}"
 
     def check_queues(self) -> None:
         scheduler = self.scheduler
@@ -481,8 +486,8 @@ class Watched(FakeEngine):
         assert not scheduler.deferred_waiting
         pool = scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
-        if scheduler._checkpoints is not None:
-            checkpoints = scheduler._checkpoints
+        if scheduler._kv.checkpoints is not None:
+            checkpoints = scheduler._kv.checkpoints
             assert checkpoints._pool.free_slots == self.scenario.host_slots
             assert (checkpoints._landings.blocks, len(checkpoints._in_flight), checkpoints._unproved) == ([], 0, {})
             # By KV block, however many requests have come and gone.

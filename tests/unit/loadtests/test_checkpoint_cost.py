@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from loadtests import checkpoint_cost
-from loadtests.checkpoint_cost import CheckpointReport, Resumption, measure_copies, render
+from loadtests.checkpoint_cost import measure_copies
+from loadtests.checkpoint_report import CheckpointReport, Resumption, render
 from loadtests.report import Ratio
 
 REPORT = CheckpointReport(
@@ -39,15 +40,16 @@ def test_both_kinds_of_copies_are_made_and_timed(monkeypatch: pytest.MonkeyPatch
     assert min(*ours, *plain) > 0
 
 
-def test_the_table_has_ratios_with_their_spread() -> None:
+def test_the_table_has_ratios_with_their_spread_and_verdicts() -> None:
     console = Console(width=140, file=io.StringIO(), record=True)
     console.print(render(REPORT))
     printed = " ".join(console.export_text().split())
     for expected in (
-        "0.80 (0.70 to 0.90)",
-        "1/8.0 (1/5.0 to 1/10.0)",
-        "0.990 (0.980 to 1.010)",
+        "copy of blocks / plain copy 0.800 0.700 to 0.900 >= 0.7 >= 0.9 met",
+        "resume / recompute, float32 1/8.0 1/10.0 to 1/5.0 <= 1/6 <= 1/20 met, unsure",
+        "tokens recomputed, float32 64 <= 128 <= 0 met",
+        "throughput, on / off 0.990 0.980 to 1.010 >= 0.97 >= 0.995 met",
         "7.0 blocks a second",
-        "float32",
+        "50 and 400 ms (float32)",
     ):
         assert expected in printed

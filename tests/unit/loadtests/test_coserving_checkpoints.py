@@ -76,9 +76,9 @@ def test_the_tables_compare_with_a_run_without_and_say_where_the_time_goes() -> 
     # 150 tokens, where a block has 128.
     assert verdicts["Tokens recomputed a preemption"] == "missed"
 
-    console = Console(file=io.StringIO(), width=120)
+    console = Console(file=io.StringIO(), width=120, record=True)
     print_workload(console, report)
-    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    printed = console.export_text()
     assert "100 KV blocks saved, 60 restored" in printed
     assert "no-checkpoints: 4 offline requests preempted, 9,000 tokens" in printed
 

@@ -14,6 +14,7 @@ from conserve.policy.checkpoint import (
     choose_saves,
     count_blocks_at_risk,
     count_restorable,
+    count_tail_tokens,
     limit_blocks,
     list_drops,
 )
@@ -92,3 +93,6 @@ def test_all_but_the_last_token_can_come_back() -> None:
     assert count_restorable(saved_blocks=6, cached_blocks=2, tokens=97, block_size=16) == 6
     assert count_restorable(saved_blocks=6, cached_blocks=2, tokens=96, block_size=16) == 5
     assert count_restorable(saved_blocks=1, cached_blocks=2, tokens=97, block_size=16) == 2
+    assert count_tail_tokens(saved_tokens=9, blocks=2, tokens=50, block_size=16) == 9
+    assert count_tail_tokens(saved_tokens=9, blocks=2, tokens=41, block_size=16) == 8
+    assert count_tail_tokens(saved_tokens=9, blocks=2, tokens=33, block_size=16) == 0

@@ -157,6 +157,7 @@ def test_preempted_come_first_and_those_with_most_work_before_the_rest() -> None
     backlog.add(0, 0, "a")
     for number, computed_tokens in ((1, 50), (2, 900), (3, 50)):
         backlog.add_front(number, number, "b", computed_tokens)
+    assert [backlog.list_preempted(most) for most in (0, 2, 9)] == [[], [2, 3], [2, 3, 1]]
     assert pop_all(backlog) == [2, 3, 1, 0]
 
 
