@@ -8,7 +8,7 @@ import structlog
 
 from conserve.config import EMBEDDED_REDIS, Settings
 from conserve.harvest.board import CapacityBoard
-from conserve.harvest.controller import HarvestController
+from conserve.harvest.controller import HarvestController, weights_of
 from conserve.jobs import embedded
 from conserve.jobs.errors import EmbeddedServerError
 from conserve.jobs.files import FileStore
@@ -66,7 +66,7 @@ class ConServeController:
         settings = self._settings
         queue = JobQueue(redis, settings)
         board = CapacityBoard(redis, settings.jobs.namespace, settings.harvest.allotment_ttl_ms)
-        controller = HarvestController(board, queue, settings.harvest)
+        controller = HarvestController(board, queue, settings.harvest, weights_of(settings.tenants))
         store = FileStore(settings.files_url)
         keeper = BatchKeeper(redis, store, settings, self._models)
         async with asyncio.TaskGroup() as group:

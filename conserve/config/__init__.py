@@ -18,19 +18,24 @@ from conserve.config.sections import (
     Settings,
     SloSettings,
 )
+from conserve.config.tenants import DEFAULT_TENANT, FlexSettings, TenantSettings, digest_key
 
 __all__ = [
     "DEFAULT_CLASS",
+    "DEFAULT_TENANT",
     "EMBEDDED_REDIS",
     "ENV_NOT_SETTINGS",
     "ENV_PREFIX",
     "ENV_TEST_PREFIX",
     "EngineSettings",
+    "FlexSettings",
     "HarvestSettings",
     "JobsSettings",
     "RequestClass",
     "Settings",
     "SettingsError",
     "SloSettings",
+    "TenantSettings",
+    "digest_key",
     "load_settings",
 ]

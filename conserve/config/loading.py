@@ -108,9 +108,15 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"{path}: there is no such setting.{_hint(path, names)}")
         else:
             what = problem["msg"].removeprefix("Value error, ")
-            value = "" if isinstance(problem["input"], dict | BaseModel) else f" (it is {problem['input']!r})"
+            is_hidden = isinstance(problem["input"], dict | BaseModel) or _may_hold_keys(problem["loc"])
+            value = "" if is_hidden else f" (it is {problem['input']!r})"
             lines.append(f"{path or 'settings'}: {what}{value}")
     return "\n".join(lines)
+
+
+def _may_hold_keys(path: tuple[int | str, ...]) -> bool:
+    """Whether what stands there may be an API key, or hold one: it is not to be seen in any log."""
+    return path[:1] == ("tenants",) and (len(path) <= 2 or path[2] == "api_keys")
 
 
 def _hint(name: str, known: Any) -> str:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -17,14 +15,13 @@ from pydantic import (
     model_validator,
 )
 
+from conserve.config.section import Section as _Section
+from conserve.config.tenants import FlexSettings, TenantSettings, check_tenants
+
 EMBEDDED_REDIS = "embedded"
 
 DEFAULT_CLASS = "default"
 """The class of online requests that name none."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class ModelSettings(_Section):
@@ -288,6 +285,12 @@ class Settings(_Section):
     slo: SloSettings = SloSettings()
     harvest: HarvestSettings = HarvestSettings()
     jobs: JobsSettings = JobsSettings()
+    flex: FlexSettings = FlexSettings()
+    tenants: dict[str, TenantSettings] = Field(
+        default_factory=dict,
+        max_length=10_000,
+        description="Tenants by name. As soon as one has a key, batches, files and flex requests need one.",
+    )
     http: HttpSettings = HttpSettings()
     replicas: int = Field(1, ge=1, le=1024, description="Engine replicas.")
     state_dir: Path = Field(
@@ -299,6 +302,12 @@ class Settings(_Section):
         if self.model.task == "embed" and self.engine.mode != "stock":
             raise ValueError("`model.task: embed` needs `engine.mode: stock`: ConServe's scheduler is for generation")
         return self
+
+    @field_validator("tenants")
+    @classmethod
+    def _check_tenants(cls, value: dict[str, TenantSettings]) -> dict[str, TenantSettings]:
+        check_tenants(value)
+        return value
 
     @field_validator("state_dir")
     @classmethod

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from redis.exceptions import RedisError
 
 from conserve.config import HarvestSettings
 from conserve.harvest.board import CapacityBoard
-from conserve.harvest.controller import demands_of, rule_of
+from conserve.harvest.controller import demands_of, rule_of, uses_of
 from conserve.jobs.queue import JobQueue
-from conserve.policy.allotment import Allotment, ReplicaCapacity, allot
-from conserve.policy.ordering import JobDemand
+from conserve.policy.allotment import Allotment, JobShare, ReplicaCapacity, allot
+from conserve.policy.fair_shares import FairShares
+from conserve.policy.turns import ShareTurns
 
 
 class AllotmentSource:
-    """Keeps the newest allotment of a replica.
+    """Keeps the newest allotment of a replica, and whose turn it is in it.
 
     It expires by this process's own clock, `allotment_ttl_ms` after it was last read: no two clocks are compared.
+
+    Args:
+        board, queue: What is read.
+        settings: Thresholds and times.
+        replica_id: Whose allotment it is.
+        clock: Seconds, monotonic.
+        weights: Of tenants, for the time without a controller.
     """
 
     def __init__(
@@ -28,6 +36,7 @@ class AllotmentSource:
         settings: HarvestSettings,
         replica_id: str,
         clock: Callable[[], float] = time.monotonic,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self._board = board
         self._queue = queue
@@ -35,15 +44,22 @@ class AllotmentSource:
         self._ttl_s = settings.allotment_ttl_ms / 1000
         self._replica_id = replica_id
         self._clock = clock
+        self._shares = FairShares(weights)
         # A replica that has just started gives the controller as much time as one that has heard from it.
         self._heard_at_s = clock()
         self._allotment = Allotment(window=0)
+        self._turns = ShareTurns(())
         self.alone = False
 
     @property
     def allotment(self) -> Allotment:
         """What may be harvested now."""
         return self._allotment
+
+    @property
+    def turn(self) -> JobShare | None:
+        """The batch to claim from next, and how many of its requests at most; None: there is nothing to claim."""
+        return self._turns.current
 
     async def refresh(self, capacity: ReplicaCapacity) -> None:
         """Reads the controller's word; without one for too long, decides by the same rule from what is known here.
@@ -57,26 +73,35 @@ class AllotmentSource:
             self._decide_alone_when_expired(capacity)
             raise
         if heard is not None:
-            self._allotment, self._heard_at_s, self.alone = heard, self._clock(), False
+            self._heard_at_s, self.alone = self._clock(), False
+            self._follow(heard)
             return
         self._decide_alone_when_expired(capacity)
         if self.alone:
             # The controller is gone but Redis is there: the order is known better than from memory.
-            demands = demands_of(await self._queue.active_summaries())
-            self._allotment = self._decide(capacity, demands)
+            batches = await self._queue.active_summaries()
+            self._shares.settle(demands_of(batches), uses_of(batches))
+            self._follow(self._decide(capacity))
+
+    def mark_taken(self, batch_id: str, count: int) -> None:
+        """So many requests of a batch were claimed in its turn."""
+        self._turns.take(batch_id, count)
 
     def mark_empty(self, batch_id: str) -> None:
-        """Takes a batch that has nothing to claim out of the order, until the next word."""
-        batch_ids = tuple(one for one in self._allotment.batch_ids if one != batch_id)
-        self._allotment = Allotment(self._allotment.window, batch_ids)
+        """Takes a batch that has nothing to claim out of the turns, until the next word."""
+        self._turns.drop(batch_id)
+
+    def _follow(self, allotment: Allotment) -> None:
+        self._allotment = allotment
+        self._turns = ShareTurns(allotment.jobs)
 
     def _decide_alone_when_expired(self, capacity: ReplicaCapacity) -> None:
         if self._clock() - self._heard_at_s < self._ttl_s:
             return
         self.alone = True
-        window = self._decide(capacity, []).window
-        self._allotment = Allotment(window, self._allotment.batch_ids)
+        window = self._decide(capacity).window
+        self._allotment = Allotment(window, self._allotment.jobs)
 
-    def _decide(self, capacity: ReplicaCapacity, demands: list[JobDemand]) -> Allotment:
-        decided = allot([capacity], demands, self._rule, {self._replica_id: self._allotment.window})
+    def _decide(self, capacity: ReplicaCapacity) -> Allotment:
+        decided = allot([capacity], self._shares, self._rule, {self._replica_id: self._allotment.window})
         return decided[self._replica_id]

@@ -1,21 +1,23 @@
 """The cluster-wide loop: reads all capacity reports and all batches, writes an allotment for every replica.
 
-It holds no state that matters: killed and started anew, it goes on from what is in Redis.
+It holds no state that matters: killed and started anew, it goes on from what is in Redis. What tenants are ahead or
+behind of each other at that moment is forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 from redis.exceptions import RedisError
 
-from conserve.config import HarvestSettings
+from conserve.config import HarvestSettings, TenantSettings
 from conserve.harvest.board import CapacityBoard
 from conserve.jobs.batch import ActiveBatch, BatchStatus
 from conserve.jobs.queue import JobQueue
 from conserve.policy.allotment import Allotment, WindowRule, allot
+from conserve.policy.fair_shares import FairShares, JobUse
 from conserve.policy.ordering import JobDemand
 
 log = structlog.get_logger(__name__)
@@ -34,6 +36,11 @@ def rule_of(settings: HarvestSettings) -> WindowRule:
     )
 
 
+def weights_of(tenants: Mapping[str, TenantSettings]) -> dict[str, float]:
+    """The weights that the settings give to tenants."""
+    return {name: tenant.weight for name, tenant in tenants.items()}
+
+
 def demands_of(batches: Sequence[ActiveBatch]) -> list[JobDemand]:
     """The batches that have work to give."""
     return [
@@ -44,21 +51,46 @@ def demands_of(batches: Sequence[ActiveBatch]) -> list[JobDemand]:
             expires_at=batch.expires_at_ms / 1000,
             ready=batch.ready,
             priority=batch.priority,
+            tenant=batch.tenant,
+            request_tokens=batch.request_tokens,
+            prefix=batch.prefix,
         )
         for batch in batches
         if batch.status is BatchStatus.IN_PROGRESS and not batch.paused and batch.model is not None
     ]
 
 
-class HarvestController:
-    """Decides which jobs' work goes to which replica and how much of it is in flight there."""
+def uses_of(batches: Sequence[ActiveBatch]) -> dict[str, JobUse]:
+    """Tokens that each batch has used, or is expected to use for what runs of it."""
+    return {
+        batch.batch_id: JobUse(batch.tenant, batch.model, batch.tokens_used + batch.leased * batch.request_tokens)
+        for batch in batches
+        if batch.model is not None
+    }
 
-    def __init__(self, board: CapacityBoard, queue: JobQueue, settings: HarvestSettings) -> None:
+
+class HarvestController:
+    """Decides which jobs' work goes to which replica and how much of it is in flight there.
+
+    Args:
+        board, queue: What is read and written.
+        settings: Thresholds and times.
+        weights: Of tenants; 1 where it is not said.
+    """
+
+    def __init__(
+        self,
+        board: CapacityBoard,
+        queue: JobQueue,
+        settings: HarvestSettings,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         self._board = board
         self._queue = queue
         self._rule = rule_of(settings)
         self._period_s = settings.report_period_ms / 1000
         self._windows: dict[str, int] = {}
+        self._shares = FairShares(weights)
 
     async def step(self) -> dict[str, Allotment]:
         """One round: reports and batches in, allotments out.
@@ -68,7 +100,8 @@ class HarvestController:
         """
         reports = await self._board.read_reports()
         batches = await self._queue.active_summaries()
-        allotments = allot([report.to_capacity() for report in reports], demands_of(batches), self._rule, self._windows)
+        self._shares.settle(demands_of(batches), uses_of(batches))
+        allotments = allot([report.to_capacity() for report in reports], self._shares, self._rule, self._windows)
         await self._board.publish_allotments(allotments)
         self._windows = {replica_id: allotment.window for replica_id, allotment in allotments.items()}
         return allotments

@@ -20,6 +20,7 @@ from conserve.config import Settings
 from conserve.harvest.allotment_source import AllotmentSource
 from conserve.harvest.attempt import AttemptRunner, Fault, OfflineEngine, find_fault
 from conserve.harvest.board import CapacityBoard
+from conserve.harvest.controller import weights_of
 from conserve.harvest.held_work import HeldWork
 from conserve.harvest.messages import CapacityReport
 from conserve.jobs.batch import Batch, ClaimedRequest
@@ -72,7 +73,9 @@ class Harvester:
         self._epoch = secrets.token_hex(8)
         self._runner = AttemptRunner(engine, store, settings.jobs.request_timeout_s)
         self._writer = ResultWriter(queue, store, self._epoch)
-        self._source = AllotmentSource(board, queue, settings.harvest, replica_id)
+        self._source = AllotmentSource(
+            board, queue, settings.harvest, replica_id, weights=weights_of(settings.tenants)
+        )
         self._held = HeldWork()
         self._batches: dict[str, Batch] = {}
         self._wake = asyncio.Event()
@@ -163,14 +166,16 @@ class Harvester:
             return
         if self._held.has_alone:
             return
-        for batch_id in self._source.allotment.batch_ids:
-            room = self._source.allotment.window - self._held.running_count
+        while (turn := self._source.turn) is not None:
+            batch_id = turn.batch_id
+            room = min(self._source.allotment.window - self._held.running_count, turn.most)
             if room <= 0:
                 return
             batch = await self._find_batch(batch_id)
             if batch is None:
                 continue
             claimed = await self._claim(batch_id, room)
+            self._source.mark_taken(batch_id, len(claimed))
             for request in claimed:
                 task = asyncio.create_task(self._run(request, batch))
                 self._held.add(request, task)

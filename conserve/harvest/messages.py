@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from conserve.policy.allotment import Allotment, ReplicaCapacity, ReplicaState
+from conserve.policy.allotment import Allotment, JobShare, ReplicaCapacity, ReplicaState
 
 
 class _Message(BaseModel):
@@ -46,6 +46,7 @@ class CapacityReport(_Message):
             online_running=self.online_running,
             online_waiting=self.online_waiting,
             kv_usage=self.kv_usage,
+            offline_running=self.offline_running,
         )
 
 
@@ -53,13 +54,13 @@ class AllotmentMessage(_Message):
     """What the controller lets a replica harvest, until it expires."""
 
     window: int = Field(ge=0)
-    batch_ids: tuple[str, ...] = ()
+    jobs: tuple[JobShare, ...] = ()
 
     @classmethod
     def of(cls, allotment: Allotment) -> AllotmentMessage:
         """The message that carries `allotment`."""
-        return cls(window=allotment.window, batch_ids=allotment.batch_ids)
+        return cls(window=allotment.window, jobs=allotment.jobs)
 
     def to_allotment(self) -> Allotment:
         """The allotment that the message carries."""
-        return Allotment(window=self.window, batch_ids=self.batch_ids)
+        return Allotment(window=self.window, jobs=self.jobs)

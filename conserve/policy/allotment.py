@@ -7,13 +7,16 @@ rises, and is shut when either is high. Two thresholds for each (shut at, open a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
-from conserve.policy.ordering import JobDemand, order_jobs
+from conserve.policy.fair_shares import FairShares
 
 ReplicaState = Literal["starting", "serving", "draining"]
+
+LOOKAHEAD: Final = 4
+"""A replica is offered so many windows of requests: what may be done until it hears anew, and some that others take."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class ReplicaCapacity:
     """What a replica says about itself.
 
     `online_running` and `online_waiting` count online requests that have and have not got their first token;
-    `kv_usage` is the share of KV blocks in use, 0 to 1.
+    `kv_usage` is the share of KV blocks in use, 0 to 1; `offline_running` counts what is in flight of its window.
     """
 
     replica_id: str
@@ -30,6 +33,7 @@ class ReplicaCapacity:
     online_running: int = 0
     online_waiting: int = 0
     kv_usage: float = 0.0
+    offline_running: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,19 @@ class WindowRule:
     open_at_kv_usage: float
 
 
+class JobShare(NamedTuple):
+    """The most requests of a batch that are taken in one turn."""
+
+    batch_id: str
+    most: int
+
+
 @dataclass(frozen=True)
 class Allotment:
-    """What a replica may harvest: so many offline requests in flight, taken from these batches in this order."""
+    """What a replica may harvest: so many offline requests in flight, taken in these turns; see `turns.ShareTurns`."""
 
     window: int
-    batch_ids: tuple[str, ...] = ()
+    jobs: tuple[JobShare, ...] = ()
 
 
 def window_of(capacity: ReplicaCapacity, rule: WindowRule, previous_window: int | None) -> int:
@@ -74,16 +85,49 @@ def window_of(capacity: ReplicaCapacity, rule: WindowRule, previous_window: int 
 
 def allot(
     capacities: Iterable[ReplicaCapacity],
-    jobs: Iterable[JobDemand],
+    shares: FairShares,
     rule: WindowRule,
     previous_windows: Mapping[str, int],
 ) -> dict[str, Allotment]:
-    """The allotment of every replica, by replica id. A job goes only where its model is served."""
-    ordered = order_jobs(jobs)
-    return {
-        capacity.replica_id: Allotment(
-            window=window_of(capacity, rule, previous_windows.get(capacity.replica_id)),
-            batch_ids=tuple(job.batch_id for job in ordered if job.ready > 0 and job.model == capacity.model),
-        )
-        for capacity in capacities
-    }
+    """The allotment of every replica, by replica id. A job goes only where its model is served.
+
+    Args:
+        capacities: What the replicas have reported last.
+        shares: Whose turn it is, settled just before.
+        rule: The thresholds.
+        previous_windows: The windows that they had so far.
+    """
+    replicas = list(capacities)
+    windows = {one.replica_id: window_of(one, rule, previous_windows.get(one.replica_id)) for one in replicas}
+    jobs: dict[str, tuple[JobShare, ...]] = {}
+    for model in dict.fromkeys(one.model for one in replicas):
+        serving = [one for one in replicas if one.model == model]
+        dealt = shares.deal(model, LOOKAHEAD * sum(windows[one.replica_id] for one in serving))
+        jobs |= _hand_out(dealt, serving, windows)
+    return {replica_id: Allotment(window, jobs.get(replica_id, ())) for replica_id, window in windows.items()}
+
+
+def _hand_out(
+    dealt: Sequence[tuple[str, int]], serving: Sequence[ReplicaCapacity], windows: Mapping[str, int]
+) -> dict[str, tuple[JobShare, ...]]:
+    """Hands requests to replicas one by one in turn: first those that can begin at once, then what may come after."""
+    handed: dict[str, list[JobShare]] = {one.replica_id: [] for one in serving}
+    free = {one.replica_id: max(0, windows[one.replica_id] - one.offline_running) for one in serving}
+    rest = {name: LOOKAHEAD * windows[name] - room for name, room in free.items()}
+    # Who has most room comes first, so that a single request goes where nothing holds it up.
+    order = sorted(free, key=lambda name: -free[name])
+    places = (name for room in (free, rest) for name in _take_turns(order, room))
+    for batch_id, count in dealt:
+        for _, name in zip(range(count), places, strict=False):
+            own = handed[name]
+            if own and own[-1].batch_id == batch_id:
+                own[-1] = JobShare(batch_id, own[-1].most + 1)
+            else:
+                own.append(JobShare(batch_id, 1))
+    return {name: tuple(own) for name, own in handed.items()}
+
+
+def _take_turns(order: Sequence[str], room: Mapping[str, int]) -> Iterator[str]:
+    """Names in turn, each as often as it has room."""
+    for turn in range(max(room.values(), default=0)):
+        yield from (name for name in order if room[name] > turn)

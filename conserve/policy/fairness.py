@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -68,7 +68,7 @@ class DeficitRoundRobin:
             if left[tenant]:
                 # Its quantum is over: what it could not use is added to the next one.
                 self.turns.append(tenant)
-                self.deficits[tenant] += QUANTUM_TOKENS * max(weights.get(tenant, 1.0), 1e-6)
+                self.deficits[tenant] += _quantum(tenant, weights)
                 self._skip_rounds(left, weights)
             else:
                 del self.deficits[tenant]
@@ -78,6 +78,26 @@ class DeficitRoundRobin:
         """Requests of a tenant have taken more than was expected (or less: negative)."""
         if tenant in self.deficits:
             self.deficits[tenant] -= tokens
+
+    def settle(self, tenants: Collection[str], used: Mapping[str, float], weights: Mapping[str, float]) -> None:
+        """Takes note of who has work, and of the tokens that were really used since the last time.
+
+        For who deals on copies, since what is dealt is not always taken. Only differences between tenants count, so all
+        are moved by as many rounds as give the one that is furthest behind one quantum: credit does not pile up while
+        nobody takes anything.
+
+        Args:
+            tenants: Those with work.
+            used: Tokens, by tenant; what is given back is negative.
+            weights: Of tenants; 1 where it is not said.
+        """
+        self._follow(dict.fromkeys(tenants))
+        for tenant, tokens in used.items():
+            self.charge(tenant, tokens)
+        quanta = {tenant: _quantum(tenant, weights) for tenant in self.deficits}
+        most = max((self.deficits[tenant] / quantum for tenant, quantum in quanta.items()), default=0.0)
+        for tenant, quantum in quanta.items():
+            self.deficits[tenant] += (1.0 - most) * quantum
 
     def _follow(self, left: Mapping[str, object]) -> None:
         """Who has no work is out; who is new comes last, with nothing to its credit."""
@@ -101,14 +121,16 @@ class DeficitRoundRobin:
     def _skip_rounds(self, left: Mapping[str, deque[JobWork]], weights: Mapping[str, float]) -> None:
         """Rounds in which nobody could afford a request are gone through at once."""
         missing = [
-            (left[tenant][0].request_tokens - self.deficits[tenant])
-            / (QUANTUM_TOKENS * max(weights.get(tenant, 1.0), 1e-6))
-            for tenant in self.turns
+            (left[tenant][0].request_tokens - self.deficits[tenant]) / _quantum(tenant, weights) for tenant in self.turns
         ]
         rounds = math.floor(min(missing))
         if rounds > 0:
             for tenant in self.turns:
-                self.deficits[tenant] += rounds * QUANTUM_TOKENS * max(weights.get(tenant, 1.0), 1e-6)
+                self.deficits[tenant] += rounds * _quantum(tenant, weights)
+
+
+def _quantum(tenant: str, weights: Mapping[str, float]) -> float:
+    return QUANTUM_TOKENS * max(weights.get(tenant, 1.0), 1e-6)
 
 
 def _merge(dealt: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

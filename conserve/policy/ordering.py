@@ -11,7 +11,8 @@ class JobDemand:
     """Work that one batch still has to offer.
 
     Times are seconds since the epoch. `ready` counts requests that nobody has claimed. Of two batches the one of the
-    higher `priority` goes first.
+    higher `priority` goes first. `request_tokens` is what one request takes on average, prompt and output; of two batches
+    with the same `prefix` the prompts begin alike (empty: with nothing in common).
     """
 
     batch_id: str
@@ -20,6 +21,9 @@ class JobDemand:
     expires_at: float
     ready: int
     priority: int = 0
+    tenant: str = "default"
+    request_tokens: float = 1_024.0
+    prefix: str = ""
 
 
 def order_jobs(jobs: Iterable[JobDemand]) -> list[JobDemand]:

@@ -1,0 +1,70 @@
+"""What tenants have used and who comes next: keeps the deficits of `fairness` true to what really happened.
+
+What is dealt out is an offer: a replica may take less of it, or go through it twice. So nothing is charged for what was
+dealt, but for what batches are seen to have used: tokens of their finished requests, and those that are expected of the
+running ones.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from conserve.policy.fairness import DeficitRoundRobin, JobWork
+from conserve.policy.ordering import JobDemand, order_jobs
+from conserve.policy.prefix_groups import keep_prefixes_together
+
+
+class JobUse(NamedTuple):
+    """Tokens that a batch has taken so far, and is expected to take for what runs."""
+
+    tenant: str
+    model: str
+    tokens: float
+
+
+class FairShares:
+    """Shares places among the tenants of each model.
+
+    Args:
+        weights: Of tenants; 1 where it is not said.
+    """
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        self._weights = dict(weights or {})
+        self._robins: dict[str, DeficitRoundRobin] = {}
+        self._work: dict[str, dict[str, list[JobWork]]] = {}
+        self._seen: dict[str, float] = {}
+
+    def settle(self, jobs: Sequence[JobDemand], uses: Mapping[str, JobUse]) -> None:
+        """Takes note of the work that there is, and of what was used since the last time.
+
+        Args:
+            jobs: Batches with requests that can be taken, of all models.
+            uses: Of all batches that have not ended, by id. One that is seen for the first time is charged nothing for
+                what it has used before.
+        """
+        demands: dict[str, dict[str, list[JobDemand]]] = defaultdict(lambda: defaultdict(list))
+        for job in order_jobs(jobs):
+            if job.ready > 0:
+                demands[job.model][job.tenant].append(job)
+        used: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for batch_id, use in uses.items():
+            used[use.model][use.tenant] += use.tokens - self._seen.get(batch_id, use.tokens)
+        self._seen = {batch_id: use.tokens for batch_id, use in uses.items()}
+        self._robins = {model: self._robins.get(model, DeficitRoundRobin()) for model in demands}
+        self._work = {model: {name: _to_work(own) for name, own in tenants.items()} for model, tenants in demands.items()}
+        for model, robin in self._robins.items():
+            robin.settle(self._work[model], used[model], self._weights)
+
+    def deal(self, model: str, places: int) -> list[tuple[str, int]]:
+        """Offers so many places: batches of a model and how many of their requests, in the order to take them in."""
+        if model not in self._work:
+            return []
+        return copy.deepcopy(self._robins[model]).deal(self._work[model], self._weights, places)
+
+
+def _to_work(jobs: Sequence[JobDemand]) -> list[JobWork]:
+    return [JobWork(job.batch_id, job.ready, job.request_tokens) for job in keep_prefixes_together(jobs)]
