@@ -11,12 +11,20 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from conserve.jobs.errors import ApiError, NotDurableError
+from conserve.jobs.errors import ApiError, NotDurableError, QuotaExceededError
 
 _log = structlog.get_logger(__name__)
 
 _RETRY_AFTER_S = 5
 _SHOWN = 80
+
+_RETRY_QUOTA_AFTER_S = 60
+_QUOTAS = {
+    "requests": ("queued_requests_exceeded", "queued requests"),
+    "tokens": ("tokens_in_flight_exceeded", "tokens in flight"),
+    "files": ("files_exceeded", "files"),
+    "bytes": ("file_bytes_exceeded", "bytes of files"),
+}
 
 _Parameters = ParamSpec("_Parameters")
 _Answer = TypeVar("_Answer")
@@ -64,6 +72,21 @@ def file_too_large(max_bytes: int) -> ApiError:
 def overloaded(message: str, code: str, retry_after_s: int) -> ApiError:
     """429: too many of something at once; later there may be room."""
     return ApiError(429, message, error_type="rate_limit_error", code=code, retry_after_s=retry_after_s)
+
+
+def over_quota(error: QuotaExceededError, param: str) -> ApiError:
+    """429: the tenant would have more than its quota. What is queued gets less by waiting, files do not."""
+    code, what = _QUOTAS[error.name]
+    message = f"Your limit is {error.limit} {what}: you have {error.used}, and this takes {error.asked}."
+    is_passing = error.name in ("requests", "tokens") and error.asked <= error.limit
+    return ApiError(
+        429,
+        message + ("" if is_passing else " Waiting does not help."),
+        error_type="rate_limit_error",
+        param=param,
+        code=code,
+        retry_after_s=_RETRY_QUOTA_AFTER_S if is_passing else None,
+    )
 
 
 def check_limit(limit: int, most: int) -> None:

@@ -12,6 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from conserve.config import DEFAULT_TENANT
+from conserve.policy.request_size import UNKNOWN_REQUEST_TOKENS, mean_request_tokens
+
 BATCH_ID = re.compile(r"batch_[A-Za-z0-9]{8,64}")
 FILE_PURPOSES = ("batch", "batch_output")
 FILE_ID = re.compile(r"file-[A-Za-z0-9]{8,64}")
@@ -62,6 +65,13 @@ class RequestState(StrEnum):
     DELAYED = "delayed"  # An attempt has failed; it can be claimed again when its delay is over.
     COMPLETED = "completed"  # A result of the model is committed; it goes to the output file. Ended.
     FAILED = "failed"  # An error is committed; it goes to the error file. Ended.
+
+
+class FlexKind(StrEnum):
+    """How the HTTP request of a flex request waits for it."""
+
+    WHOLE = "whole"  # For the whole answer.
+    STREAMED = "streamed"  # For each token.
 
 
 class BatchEndpoint(StrEnum):
@@ -129,7 +139,7 @@ class Batch(BaseModel):
     """The Batch object. Times are Unix seconds by the clock of the Redis server.
 
     `priority` and `paused_at` are not OpenAI's: batches of higher priority go first, and of one that was paused at that
-    time no further request is begun.
+    time no further request is begun. `tenant` and `flex` are not shown: whose it is, and how its one request waits.
     """
 
     id: str
@@ -156,6 +166,8 @@ class Batch(BaseModel):
     metadata: dict[str, str] | None = None
     priority: int = 0
     paused_at: int | None = None
+    tenant: str = Field(DEFAULT_TENANT, exclude=True)
+    flex: FlexKind | None = Field(None, exclude=True)
 
 
 class BatchList(BaseModel):
@@ -169,7 +181,7 @@ class BatchList(BaseModel):
 
 
 class FileObject(BaseModel):
-    """The File object. `created_at` is Unix seconds."""
+    """The File object. `created_at` is Unix seconds; `tenant`, whose it is, is not shown."""
 
     id: str
     object: Literal["file"] = "file"
@@ -179,6 +191,7 @@ class FileObject(BaseModel):
     purpose: Literal["batch", "batch_output"]
     status: Literal["processed"] = "processed"
     expires_at: int | None = None
+    tenant: str = Field(DEFAULT_TENANT, exclude=True)
 
 
 class FileList(BaseModel):
@@ -206,6 +219,8 @@ class ActiveBatch:
     `ready` (can be claimed now) and `leased` are requests; `ready` may count some that a late commit has settled.
     `outcome` is the status the batch will end with, from the moment its results are frozen. Of a `paused` batch nothing
     can be claimed. `output_expires_after_s` is counted from the creation of the output files; None: they stay.
+    `tokens_used` are those of all requests that are done, `tokens_guessed` what one was expected to take at first; of two
+    batches with the same `prefix` the prompts begin alike. Nobody waits any more for a flex request that was `let_go`.
     """
 
     batch_id: str
@@ -225,6 +240,17 @@ class ActiveBatch:
     priority: int = 0
     paused: bool = False
     output_expires_after_s: int | None = None
+    tenant: str = DEFAULT_TENANT
+    tokens_used: int = 0
+    tokens_guessed: int = UNKNOWN_REQUEST_TOKENS
+    prefix: str = ""
+    flex: FlexKind | None = None
+    let_go: bool = False
+
+    @property
+    def request_tokens(self) -> float:
+        """What one of its requests takes, prompt and output, on average."""
+        return mean_request_tokens(self.tokens_guessed, self.completed + self.failed, self.tokens_used)
 
 
 @dataclass(frozen=True, slots=True)

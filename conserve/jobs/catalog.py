@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
+from conserve.config import DEFAULT_TENANT
 from conserve.jobs.barrier import DiskBarrier
 from conserve.jobs.batch import FILE_PURPOSES, FileList, FileObject
 from conserve.jobs.clock import read_server_ms, to_ms
 from conserve.jobs.keys import Keys
+from conserve.jobs.ledger import Ledger
 from conserve.jobs.scripts import Scripts
 
 _LONGEST_UPLOAD_MS = 86_400_000
@@ -21,6 +23,13 @@ class FileRecord(NamedTuple):
     """What decides whether a file is kept. `expires_at_ms` is Unix milliseconds; None: it does not expire."""
 
     expires_at_ms: int | None
+
+
+class FileSize(NamedTuple):
+    """Bytes of a file, and its lines; fewer than there are where they were not counted."""
+
+    bytes: int
+    lines: int
 
 
 class FileCatalog:
@@ -36,24 +45,36 @@ class FileCatalog:
         self._keys = Keys(namespace)
         self._scripts = Scripts(redis)
         self._barrier = DiskBarrier(redis, self._keys)
+        self.ledger = Ledger(redis, self._keys)
 
     async def announce(self, file_id: str) -> None:
         """Says that content is about to be stored: if it is not recorded within a day, it is deleted."""
         await self.look_again(file_id, await read_server_ms(self._redis) + _LONGEST_UPLOAD_MS)
 
     async def put(
-        self, file_id: str, filename: str, purpose: str, size_bytes: int, expires_after_s: int | None = None
+        self,
+        file_id: str,
+        filename: str,
+        purpose: str,
+        size_bytes: int,
+        expires_after_s: int | None = None,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        lines: int = 0,
     ) -> FileObject:
         """Records a file whose content is stored; on disk when this returns. Repeating it changes nothing.
+
+        What it has of the tenant's quotas is the caller's to take before.
 
         Raises:
             NotDurableError: the server did not confirm in time.
         """
         fields = {"filename": filename, "purpose": purpose, "bytes": str(size_bytes)}
+        fields |= {"tenant": tenant, "lines": str(lines)}
         args: list[str | int] = [(expires_after_s or 0) * 1000, *(part for pair in fields.items() for part in pair)]
         created, expires = await self._scripts.run("put_file", [self._keys.file(file_id)], args)
         expires_at_ms = int(expires) or None
-        for index in (self._keys.files(), self._keys.files(purpose)):
+        for index in (self._keys.files(tenant), self._keys.files(tenant, purpose)):
             await self._redis.zadd(index, {file_id: int(created)})
         await self.look_again(file_id, expires_at_ms)
         await self._barrier.wait(file_id)
@@ -65,10 +86,16 @@ class FileCatalog:
         return next(iter(await self._read_visible([file_id])), None)
 
     async def page(
-        self, after: str | None, limit: int, *, purpose: str | None = None, newest_first: bool = True
+        self,
+        after: str | None,
+        limit: int,
+        *,
+        purpose: str | None = None,
+        newest_first: bool = True,
+        tenant: str = DEFAULT_TENANT,
     ) -> FileList | None:
-        """A page of files (of one purpose or of all) behind the file `after`; None when that is unknown."""
-        index = self._keys.files(purpose)
+        """A page of a tenant's files (of one purpose or of all) behind the file `after`; None when that is unknown."""
+        index = self._keys.files(tenant, purpose)
         start = 0
         if after is not None:
             rank = await (self._redis.zrevrank if newest_first else self._redis.zrank)(index, after)
@@ -91,10 +118,13 @@ class FileCatalog:
             has_more=len(found) > limit,
         )
 
-    async def pin(self, file_id: str, batch_id: str) -> str | None:
-        """Keeps a file from being deleted for the sake of a batch. Returns its purpose; None: there is no such file."""
+    async def pin(self, file_id: str, batch_id: str, tenant: str = DEFAULT_TENANT) -> str | None:
+        """Keeps a file from being deleted for the sake of a batch of the same tenant.
+
+        Returns its purpose; None: the tenant has no such file.
+        """
         keys = [self._keys.file(file_id), self._keys.file_users(file_id)]
-        purpose = await self._scripts.run("pin_file", keys, [batch_id])
+        purpose = await self._scripts.run("pin_file", keys, [batch_id, tenant, DEFAULT_TENANT])
         return None if purpose is None else str(purpose)
 
     async def unpin(self, file_id: str, batch_ids: Iterable[str]) -> None:
@@ -112,13 +142,16 @@ class FileCatalog:
 
         Its content is the caller's to delete, then `look_again(file_id, None)`; until that a crash is made up for.
         """
+        # Once the record is gone, only the ledger knows whose it was; so that comes last.
+        tenant = await self._redis.hget(self._keys.file(file_id), "tenant") or await self.ledger.tenant_of(file_id)
         due_ms = await read_server_ms(self._redis) + _LONGEST_DELETION_MS
         await self._redis.zadd(self._keys.due_files, {file_id: due_ms}, lt=True)
         keys = [self._keys.file(file_id), self._keys.file_users(file_id)]
         if int(await self._scripts.run("delete_file", keys)) < 0:
             return False
         for purpose in (None, *FILE_PURPOSES):
-            await self._redis.zrem(self._keys.files(purpose), file_id)
+            await self._redis.zrem(self._keys.files(tenant or DEFAULT_TENANT, purpose), file_id)
+        await self.ledger.drop(file_id)
         return True
 
     async def due(self, now_ms: int, most: int) -> list[str]:
@@ -136,6 +169,11 @@ class FileCatalog:
         """What is recorded of a file, expired or not; None: nothing."""
         purpose, expires = await self._redis.hmget(self._keys.file(file_id), "purpose", "expires_at_ms")
         return None if purpose is None else FileRecord(None if expires is None else int(expires))
+
+    async def size(self, file_id: str) -> FileSize:
+        """Of a file that is there."""
+        size, lines = await self._redis.hmget(self._keys.file(file_id), "bytes", "lines")
+        return FileSize(int(size or 0), int(lines or 0))
 
     async def _read_visible(self, file_ids: Sequence[str]) -> list[FileObject]:
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -161,5 +199,6 @@ def _to_file(file_id: str, fields: dict[str, str]) -> FileObject:
             "expires_at": None if expires is None else int(expires) // 1000,
             "filename": fields["filename"],
             "purpose": fields["purpose"],
+            "tenant": fields.get("tenant", DEFAULT_TENANT),
         }
     )

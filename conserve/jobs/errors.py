@@ -35,7 +35,12 @@ class ApiError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Headers of the HTTP answer besides its content type."""
-        return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        if self.retry_after_s is not None:
+            return {"Retry-After": str(self.retry_after_s)}
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        # What OpenAI's clients ask before they try a 429 again by themselves.
+        return {"x-should-retry": "false"} if self.status == 429 else {}
 
 
 def _printable(text: str) -> str:
@@ -74,3 +79,18 @@ class BatchEndedError(RuntimeError):
 
 class TooManyBatchesError(RuntimeError):
     """As many batches as allowed are active."""
+
+
+class QuotaExceededError(RuntimeError):
+    """A tenant would have more than it may: of `name` (as in `ledger.Holding`) it has `used` and asks for `asked`."""
+
+    def __init__(self, name: str, limit: int, used: int, asked: int) -> None:
+        super().__init__(f"the quota of {limit} {name}: {used} are in use, and this takes {asked}")
+        self.name = name
+        self.limit = limit
+        self.used = used
+        self.asked = asked
+
+
+class TooManyWaitingError(RuntimeError):
+    """As many flex requests as allowed are waiting."""

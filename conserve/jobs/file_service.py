@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
+from typing import Self
 
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from conserve.config import Settings
-from conserve.jobs.answers import answers_unavailable, check_limit, file_too_large, invalid, no_file
+from conserve.config import DEFAULT_TENANT, Settings
+from conserve.jobs.answers import answers_unavailable, check_limit, file_too_large, invalid, no_file, over_quota
 from conserve.jobs.batch import FILE_ID, FILE_PURPOSES, FileDeleted, FileList, FileObject
 from conserve.jobs.catalog import FileCatalog
-from conserve.jobs.errors import ApiError, FileTooLargeError
+from conserve.jobs.errors import ApiError, FileTooLargeError, QuotaExceededError
 from conserve.jobs.expiry import ExpiresAfter
 from conserve.jobs.files import FileStore
+from conserve.jobs.ledger import Holding
+from conserve.jobs.line_count import LineCount
 from conserve.jobs.retention import FileRetention
+from conserve.jobs.tenants import TenantDirectory
 
 _log = structlog.get_logger(__name__)
 
@@ -34,7 +40,11 @@ class FileContent:
 
 
 class FileService:
-    """Files. Every method raises `ApiError` for what a client did wrong and for outages."""
+    """The files of one tenant. Every method raises `ApiError` for what a client did wrong and for outages.
+
+    Attributes:
+        tenants: Who may be whose client.
+    """
 
     def __init__(self, redis: Redis, store: FileStore, settings: Settings) -> None:
         self._redis = redis
@@ -42,6 +52,14 @@ class FileService:
         self._settings = settings.jobs
         self._catalog = FileCatalog(redis, settings.jobs.namespace)
         self._retention = FileRetention(redis, store, settings)
+        self.tenants = TenantDirectory(settings.tenants)
+        self._tenant = DEFAULT_TENANT
+
+    def for_tenant(self, tenant: str) -> Self:
+        """The same service as a tenant sees it: what others have is not there. At first it is the default one's."""
+        service = copy.copy(self)
+        service._tenant = tenant
+        return service
 
     @property
     def max_file_bytes(self) -> int:
@@ -60,23 +78,28 @@ class FileService:
             raise invalid(f"'{purpose[:64]}' is not a supported purpose: use 'batch'.", "purpose")
         file_id = f"file-{uuid.uuid4().hex}"
         await self._catalog.announce(file_id)  # Also: before megabytes are stored that could not be recorded.
-        try:
-            size_bytes = await self._store.write_file(file_id, stream, self._settings.max_file_bytes)
-        except FileTooLargeError:
-            raise file_too_large(self._settings.max_file_bytes) from None
         kept_s = expires_after.seconds if expires_after else self._settings.input_files_kept_s
         name = filename[-_MAX_FILENAME:] or "file.jsonl"
+        count = LineCount()
         try:
-            return await self._catalog.put(file_id, name, purpose, size_bytes, kept_s)
-        except BaseException:
+            await self._hold(file_id, 0)
+            size_bytes = await self._store.write_file(file_id, count.watch(stream), self._settings.max_file_bytes)
+            await self._hold(file_id, size_bytes)
+            record = functools.partial(self._catalog.put, tenant=self._tenant, lines=count.lines)
+            return await record(file_id, name, purpose, size_bytes, kept_s)
+        except BaseException as error:
             await self._discard_unrecorded(file_id)
+            if isinstance(error, FileTooLargeError):
+                raise file_too_large(self._settings.max_file_bytes) from None
+            if isinstance(error, QuotaExceededError):
+                raise over_quota(error, "file") from None
             raise
 
     @answers_unavailable
     async def get_file(self, file_id: str) -> FileObject:
         """The File object of an id."""
         file = await self._catalog.get(file_id) if FILE_ID.fullmatch(file_id) else None
-        if file is None:
+        if file is None or file.tenant != self._tenant:
             raise no_file(file_id)
         return file
 
@@ -90,7 +113,9 @@ class FileService:
             raise invalid("'order' must be 'asc' or 'desc'.", "order")
         if purpose is not None and purpose not in FILE_PURPOSES:
             raise invalid(f"'purpose' must be one of: {', '.join(FILE_PURPOSES)}.", "purpose")
-        page = await self._catalog.page(after, limit, purpose=purpose, newest_first=order == "desc")
+        page = await self._catalog.page(
+            after, limit, purpose=purpose, newest_first=order == "desc", tenant=self._tenant
+        )
         if page is None:
             raise no_file(after or "", "after")
         return page
@@ -113,11 +138,16 @@ class FileService:
         first = await anext(chunks, b"")
         return FileContent(file, _resume(first, chunks))
 
+    async def _hold(self, file_id: str, size_bytes: int) -> None:
+        holding, limits = Holding(files=1, bytes=size_bytes), self.tenants.limits(self._tenant)
+        await self._catalog.ledger.hold(file_id, self._tenant, holding, limits)
+
     async def _discard_unrecorded(self, file_id: str) -> None:
         # A file that was recorded all the same (only its way to the disk is not known) stays: it can be listed.
         try:
             if await self._catalog.record(file_id) is None:
                 await self._store.delete_file(file_id)
+                await self._catalog.ledger.drop(file_id)
         except (RedisError, OSError) as error:
             _log.warning("content without a record stays for a day", file_id=file_id, reason=str(error))
 

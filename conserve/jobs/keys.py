@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from conserve.config import DEFAULT_TENANT
+
 SCHEMA_VERSION = "2"
 
 
@@ -25,6 +27,7 @@ class BatchKeys(NamedTuple):
     delayed: str  # sorted set: line -> time from which it can be claimed again, server milliseconds
     attempts: str  # hash: line -> its failed attempts as JSON, see `attempts.py`; only of lines that have any
     claims: str  # hash: epoch of a claimer -> token and lines of its last claim
+    stream: str  # stream: what a flex request has produced, and that it is done; see `flex_feed.py`
 
 
 class Keys:
@@ -32,8 +35,10 @@ class Keys:
 
     def __init__(self, namespace: str) -> None:
         self.schema = f"{namespace}:schema"
-        self.all_batches = f"{namespace}:{{index}}:batches"  # sorted set: batch id -> created, milliseconds
-        self.active_batches = f"{namespace}:{{index}}:active"  # the same, of batches that still need the keeper
+        self.active_batches = f"{namespace}:{{index}}:active"  # as `batches`, of those that still need the keeper
+        self.flex = f"{namespace}:{{index}}:flex"  # the same, of those of them that are flex requests
+        self.held = f"{namespace}:{{index}}:held"  # hash: batch or file -> tenant and amounts, see `lua/_ledger.lua`
+        self.used = f"{namespace}:{{index}}:used"  # hash: tenant and name of a quota -> sum of the amounts
         self.due_files = f"{namespace}:{{index}}:files:due"  # sorted set: file id -> when to look at it, milliseconds
         self._namespace = namespace
 
@@ -42,9 +47,14 @@ class Keys:
         base = f"{self._namespace}:batch:{{{batch_id}}}"
         return BatchKeys(base, *(f"{base}:{name}" for name in BatchKeys._fields[1:]))
 
-    def files(self, purpose: str | None = None) -> str:
-        """Sorted set: id of a file (of this purpose only) -> when it was recorded, milliseconds."""
-        return f"{self._namespace}:{{index}}:files" + (f":{purpose}" if purpose else "")
+    def batches(self, tenant: str) -> str:
+        """Sorted set: id of a batch of a tenant -> when it was created, milliseconds."""
+        return f"{self._namespace}:{{index}}:batches" + _of_tenant(tenant)
+
+    def files(self, tenant: str, purpose: str | None = None) -> str:
+        """Sorted set: id of a file of a tenant (of this purpose only) -> when it was recorded, milliseconds."""
+        purposes = f":{purpose}" if purpose else ""
+        return f"{self._namespace}:{{index}}:files" + purposes + _of_tenant(tenant)
 
     def file(self, file_id: str) -> str:
         """Hash: the fields of a File object."""
@@ -57,3 +67,8 @@ class Keys:
     def barrier(self, tag: str) -> str:
         """A short-lived key in the slot of a batch or file: what is written just before waiting for the disk."""
         return f"{self._namespace}:barrier:{{{tag}}}"
+
+
+def _of_tenant(tenant: str) -> str:
+    # What was there before there were tenants is the default one's, without being moved.
+    return "" if tenant == DEFAULT_TENANT else f":of:{tenant}"

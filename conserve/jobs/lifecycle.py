@@ -21,6 +21,9 @@ from conserve.jobs.batch import ActiveBatch, BatchError, BatchStatus, RequestCou
 from conserve.jobs.catalog import FileCatalog
 from conserve.jobs.errors import ValidatorReplacedError
 from conserve.jobs.files import FileStore
+from conserve.jobs.flex_cleanup import FlexCleanup
+from conserve.jobs.holdings import BatchHoldings
+from conserve.jobs.ledger import Holding
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.validation import InputValidator, RequestRange
 
@@ -63,6 +66,8 @@ class BatchKeeper:
         self._clock = clock
         self._queue = JobQueue(redis, settings)
         self._catalog = FileCatalog(redis, settings.jobs.namespace)
+        self._holdings = BatchHoldings(self._queue.ledger)
+        self._flex = FlexCleanup(self._queue, self._catalog, store)
         self._validator_token = secrets.token_hex(16)
         self._server_run_id: str | None = None
         self._reap_from_s = 0.0
@@ -113,6 +118,7 @@ class BatchKeeper:
             for batch_id in admitted.keys() - {batch.batch_id for batch in batches}:
                 if now_ms - admitted[batch_id] > _CREATION_MS:
                     await self._queue.forget(batch_id)
+            await self._holdings.follow(batches)
             for batch in batches:
                 await self._advance(batch, now_ms)
             for batch_id in self._troubles.keys() - admitted.keys():
@@ -135,7 +141,10 @@ class BatchKeeper:
         trouble = self._troubles.get(batch.batch_id)
         if batch.batch_id in self._slow or (trouble and self._clock() < trouble.not_before_s):
             return
-        if batch.status.ended:
+        if batch.flex is not None and (batch.outcome is not None or batch.status.ended):
+            if self._flex.is_due(batch, now_ms):
+                self._start(batch, self._flex.delete)
+        elif batch.status.ended:
             self._start(batch, self._retire)
         elif batch.outcome is not None:
             self._start(batch, self._finalize)
@@ -202,7 +211,8 @@ class BatchKeeper:
         if validator.problems:
             await self._queue.fail(batch.batch_id, token, validator.problems)
         else:
-            await self._queue.start(batch.batch_id, token, validator.total, validator.model or "")
+            prefix = validator.prefix.digest
+            await self._queue.start(batch.batch_id, token, validator.total, validator.model or "", prefix)
         _log.info(
             "validated batch", batch_id=batch.batch_id, requests=validator.total, problems=len(validator.problems)
         )
@@ -222,7 +232,10 @@ class BatchKeeper:
             if file is not None:
                 file_name = f"{batch.batch_id}_{name}.jsonl"
                 kept_s = batch.output_expires_after_s
-                await self._catalog.put(file.id, file_name, "batch_output", file.bytes, kept_s)
+                await self._catalog.ledger.hold(file.id, batch.tenant, Holding(files=1, bytes=file.bytes))
+                await self._catalog.put(
+                    file.id, file_name, "batch_output", file.bytes, kept_s, tenant=batch.tenant, lines=file.lines
+                )
         output, error = manifest.output, manifest.error
         counts = RequestCounts(
             total=batch.total, completed=output.lines if output else 0, failed=error.lines if error else 0

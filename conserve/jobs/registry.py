@@ -11,7 +11,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from conserve.config import Settings
+from conserve.config import DEFAULT_TENANT, Settings
 from conserve.jobs.barrier import DiskBarrier
 from conserve.jobs.batch import (
     ActiveBatch,
@@ -21,11 +21,20 @@ from conserve.jobs.batch import (
     BatchList,
     BatchStatus,
     BatchUsage,
+    FlexKind,
     RequestCounts,
 )
-from conserve.jobs.errors import BatchEndedError, NotDurableError, TooManyBatchesError, ValidatorReplacedError
+from conserve.jobs.errors import (
+    BatchEndedError,
+    NotDurableError,
+    TooManyBatchesError,
+    TooManyWaitingError,
+    ValidatorReplacedError,
+)
 from conserve.jobs.keys import Keys
+from conserve.jobs.ledger import NO_LIMITS, Holding, Ledger, Limits
 from conserve.jobs.scripts import Scripts
+from conserve.policy.request_size import UNKNOWN_REQUEST_TOKENS
 
 _log = structlog.get_logger(__name__)
 
@@ -45,6 +54,13 @@ _SUMMARY_FIELDS = (
     "priority",
     "paused_at_ms",
     "output_expires_after_s",
+    "tenant",
+    "prompt_tokens",
+    "completion_tokens",
+    "tokens_guessed",
+    "prefix",
+    "flex",
+    "let_go_at_ms",
 )
 _LIVE = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 
@@ -55,9 +71,11 @@ class BatchRegistry:
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis: Any = redis  # Typed for every way of decoding; `connect` makes clients that decode to str.
         self._settings = settings.jobs
+        self._most_waiting = settings.flex.max_waiting
         self._keys = Keys(settings.jobs.namespace)
         self._scripts = Scripts(redis)
         self._barrier = DiskBarrier(redis, self._keys)
+        self.ledger = Ledger(redis, self._keys)
 
     async def create(
         self,
@@ -70,20 +88,38 @@ class BatchRegistry:
         metadata: dict[str, str] | None,
         priority: int = 0,
         output_expires_after_s: int | None = None,
+        tenant: str = DEFAULT_TENANT,
+        holding: Holding = Holding(),  # noqa: B008 - a tuple.
+        limits: Limits = NO_LIMITS,
+        flex: FlexKind | None = None,
     ) -> Batch:
         """Records a new batch, to be validated. It is on disk when this returns.
 
+        What it has of the tenant's quotas is `holding`; its keeper sets that anew while the batch is worked on, and gives
+        back what is left in the end. A flex request stands in no list of batches.
+
         Raises:
             TooManyBatchesError: `max_active_batches` are active.
+            TooManyWaitingError: as many flex requests as allowed are waiting.
+            QuotaExceededError: the tenant would have more than `limits`.
             NotDurableError: the server did not confirm in time. The batch is cancelled if that can be done, as the
                 client is not told of it and will try again.
         """
         # Into the index first: an entry without a batch is cleaned up, a batch without an entry would never be found.
-        index = [self._keys.all_batches, self._keys.active_batches]
-        if not await self._scripts.run("admit", index, [batch_id, self._settings.max_active_batches]):
+        index, most = self._keys.batches(tenant), self._settings.max_active_batches
+        if flex is not None:
+            if not await self.ledger.admit(
+                batch_id, tenant, holding, limits, index=None, most=self._most_waiting
+            ):
+                raise TooManyWaitingError(f"{self._most_waiting} flex requests are waiting, which is the limit.")
+        elif not await self.ledger.admit(batch_id, tenant, holding, limits, index=index, most=most):
             raise TooManyBatchesError(f"{self._settings.max_active_batches} batches are active, which is the limit.")
         args: list[str | int] = [window_ms, "input_file_id", input_file_id, "endpoint", endpoint]
-        args += ["completion_window", completion_window, "priority", priority]
+        args += ["completion_window", completion_window, "priority", priority, "tenant", tenant]
+        if holding.requests:
+            args += ["tokens_guessed", round(holding.tokens / holding.requests)]
+        if flex is not None:
+            args += ["flex", flex]
         if metadata is not None:
             args += ["metadata", json.dumps(metadata)]
         if output_expires_after_s is not None:
@@ -107,15 +143,18 @@ class BatchRegistry:
         fields = await self._redis.hgetall(self._keys.batch(batch_id).batch)
         return _to_batch(batch_id, fields) if fields else None
 
-    async def page(self, after: str | None = None, limit: int = 20) -> BatchList | None:
-        """A page of batches, newest first, behind the batch `after`; None when that is unknown."""
+    async def page(
+        self, after: str | None = None, limit: int = 20, tenant: str = DEFAULT_TENANT
+    ) -> BatchList | None:
+        """A page of a tenant's batches, newest first, behind the batch `after`; None when that is unknown."""
+        index = self._keys.batches(tenant)
         start = 0
         if after is not None:
-            rank = await self._redis.zrevrank(self._keys.all_batches, after)
+            rank = await self._redis.zrevrank(index, after)
             if rank is None:
                 return None
             start = int(rank) + 1
-        ids = await self._redis.zrange(self._keys.all_batches, start, start + limit, desc=True)
+        ids = await self._redis.zrange(index, start, start + limit, desc=True)
         async with self._redis.pipeline(transaction=False) as pipe:
             for batch_id in ids[:limit]:
                 pipe.hgetall(self._keys.batch(batch_id).batch)
@@ -181,9 +220,17 @@ class BatchRegistry:
             raise BatchEndedError(batch_id, status, action)
         return await self.get(batch_id)
 
-    async def start(self, batch_id: str, token: str, total: int, model: str) -> None:
+    async def let_go(self, batch_id: str) -> None:
+        """Nobody waits for a flex request any more: what runs of it is cancelled, and then its keeper deletes it."""
+        await self._scripts.run("let_go", self._keys.batch(batch_id))
+
+    async def delete(self, batch_id: str) -> None:
+        """Forgets all that is known of a batch; to be retired then."""
+        await self._redis.unlink(*self._keys.batch(batch_id))
+
+    async def start(self, batch_id: str, token: str, total: int, model: str, prefix: str = "") -> None:
         """Makes the queued requests of a validated batch claimable. Raises ValidatorReplacedError."""
-        done = await self._scripts.run("start", self._keys.batch(batch_id), [token, total, model])
+        done = await self._scripts.run("start", self._keys.batch(batch_id), [token, total, model, prefix])
         _check_validator(batch_id, int(done))
 
     async def fail(self, batch_id: str, token: str, errors: Sequence[BatchError]) -> None:
@@ -219,13 +266,13 @@ class BatchRegistry:
         await self._barrier.wait(batch_id)
 
     async def retire(self, batch_id: str) -> None:
-        """Takes a batch that has ended, or never came to be, from the active ones."""
-        await self._redis.zrem(self._keys.active_batches, batch_id)
+        """Takes a batch that has ended from the active ones, and gives back what it had of its tenant's quotas."""
+        await self.ledger.retire(batch_id)
 
     async def forget(self, batch_id: str) -> None:
         """Takes a batch that never came to be from the indexes."""
-        await self._redis.zrem(self._keys.active_batches, batch_id)
-        await self._redis.zrem(self._keys.all_batches, batch_id)
+        tenant = await self.ledger.tenant_of(batch_id)
+        await self.ledger.retire(batch_id, self._keys.batches(tenant or DEFAULT_TENANT))
 
 
 def _check_validator(batch_id: str, answer: int) -> None:
@@ -253,6 +300,8 @@ def _to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
             "metadata": json.loads(fields["metadata"]) if "metadata" in fields else None,
             "request_counts": RequestCounts(total=count("total"), completed=count("completed"), failed=count("failed")),
             "priority": count("priority"),
+            "tenant": fields.get("tenant", DEFAULT_TENANT),
+            "flex": fields.get("flex"),
             "usage": BatchUsage(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion),
         }
     )
@@ -283,4 +332,10 @@ def _to_summary(batch_id: str, values: list[Any]) -> ActiveBatch:
         priority=number("priority"),
         paused=bool(fields["paused_at_ms"]),
         output_expires_after_s=number("output_expires_after_s") or None,
+        tenant=fields["tenant"] or DEFAULT_TENANT,
+        tokens_used=number("prompt_tokens") + number("completion_tokens"),
+        tokens_guessed=number("tokens_guessed") or UNKNOWN_REQUEST_TOKENS,
+        prefix=fields["prefix"] or "",
+        flex=FlexKind(fields["flex"]) if fields["flex"] else None,
+        let_go=bool(fields["let_go_at_ms"]),
     )

@@ -10,7 +10,9 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 _PRELUDE = "_batch"
-_WITHOUT_PRELUDE = frozenset({"admit", "pin_file", "delete_file", "put_file"})
+_LEDGER_PRELUDE = "_ledger"
+_WITHOUT_PRELUDE = frozenset({"pin_file", "delete_file", "put_file"})
+_OF_LEDGER = frozenset({"admit", "hold", "adjust", "drop", "retire"})
 
 
 class Scripts:
@@ -44,4 +46,5 @@ def _read(name: str) -> str:
     text = (folder / f"{name}.lua").read_text(encoding="utf-8")
     if name in _WITHOUT_PRELUDE:
         return text
-    return (folder / f"{_PRELUDE}.lua").read_text(encoding="utf-8") + text
+    prelude = _LEDGER_PRELUDE if name in _OF_LEDGER else _PRELUDE
+    return (folder / f"{prelude}.lua").read_text(encoding="utf-8") + text

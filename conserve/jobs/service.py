@@ -9,7 +9,7 @@ from contextlib import aclosing
 from redis.asyncio import Redis
 
 from conserve.config import Settings
-from conserve.jobs.answers import answers_unavailable, check_limit, invalid, no_batch, overloaded
+from conserve.jobs.answers import answers_unavailable, check_limit, invalid, no_batch, over_quota, overloaded
 from conserve.jobs.batch import (
     BATCH_ID,
     ENDPOINTS_BY_TASK,
@@ -19,13 +19,15 @@ from conserve.jobs.batch import (
     Batch,
     BatchList,
 )
-from conserve.jobs.errors import ApiError, BatchEndedError, TooManyBatchesError
+from conserve.jobs.errors import ApiError, BatchEndedError, QuotaExceededError, TooManyBatchesError
 from conserve.jobs.expiry import ExpiresAfter
 from conserve.jobs.file_service import FileService
 from conserve.jobs.files import FileStore
+from conserve.jobs.ledger import Holding
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.result_feed import ResultFeed
 from conserve.jobs.window import parse_window
+from conserve.policy.request_size import guess_request_tokens
 
 _RETRY_FULL_AFTER_S = 60
 _RETRY_STREAM_AFTER_S = 10
@@ -34,13 +36,16 @@ MAX_BATCHES_PAGE = 100
 
 
 class JobService(FileService):
-    """The Files and Batch APIs. Every method raises `ApiError` for what a client did wrong and for outages."""
+    """The Files and Batch APIs, as one tenant sees them.
+
+    Every method raises `ApiError` for what a client did wrong and for outages.
+    """
 
     def __init__(self, redis: Redis, store: FileStore, settings: Settings, models: Collection[str]) -> None:
         super().__init__(redis, store, settings)
         self._queue = JobQueue(redis, settings)
         self._feed = ResultFeed(self._queue, store)
-        self._streams = 0
+        self._streams: list[str] = []  # The batches; shared by the services of all tenants.
         self.models = frozenset(models)
         self.endpoints = ENDPOINTS_BY_TASK[settings.model.task]
 
@@ -66,7 +71,8 @@ class JobService(FileService):
         _check_metadata(metadata)
         _check_priority(priority)
         batch_id = f"batch_{uuid.uuid4().hex}"
-        purpose = await self._catalog.pin(input_file_id, batch_id) if FILE_ID.fullmatch(input_file_id) else None
+        is_id = FILE_ID.fullmatch(input_file_id) is not None
+        purpose = await self._catalog.pin(input_file_id, batch_id, self._tenant) if is_id else None
         if purpose is None:
             raise invalid(f"No such File object: {input_file_id[:80]}", "input_file_id", "file_not_found")
         try:
@@ -81,18 +87,23 @@ class JobService(FileService):
                 metadata=None if metadata is None else dict(metadata),
                 priority=priority,
                 output_expires_after_s=output_expires_after.seconds if output_expires_after else None,
+                tenant=self._tenant,
+                holding=await self._measure(input_file_id),
+                limits=self.tenants.limits(self._tenant),
             )
-        except (ApiError, TooManyBatchesError) as error:
+        except (ApiError, TooManyBatchesError, QuotaExceededError) as error:
             await self._catalog.unpin(input_file_id, [batch_id])
             if isinstance(error, ApiError):
                 raise
+            if isinstance(error, QuotaExceededError):
+                raise over_quota(error, "input_file_id") from None
             raise overloaded(str(error), "too_many_batches", _RETRY_FULL_AFTER_S) from None
 
     @answers_unavailable
     async def get_batch(self, batch_id: str) -> Batch:
         """The Batch object of an id."""
         batch = await self._queue.get(batch_id) if BATCH_ID.fullmatch(batch_id) else None
-        if batch is None:
+        if batch is None or batch.tenant != self._tenant:
             raise no_batch(batch_id)
         return batch
 
@@ -100,7 +111,7 @@ class JobService(FileService):
     async def list_batches(self, after: str | None = None, limit: int = 20) -> BatchList:
         """A page of the batches, newest first, behind the batch `after`."""
         check_limit(limit, MAX_BATCHES_PAGE)
-        page = await self._queue.page(after, limit)
+        page = await self._queue.page(after, limit, self._tenant)
         if page is None:
             raise no_batch(after or "", "after")
         return page
@@ -138,25 +149,31 @@ class JobService(FileService):
         if after < 0:
             raise invalid("'after' must be the number of lines that you have, 0 or more.", "after")
         await self.get_batch(batch_id)
-        if self._streams >= self._settings.max_result_streams:
+        if len(self._streams) >= self._settings.max_result_streams:
             message = f"{self._settings.max_result_streams} streams of results are open, which is the limit."
             raise overloaded(message, "too_many_streams", _RETRY_STREAM_AFTER_S)
-        lines = self._count(self._feed.stream(batch_id, after, follow=follow))
+        lines = self._count(batch_id, self._feed.stream(batch_id, after, follow=follow))
         await anext(lines)
         return lines
 
-    async def _count(self, lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        self._streams += 1
+    async def _count(self, batch_id: str, lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        self._streams.append(batch_id)
         try:
             async with aclosing(lines):
                 async for chunk in lines:
                     yield chunk
         finally:
-            self._streams -= 1
+            self._streams.remove(batch_id)
+
+    async def _measure(self, input_file_id: str) -> Holding:
+        """What a batch has of the quotas, from what is known of its file before its lines are read."""
+        size = await self._catalog.size(input_file_id)
+        return Holding(size.lines, size.lines * guess_request_tokens(size.lines, size.bytes))
 
     async def _change(self, batch_id: str, change: Callable[[str], Awaitable[Batch | None]], code: str) -> Batch:
+        await self.get_batch(batch_id)  # It is the tenant's.
         try:
-            batch = await change(batch_id) if BATCH_ID.fullmatch(batch_id) else None
+            batch = await change(batch_id)
         except BatchEndedError as error:
             raise ApiError(409, str(error), param="batch_id", code=code) from None
         if batch is None:

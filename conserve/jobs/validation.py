@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 from conserve.jobs.batch import BatchEndpoint, BatchError
+from conserve.jobs.prompt_prefix import PromptPrefix
 
 MAX_CUSTOM_ID_LENGTH = 512
 MAX_PROBLEMS = 100
@@ -63,7 +64,7 @@ def split_lines(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[RawLin
 
 @dataclass
 class InputValidator:
-    """Checks one input file. After `check` has been read to its end, `problems`, `total` and `model` are known."""
+    """Checks one input file. After `check` has been read to its end, `problems`, `total`, `model` and `prefix` are known."""
 
     endpoint: str
     models: Collection[str]
@@ -72,6 +73,7 @@ class InputValidator:
     problems: list[BatchError] = field(default_factory=list)
     total: int = 0
     model: str | None = None
+    prefix: PromptPrefix = field(default_factory=PromptPrefix)
     _inputs: int = 0
     _seen: dict[str, int] = field(default_factory=dict)
 
@@ -155,6 +157,7 @@ class InputValidator:
         elif model != self.model:
             message = f"All requests of a batch must name one model; this names '{model}', earlier ones '{self.model}'."
             raise _LineError("mismatched_model", message, "body.model")
+        self.prefix.compare(body)
         if self.endpoint == BatchEndpoint.EMBEDDINGS:
             self._count_inputs(body.get("input"))
 

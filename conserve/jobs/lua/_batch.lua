@@ -4,7 +4,7 @@
 -- A request in the queue is an entry `line:offset:length:attempts`; `attempts` are those that failed. One under
 -- suspicion, to be run alone, ends with `:alone`. While it is leased or delayed its entry stands in ENTRIES instead;
 -- while leased with `@` behind it and the time at which the attempt began, which is empty until then.
-local BATCH, QUEUE, LEASES, ENTRIES, FENCES, RESULTS, VALIDATOR, SETTLED, DELAYED, ATTEMPTS, CLAIMS = unpack(KEYS)
+local BATCH, QUEUE, LEASES, ENTRIES, FENCES, RESULTS, VALIDATOR, SETTLED, DELAYED, ATTEMPTS, CLAIMS, STREAM = unpack(KEYS)
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -38,11 +38,16 @@ local function settle(line, result)
   redis.call('HDEL', FENCES, line)
 end
 
--- Moves a batch in progress to `finalizing` in the same instant in which its last result is recorded.
+-- Moves a batch in progress to `finalizing` in the same instant in which its last result is recorded. Who waits for a flex
+-- request hears of it; the entry is one more than its stream may have.
 local function finalize_if_done()
   local batch = redis.call('HMGET', BATCH, 'status', 'total', 'completed', 'failed')
   if batch[1] == 'in_progress' and tonumber(batch[3]) + tonumber(batch[4]) >= tonumber(batch[2]) then
     redis.call('HSET', BATCH, 'status', 'finalizing', 'outcome', 'completed', 'finalizing_at_ms', now_ms())
+    if redis.call('HEXISTS', BATCH, 'flex') == 1 then
+      redis.call('XADD', STREAM, '*', 'done', '1')
+      redis.call('PEXPIRE', STREAM, 600000)
+    end
   end
 end
 

@@ -1,0 +1,41 @@
+"""Deletes flex requests that are over: what was stored for one is of no use to anybody once its client has the answer."""
+
+from __future__ import annotations
+
+import structlog
+
+from conserve.jobs.batch import ActiveBatch
+from conserve.jobs.catalog import FileCatalog
+from conserve.jobs.files import FileStore
+from conserve.jobs.queue import JobQueue
+
+_log = structlog.get_logger(__name__)
+
+_GRACE_MS = 60_000
+"""A front that has not let go of a request so long after its end is gone."""
+
+
+class FlexCleanup:
+    """What the keeper does with flex requests in place of assembling files.
+
+    Each step may be repeated: after a crash the request is still among the active ones, or its content among the files
+    that are due.
+    """
+
+    def __init__(self, queue: JobQueue, catalog: FileCatalog, store: FileStore) -> None:
+        self._queue = queue
+        self._catalog = catalog
+        self._store = store
+
+    def is_due(self, batch: ActiveBatch, now_ms: int) -> bool:
+        """Whether a request that is over can be deleted: its client has the answer, or is gone."""
+        return batch.let_go or now_ms > batch.expires_at_ms + _GRACE_MS
+
+    async def delete(self, batch: ActiveBatch) -> None:
+        """Deletes a request and all that is stored for it."""
+        await self._store.delete_segments(batch.batch_id)
+        await self._store.delete_file(batch.input_file_id)
+        await self._catalog.look_again(batch.input_file_id, None)
+        await self._queue.delete(batch.batch_id)
+        await self._queue.retire(batch.batch_id)
+        _log.debug("flex request deleted", batch_id=batch.batch_id)

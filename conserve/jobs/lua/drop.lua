@@ -1,0 +1,2 @@
+-- Gives back what a file has of its tenant's quotas. ARGV: file id. Result: its tenant, false when it has nothing.
+return drop(ARGV[1]) or false
