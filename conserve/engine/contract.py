@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+OnChunk = Callable[[Mapping[str, Any]], None]
+"""Hears of each chunk of a streamed answer, as the HTTP API would send it."""
 
 
 class EngineFault(RuntimeError):

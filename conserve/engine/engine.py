@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from conserve.config import DEFAULT_CLASS
 from conserve.engine.arrival_board import ArrivalBoard
+from conserve.engine.chunk_assembly import ChunkAssembly, read_events
 from conserve.engine.contract import (
     AttemptTimeout,
     EngineDied,
@@ -21,6 +22,7 @@ from conserve.engine.contract import (
     EngineStats,
     InvalidRequest,
     OfflineResult,
+    OnChunk,
 )
 from conserve.engine.cpu_clock import ChildCpuClock
 from conserve.engine.page import Counters, EnginePage
@@ -180,7 +182,9 @@ class CoServeEngine:
                 if answered:
                     self._online_first_tokens -= 1
 
-    async def offline(self, endpoint: str, body: Mapping[str, Any], timeout_s: float) -> OfflineResult:
+    async def offline(
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, on_chunk: OnChunk | None = None
+    ) -> OfflineResult:
         """Runs one request of a batch, behind all online work.
 
         Args:
@@ -188,6 +192,7 @@ class CoServeEngine:
             body: the request's body, as the HTTP API takes it. `priority` and `stream` are overwritten, a class of
                 online requests is ignored.
             timeout_s: seconds until the attempt is given up.
+            on_chunk: hears of each chunk of the answer as it is produced; not for embeddings.
 
         Returns:
             The answer; a request that is itself wrong gets a 4xx answer, as over HTTP.
@@ -200,7 +205,11 @@ class CoServeEngine:
             asyncio.CancelledError: the caller gave up; the engine has let go of the request.
         """
         offline_body = {name: value for name, value in body.items() if name not in (CLASS_FIELD, "stream")}
-        offline_body |= {"priority": OFFLINE_PRIORITY} | ({} if endpoint == _EMBEDDINGS else {"stream": False})
+        offline_body["priority"] = OFFLINE_PRIORITY
+        if endpoint != _EMBEDDINGS:
+            offline_body["stream"] = on_chunk is not None
+        if on_chunk is not None:
+            offline_body["stream_options"] = {"include_usage": True}
         try:
             request: Any = _find_type(endpoint, offline_body).model_validate(offline_body)
         except ValidationError as error:
@@ -216,7 +225,7 @@ class CoServeEngine:
         with self._offline.hold():
             try:
                 async with asyncio.timeout(timeout_s) as limit, aclosing(serve(request)) as responses:
-                    response = await anext(responses)
+                    answer = await _read_answer(responses, on_chunk)
             except TimeoutError:
                 raise AttemptTimeout(f"not answered within {timeout_s:g} s") from None
             except (asyncio.CancelledError, GeneratorExit):
@@ -230,7 +239,7 @@ class CoServeEngine:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise asyncio.CancelledError
-        return self._as_result(response)
+        return self._as_result(answer)
 
     def _find_entrance(self, endpoint: str) -> Callable[[Any], AsyncGenerator[Any, None]]:
         if endpoint == _EMBEDDINGS:
@@ -263,8 +272,7 @@ class CoServeEngine:
     def _fault(self, message: str) -> EngineFault:
         return EngineDied(message) if self._is_gone() else EngineFault(message)
 
-    def _as_result(self, response: Any) -> OfflineResult:
-        body: dict[str, Any] = response.model_dump(mode="json")
+    def _as_result(self, body: dict[str, Any]) -> OfflineResult:
         if "error" in body:
             status_code = int(body["error"].get("code") or 500)
             if status_code >= 500:
@@ -282,6 +290,24 @@ def _find_type(endpoint: str, body: Mapping[str, Any]) -> type[BaseModel]:
     if endpoint == _EMBEDDINGS and "messages" in body:
         return EmbeddingChatRequest  # type: ignore[no-any-return] # vLLM's types are not followed
     return _REQUEST_TYPES[endpoint]
+
+
+async def _read_answer(responses: AsyncGenerator[Any, None], on_chunk: OnChunk | None) -> dict[str, Any]:
+    """The body of an answer, or of an error; chunks are put together, and passed on as they come."""
+    assembly = ChunkAssembly()
+    async for response in responses:
+        if not isinstance(response, str):
+            body: dict[str, Any] = response.model_dump(mode="json")
+            return body
+        for chunk in read_events(response):
+            if "error" in chunk:
+                return chunk
+            assembly.add(chunk)
+            if on_chunk is not None:
+                on_chunk(chunk)
+    if assembly.is_empty:
+        raise RuntimeError("the engine has answered nothing")
+    return assembly.body()
 
 
 def _refuse(message: str, param: str | None = None) -> OfflineResult:

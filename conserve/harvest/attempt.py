@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from redis.exceptions import RedisError
 
-from conserve.engine.contract import AttemptTimeout, EngineDied, EngineFault, EngineGone, EngineStats, OfflineResult
-from conserve.jobs.batch import Batch, ClaimedRequest
+from conserve.engine.contract import (
+    AttemptTimeout,
+    EngineDied,
+    EngineFault,
+    EngineGone,
+    EngineStats,
+    OfflineResult,
+    OnChunk,
+)
+from conserve.jobs.batch import Batch, ClaimedRequest, FlexKind
 from conserve.jobs.files import FileStore
 from conserve.jobs.results import FinishedRequest, format_error, format_output
 from conserve.policy.retry import FaultKind
@@ -19,11 +29,23 @@ from conserve.policy.retry import FaultKind
 class OfflineEngine(Protocol):
     """The part of `conserve.engine.engine.CoServeEngine` that harvesting needs."""
 
-    async def offline(self, endpoint: str, body: Mapping[str, Any], timeout_s: float) -> OfflineResult:
+    async def offline(
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, on_chunk: OnChunk | None = None
+    ) -> OfflineResult:
         """Runs one request. Raises EngineFault when another attempt may succeed."""
 
     def stats(self) -> EngineStats:
         """What the engine is doing now."""
+
+
+class ChunkSink(Protocol):
+    """Where the chunks of streamed requests go, as `conserve.jobs.flex_stream.ChunkWriter`."""
+
+    def add(self, claimed: ClaimedRequest, chunk: Mapping[str, Any]) -> None:
+        """Takes one."""
+
+    async def flush(self) -> None:
+        """Writes them. Raises RedisError."""
 
 
 class UnusableLineError(ValueError):
@@ -45,19 +67,23 @@ class AttemptRunner:
         engine: Runs the requests.
         store: Has the input files.
         timeout_s: Of one attempt in the engine.
+        chunks: Hears of what streamed requests produce; None: nobody does.
     """
 
-    def __init__(self, engine: OfflineEngine, store: FileStore, timeout_s: float) -> None:
+    def __init__(
+        self, engine: OfflineEngine, store: FileStore, timeout_s: float, chunks: ChunkSink | None = None
+    ) -> None:
         self._engine = engine
         self._store = store
         self._timeout_s = timeout_s
+        self._chunks = chunks
 
     async def run(self, claimed: ClaimedRequest, batch: Batch) -> FinishedRequest:
         """Makes one. What it raises, `find_fault` explains."""
         raw = await self._store.read_range(batch.input_file_id, claimed.offset, claimed.length)
         custom_id, body = _read(raw)
         place = (claimed.batch_id, claimed.line, custom_id)
-        result = await self._engine.offline(batch.endpoint, body, self._timeout_s)
+        result = await self._ask(claimed, batch, body)
         request_id = str(result.body.get("id") or f"req-{claimed.batch_id}-{claimed.line}")
         try:
             content = format_output(*place, result.status_code, request_id, result.body)
@@ -73,6 +99,16 @@ class AttemptRunner:
             prompt_tokens=result.prompt_tokens,
             completion_tokens=result.output_tokens,
         )
+
+    async def _ask(self, claimed: ClaimedRequest, batch: Batch, body: Mapping[str, Any]) -> OfflineResult:
+        chunks = self._chunks
+        if batch.flex is not FlexKind.STREAMED or chunks is None:
+            return await self._engine.offline(batch.endpoint, body, self._timeout_s)
+        on_chunk = functools.partial(chunks.add, claimed)
+        result = await self._engine.offline(batch.endpoint, body, self._timeout_s, on_chunk)
+        with suppress(RedisError, OSError):
+            await chunks.flush()  # Before the result, which makes up for what does not get there.
+        return result
 
 
 def find_fault(error: Exception) -> Fault:

@@ -37,6 +37,8 @@ LONGEST_RENEWAL_PERIOD_S = 2.0
 FAULT_PAUSE_S = 1.0
 LONGEST_FAULT_PAUSE_S = 30.0
 RETRY_S = 0.5
+STREAM_PERIOD_S = 0.05
+"""Chunks of streamed requests are gathered for so long."""
 STOP_TIMEOUT_S = 5.0
 MAX_UNCOMMITTED = 1_000
 """Finished requests that wait for Redis; with more of them nothing is claimed."""
@@ -71,11 +73,10 @@ class Harvester:
         self._replica_id = replica_id
         self._model = model
         self._epoch = secrets.token_hex(8)
-        self._runner = AttemptRunner(engine, store, settings.jobs.request_timeout_s)
+        self._chunks = queue.make_chunk_writer()
+        self._runner = AttemptRunner(engine, store, settings.jobs.request_timeout_s, self._chunks)
         self._writer = ResultWriter(queue, store, self._epoch)
-        self._source = AllotmentSource(
-            board, queue, settings.harvest, replica_id, weights=weights_of(settings.tenants)
-        )
+        self._source = AllotmentSource(board, queue, settings.harvest, replica_id, weights=weights_of(settings.tenants))
         self._held = HeldWork()
         self._batches: dict[str, Batch] = {}
         self._wake = asyncio.Event()
@@ -92,6 +93,7 @@ class Harvester:
             group.create_task(self._repeat("report", self._settings.harvest.report_period_ms / 1000, self._report))
             group.create_task(self._repeat("renew", self._renewal_period_s, self._renew))
             group.create_task(self._repeat("commit", self._jobs.commit_period_ms / 1000, self._commit))
+            group.create_task(self._repeat("stream", STREAM_PERIOD_S, self._chunks.flush))
             group.create_task(self._claim_forever())
 
     async def drain(self) -> None:

@@ -16,6 +16,7 @@ from conserve.config import Settings
 from conserve.jobs.attempts import AttemptEnder, unpack
 from conserve.jobs.batch import ClaimedRequest, RenewResult, RequestState, ResultRef, StoredResult
 from conserve.jobs.errors import ValidatorReplacedError
+from conserve.jobs.flex_stream import ChunkWriter
 from conserve.jobs.registry import BatchRegistry
 from conserve.jobs.validation import RequestRange
 from conserve.policy.retry import FailedAttempt, FaultKind
@@ -113,6 +114,10 @@ class JobQueue(BatchRegistry):
         """Where requests of a batch are. Lines that it does not have are not in the answer."""
         found = await self._scripts.run("states", self._keys.batch(batch_id), lines)
         return {line: RequestState(state) for line, state in zip(lines, found, strict=True) if state is not None}
+
+    def make_chunk_writer(self) -> ChunkWriter:
+        """What a claimer writes the chunks of streamed flex requests with."""
+        return ChunkWriter(self._redis, self._settings.namespace)
 
     async def begin_enqueue(self, batch_id: str, token: str) -> bool:
         """Makes the caller (by a random token) the validator of a batch, its queue empty; False: another one is at it.

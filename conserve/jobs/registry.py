@@ -95,8 +95,8 @@ class BatchRegistry:
     ) -> Batch:
         """Records a new batch, to be validated. It is on disk when this returns.
 
-        What it has of the tenant's quotas is `holding`; its keeper sets that anew while the batch is worked on, and gives
-        back what is left in the end. A flex request stands in no list of batches.
+        What it has of the tenant's quotas is `holding`; its keeper sets that anew while the batch is worked on, and
+        gives back what is left in the end. A flex request stands in no list of batches.
 
         Raises:
             TooManyBatchesError: `max_active_batches` are active.
@@ -108,9 +108,7 @@ class BatchRegistry:
         # Into the index first: an entry without a batch is cleaned up, a batch without an entry would never be found.
         index, most = self._keys.batches(tenant), self._settings.max_active_batches
         if flex is not None:
-            if not await self.ledger.admit(
-                batch_id, tenant, holding, limits, index=None, most=self._most_waiting
-            ):
+            if not await self.ledger.admit(batch_id, tenant, holding, limits, index=None, most=self._most_waiting):
                 raise TooManyWaitingError(f"{self._most_waiting} flex requests are waiting, which is the limit.")
         elif not await self.ledger.admit(batch_id, tenant, holding, limits, index=index, most=most):
             raise TooManyBatchesError(f"{self._settings.max_active_batches} batches are active, which is the limit.")
@@ -143,9 +141,7 @@ class BatchRegistry:
         fields = await self._redis.hgetall(self._keys.batch(batch_id).batch)
         return _to_batch(batch_id, fields) if fields else None
 
-    async def page(
-        self, after: str | None = None, limit: int = 20, tenant: str = DEFAULT_TENANT
-    ) -> BatchList | None:
+    async def page(self, after: str | None = None, limit: int = 20, tenant: str = DEFAULT_TENANT) -> BatchList | None:
         """A page of a tenant's batches, newest first, behind the batch `after`; None when that is unknown."""
         index = self._keys.batches(tenant)
         start = 0

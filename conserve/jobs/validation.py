@@ -64,7 +64,7 @@ def split_lines(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[RawLin
 
 @dataclass
 class InputValidator:
-    """Checks one input file. After `check` has been read to its end, `problems`, `total`, `model` and `prefix` are known."""
+    """Checks one input file. After `check` was read to its end, `problems`, `total`, `model` and `prefix` are known."""
 
     endpoint: str
     models: Collection[str]

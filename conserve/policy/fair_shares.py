@@ -55,7 +55,9 @@ class FairShares:
             used[use.model][use.tenant] += use.tokens - self._seen.get(batch_id, use.tokens)
         self._seen = {batch_id: use.tokens for batch_id, use in uses.items()}
         self._robins = {model: self._robins.get(model, DeficitRoundRobin()) for model in demands}
-        self._work = {model: {name: _to_work(own) for name, own in tenants.items()} for model, tenants in demands.items()}
+        self._work = {
+            model: {tenant: _to_work(own) for tenant, own in tenants.items()} for model, tenants in demands.items()
+        }
         for model, robin in self._robins.items():
             robin.settle(self._work[model], used[model], self._weights)
 

@@ -121,7 +121,8 @@ class DeficitRoundRobin:
     def _skip_rounds(self, left: Mapping[str, deque[JobWork]], weights: Mapping[str, float]) -> None:
         """Rounds in which nobody could afford a request are gone through at once."""
         missing = [
-            (left[tenant][0].request_tokens - self.deficits[tenant]) / _quantum(tenant, weights) for tenant in self.turns
+            (left[tenant][0].request_tokens - self.deficits[tenant]) / _quantum(tenant, weights)
+            for tenant in self.turns
         ]
         rounds = math.floor(min(missing))
         if rounds > 0:

@@ -11,8 +11,8 @@ class JobDemand:
     """Work that one batch still has to offer.
 
     Times are seconds since the epoch. `ready` counts requests that nobody has claimed. Of two batches the one of the
-    higher `priority` goes first. `request_tokens` is what one request takes on average, prompt and output; of two batches
-    with the same `prefix` the prompts begin alike (empty: with nothing in common).
+    higher `priority` goes first. `request_tokens` is what one request takes on average, prompt and output; of two
+    batches with the same `prefix` the prompts begin alike (empty: with nothing in common).
     """
 
     batch_id: str

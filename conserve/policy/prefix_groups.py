@@ -14,8 +14,8 @@ TOLERANCE: Final = 0.1
 def keep_prefixes_together(jobs: Sequence[JobDemand]) -> list[JobDemand]:
     """Moves batches up behind the first one of the same priority and prefix.
 
-    The first of a group keeps its place, so that which group goes first is as it was. A batch whose prompts have nothing
-    in common with others (`prefix` empty) stays where it is.
+    The first of a group keeps its place, so that which group goes first is as it was. A batch whose prompts have
+    nothing in common with others (`prefix` empty) stays where it is.
 
     Args:
         jobs: Of one tenant, in the order of `order_jobs`.
