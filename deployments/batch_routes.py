@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,7 @@ from conserve.jobs.expiry import ExpiresAfter
 from conserve.jobs.service import MAX_BATCHES_PAGE, JobService
 from deployments.api_errors import describe_errors
 from deployments.file_routes import build_file_router
+from deployments.tenancy import as_tenant
 
 JSON_LINES = "application/jsonl"
 
@@ -97,10 +98,11 @@ def build_batch_router(get_service: Callable[[], JobService]) -> APIRouter:
     `api_errors.install_api_error_handlers`.
     """
     router = APIRouter(tags=["batches"])
+    service = Depends(as_tenant(get_service))
 
     @router.post("/v1/batches", responses=describe_errors(429))
-    async def create_batch(body: CreateBatch) -> Batch:
-        return await get_service().create_batch(
+    async def create_batch(body: CreateBatch, jobs: JobService = service) -> Batch:
+        return await jobs.create_batch(
             body.input_file_id,
             body.endpoint,
             body.completion_window,
@@ -110,36 +112,38 @@ def build_batch_router(get_service: Callable[[], JobService]) -> APIRouter:
         )
 
     @router.get("/v1/batches", responses=describe_errors(404))
-    async def list_batches(page: Annotated[BatchPage, Query()]) -> BatchList:
-        return await get_service().list_batches(page.after, page.limit)
+    async def list_batches(page: Annotated[BatchPage, Query()], jobs: JobService = service) -> BatchList:
+        return await jobs.list_batches(page.after, page.limit)
 
     @router.get("/v1/batches/{batch_id}", responses=describe_errors(404))
-    async def get_batch(batch_id: str) -> Batch:
-        return await get_service().get_batch(batch_id)
+    async def get_batch(batch_id: str, jobs: JobService = service) -> Batch:
+        return await jobs.get_batch(batch_id)
 
     @router.post("/v1/batches/{batch_id}", responses=describe_errors(404, 409))
-    async def update_batch(batch_id: str, body: UpdateBatch) -> Batch:
-        return await get_service().prioritise_batch(batch_id, body.priority)
+    async def update_batch(batch_id: str, body: UpdateBatch, jobs: JobService = service) -> Batch:
+        return await jobs.prioritise_batch(batch_id, body.priority)
 
     @router.post("/v1/batches/{batch_id}/cancel", responses=describe_errors(404, 409))
-    async def cancel_batch(batch_id: str) -> Batch:
-        return await get_service().cancel_batch(batch_id)
+    async def cancel_batch(batch_id: str, jobs: JobService = service) -> Batch:
+        return await jobs.cancel_batch(batch_id)
 
     @router.post("/v1/batches/{batch_id}/pause", responses=describe_errors(404, 409))
-    async def pause_batch(batch_id: str) -> Batch:
-        return await get_service().pause_batch(batch_id)
+    async def pause_batch(batch_id: str, jobs: JobService = service) -> Batch:
+        return await jobs.pause_batch(batch_id)
 
     @router.post("/v1/batches/{batch_id}/resume", responses=describe_errors(404, 409))
-    async def resume_batch(batch_id: str) -> Batch:
-        return await get_service().resume_batch(batch_id)
+    async def resume_batch(batch_id: str, jobs: JobService = service) -> Batch:
+        return await jobs.resume_batch(batch_id)
 
     @router.get(
         "/v1/batches/{batch_id}/results",
         response_class=StreamingResponse,
         responses={200: _LINES, **describe_errors(404, 410, 429)},
     )
-    async def stream_results(batch_id: str, query: Annotated[ResultsQuery, Query()]) -> StreamingResponse:
-        lines = await get_service().stream_results(batch_id, query.after, follow=query.follow)
+    async def stream_results(
+        batch_id: str, query: Annotated[ResultsQuery, Query()], jobs: JobService = service
+    ) -> StreamingResponse:
+        lines = await jobs.stream_results(batch_id, query.after, follow=query.follow)
         return StreamingResponse(lines, media_type=JSON_LINES)
 
     both = APIRouter()

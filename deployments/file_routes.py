@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +19,7 @@ from conserve.jobs.errors import ApiError
 from conserve.jobs.expiry import LONGEST_S, SHORTEST_S, ExpiresAfter
 from conserve.jobs.file_service import MAX_FILES_PAGE, FileService
 from deployments.api_errors import describe_errors, missing, unknown
+from deployments.tenancy import as_tenant
 
 _CHUNK_BYTES = 1 << 20
 _FORM_BYTES = 1 << 16  # What a form holds besides the file: boundaries, headers, the other fields.
@@ -66,11 +67,11 @@ class FilePage(BaseModel):
 def build_file_router(get_service: Callable[[], FileService]) -> APIRouter:
     """Makes the routes. `get_service` is called for each request, so the service may be made after the routes."""
     router = APIRouter(tags=["files"])
+    service = Depends(as_tenant(get_service))
 
-    @router.post("/v1/files", responses=describe_errors(413), openapi_extra=_UPLOAD_BODY)
-    async def upload_file(request: Request) -> FileObject:
-        service = get_service()
-        form = await _parse_form(request, service.max_file_bytes)
+    @router.post("/v1/files", responses=describe_errors(413, 429), openapi_extra=_UPLOAD_BODY)
+    async def upload_file(request: Request, files: FileService = service) -> FileObject:
+        form = await _parse_form(request, files.max_file_bytes)
         try:
             upload, purpose = form.get("file"), form.get("purpose")
             if not isinstance(upload, UploadFile):
@@ -80,29 +81,29 @@ def build_file_router(get_service: Callable[[], FileService]) -> APIRouter:
             for name in form.keys() - {"file", "purpose"} - _EXPIRY_FIELDS.keys():
                 raise unknown(name)
             expires_after = _read_expiry(form)
-            return await service.upload_file(upload.filename or "", purpose, _read(upload), expires_after)
+            return await files.upload_file(upload.filename or "", purpose, _read(upload), expires_after)
         finally:
             await form.close()
 
     @router.get("/v1/files", responses=describe_errors(404))
-    async def list_files(page: Annotated[FilePage, Query()]) -> FileList:
-        return await get_service().list_files(page.purpose, page.after, page.limit, page.order)
+    async def list_files(page: Annotated[FilePage, Query()], files: FileService = service) -> FileList:
+        return await files.list_files(page.purpose, page.after, page.limit, page.order)
 
     @router.get("/v1/files/{file_id}", responses=describe_errors(404))
-    async def get_file(file_id: str) -> FileObject:
-        return await get_service().get_file(file_id)
+    async def get_file(file_id: str, files: FileService = service) -> FileObject:
+        return await files.get_file(file_id)
 
     @router.delete("/v1/files/{file_id}", responses=describe_errors(404, 409))
-    async def delete_file(file_id: str) -> FileDeleted:
-        return await get_service().delete_file(file_id)
+    async def delete_file(file_id: str, files: FileService = service) -> FileDeleted:
+        return await files.delete_file(file_id)
 
     @router.get(
         "/v1/files/{file_id}/content",
         response_class=StreamingResponse,
         responses={200: _BINARY, **describe_errors(404)},
     )
-    async def get_file_content(file_id: str) -> StreamingResponse:
-        content = await get_service().file_content(file_id)
+    async def get_file_content(file_id: str, files: FileService = service) -> StreamingResponse:
+        content = await files.file_content(file_id)
         headers = {
             "Content-Length": str(content.file.bytes),
             "Content-Disposition": f"attachment; filename*=utf-8''{quote(content.file.filename, safe='')}",

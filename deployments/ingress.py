@@ -6,21 +6,25 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.llm.ingress import OpenAiIngress
 
 from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
+from conserve.jobs.batch import BatchEndpoint
 from conserve.jobs.errors import ApiError
 from conserve.jobs.files import FileStore
+from conserve.jobs.flex import FlexService
 from conserve.jobs.link import OUTAGES, RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
 from conserve.telemetry.logs import configure_service_logs
 from deployments.errors import error_response
+from deployments.flex_routes import answer_flex, is_flex
+from deployments.ray_compat import ChatCompletionRequest, CompletionRequest
 from deployments.readiness import ReadinessProbe
 from deployments.status import Status, build_status
 
@@ -61,6 +65,7 @@ class ConServeIngress(OpenAiIngress):
         self._settings = settings
         self._probe = ReadinessProbe(llm_deployments.values())
         self._jobs: JobService | None = None
+        self._flex: FlexService | None = None
         self._queue: JobQueue | None = None
         self._board: CapacityBoard | None = None
         self._link = asyncio.get_running_loop().create_task(keep_connected(settings, self._offer_jobs))
@@ -76,18 +81,42 @@ class ConServeIngress(OpenAiIngress):
             raise _no_queue()
         return self._jobs
 
+    @property
+    def flex(self) -> FlexService:
+        """The offline queue, for requests that wait for it.
+
+        Raises:
+            ApiError: 503, Redis is away.
+        """
+        if self._flex is None:
+            raise _no_queue()
+        return self._flex
+
+    async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
+        """Answers a chat: by a replica at once, or on harvested capacity if it asks for that tier."""
+        if is_flex(body):
+            return await answer_flex(self.flex, BatchEndpoint.CHAT_COMPLETIONS, request)
+        return await super().chat(body, request)
+
+    async def completions(self, body: CompletionRequest, request: Request) -> Response:
+        """Answers a completion: by a replica at once, or on harvested capacity if it asks for that tier."""
+        if is_flex(body):
+            return await answer_flex(self.flex, BatchEndpoint.COMPLETIONS, request)
+        return await super().completions(body, request)
+
     async def health(self) -> JSONResponse:
         """200 when a replica can answer, 503 when none can."""
         if await self._probe.is_ready():
             return JSONResponse({"status": "ok"})
         return error_response(503, "No replica is ready.", code="not_ready", retry_after_s=1)
 
-    async def status(self) -> Status:
-        """Replicas with their harvest windows, and the batches that have not ended."""
-        if self._board is None or self._queue is None:
+    async def status(self, request: Request) -> Status:
+        """Replicas with their harvest windows, and the caller's batches that have not ended."""
+        if self._board is None or self._queue is None or self._jobs is None:
             raise _no_queue()
+        tenant = _find_tenant(self._jobs, request)
         try:
-            return build_status(await self._board.read_reports(), await self._queue.active_summaries())
+            return build_status(await self._board.read_reports(), await self._queue.active_summaries(), tenant)
         except OUTAGES:
             raise _no_queue() from None
 
@@ -99,11 +128,13 @@ class ConServeIngress(OpenAiIngress):
         settings = self._settings
         self._queue = JobQueue(redis, settings)
         self._board = CapacityBoard(redis, settings.jobs.namespace, settings.harvest.allotment_ttl_ms)
-        self._jobs = JobService(redis, FileStore(settings.files_url), settings, self._models)
+        store = FileStore(settings.files_url)
+        self._jobs = JobService(redis, store, settings, self._models)
+        self._flex = FlexService(redis, store, settings, self._models)
         try:
-            await asyncio.Event().wait()
+            await self._flex.run()
         finally:
-            self._jobs = self._queue = self._board = None
+            self._jobs = self._flex = self._queue = self._board = None
 
 
 def find_jobs() -> JobService:
@@ -114,6 +145,14 @@ def find_jobs() -> JobService:
     """
     ingress: ConServeIngress = serve.get_replica_context().servable_object
     return ingress.jobs
+
+
+def _find_tenant(jobs: JobService, request: Request) -> str | None:
+    """Whose batches the caller may see; None: nobody's."""
+    try:
+        return jobs.tenants.identify(request.headers.get("authorization"))
+    except ApiError:
+        return None
 
 
 def _no_queue() -> ApiError:

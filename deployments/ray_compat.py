@@ -9,6 +9,8 @@ from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.serve.core.configs.openai_api_models import (
+    ChatCompletionRequest,
+    CompletionRequest,
     ErrorInfo,
     ErrorResponse,
     OpenAIHTTPException,
@@ -21,6 +23,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 __all__ = [
     "BackPressureError",
     "CallbackBase",
+    "ChatCompletionRequest",
+    "CompletionRequest",
     "DeploymentUnavailableError",
     "ErrorInfo",
     "ErrorResponse",

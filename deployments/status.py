@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from conserve.config import DEFAULT_TENANT
 from conserve.harvest.messages import CapacityReport
 from conserve.jobs.batch import ActiveBatch
 
@@ -47,13 +48,18 @@ class BatchLine(BaseModel):
 
 
 class Status(BaseModel):
-    """The whole answer."""
+    """The whole answer. `flex_waiting` are requests of all tenants that wait for harvested capacity."""
 
     object: Literal["conserve.status"] = "conserve.status"
     replicas: list[CapacityReport]
     batches: list[BatchLine]
+    flex_waiting: int = 0
 
 
-def build_status(reports: Sequence[CapacityReport], batches: Sequence[ActiveBatch]) -> Status:
-    """Puts the answer together."""
-    return Status(replicas=list(reports), batches=[BatchLine.of(batch) for batch in batches])
+def build_status(
+    reports: Sequence[CapacityReport], batches: Sequence[ActiveBatch], tenant: str | None = DEFAULT_TENANT
+) -> Status:
+    """Puts the answer together, with the batches of one tenant (None: of nobody)."""
+    shown = [BatchLine.of(batch) for batch in batches if batch.flex is None and batch.tenant == tenant]
+    waiting = sum(batch.flex is not None and batch.outcome is None for batch in batches)
+    return Status(replicas=list(reports), batches=shown, flex_waiting=waiting)

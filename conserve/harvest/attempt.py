@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -41,8 +40,8 @@ class OfflineEngine(Protocol):
 class ChunkSink(Protocol):
     """Where the chunks of streamed requests go, as `conserve.jobs.flex_stream.ChunkWriter`."""
 
-    def add(self, claimed: ClaimedRequest, chunk: Mapping[str, Any]) -> None:
-        """Takes one."""
+    def begin(self, claimed: ClaimedRequest) -> OnChunk:
+        """Begins an attempt; what it gives takes each chunk of it."""
 
     async def flush(self) -> None:
         """Writes them. Raises RedisError."""
@@ -104,8 +103,7 @@ class AttemptRunner:
         chunks = self._chunks
         if batch.flex is not FlexKind.STREAMED or chunks is None:
             return await self._engine.offline(batch.endpoint, body, self._timeout_s)
-        on_chunk = functools.partial(chunks.add, claimed)
-        result = await self._engine.offline(batch.endpoint, body, self._timeout_s, on_chunk)
+        result = await self._engine.offline(batch.endpoint, body, self._timeout_s, chunks.begin(claimed))
         with suppress(RedisError, OSError):
             await chunks.flush()  # Before the result, which makes up for what does not get there.
         return result

@@ -219,8 +219,8 @@ class ActiveBatch:
     `ready` (can be claimed now) and `leased` are requests; `ready` may count some that a late commit has settled.
     `outcome` is the status the batch will end with, from the moment its results are frozen. Of a `paused` batch nothing
     can be claimed. `output_expires_after_s` is counted from the creation of the output files; None: they stay.
-    `tokens_used` are those of all requests that are done, `tokens_guessed` what one was expected to take at first; of two
-    batches with the same `prefix` the prompts begin alike. Nobody waits any more for a flex request that was `let_go`.
+    `tokens_used` are those of all requests that are done, `tokens_guessed` what one was expected to take at first; of
+    two batches with the same `prefix` the prompts begin alike. Nobody waits for a flex request that was `let_go`.
     """
 
     batch_id: str

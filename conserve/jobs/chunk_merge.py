@@ -32,13 +32,22 @@ class ChunkMerge:
         self._heard: dict[str, dict[_Place, str]] = {}
         self._roles: set[int] = set()
         self._first_fence: str | None = None
+        self._expected: dict[str, int] = {}
 
-    def add(self, fence: str, chunk: Mapping[str, Any]) -> dict[str, Any] | None:
+    def add(self, fence: str, number: int, chunk: Mapping[str, Any]) -> dict[str, Any] | None:
         """What to send for a chunk; None: nothing. How the answer ends is left to `finish`.
+
+        Args:
+            fence: Of the claim that has produced it.
+            number: Of the chunk, from 0. After a gap nothing more of this claim is sent; one that comes twice is not.
+            chunk: As the HTTP API would send it.
 
         Raises:
             DivergedError: nothing that fits what was sent.
         """
+        if number != self._expected.get(fence, 0):
+            return None
+        self._expected[fence] = number + 1
         if self._first_fence is None:
             self._first_fence = fence
             self._remember(chunk)

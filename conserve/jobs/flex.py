@@ -26,7 +26,7 @@ from conserve.jobs.chunk_merge import ChunkMerge, DivergedError
 from conserve.jobs.errors import ApiError, NotDurableError, QuotaExceededError, TooManyWaitingError
 from conserve.jobs.files import FileStore
 from conserve.jobs.flex_feed import FlexFeed, Subscription
-from conserve.jobs.flex_stream import read_entry
+from conserve.jobs.flex_stream import Numbered, read_entry
 from conserve.jobs.ledger import Holding
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.segments import SegmentReader
@@ -103,8 +103,8 @@ class FlexService:
             try:
                 while (entry := await self._next(job, subscription)) is not None:
                     fence, chunks = entry
-                    for chunk in chunks:
-                        if (merged := merge.add(fence, chunk)) is not None:
+                    for number, chunk in chunks:
+                        if (merged := merge.add(fence, number, chunk)) is not None:
                             yield merged
                 for merged in merge.finish(await self._result(job)):
                     yield merged
@@ -179,7 +179,7 @@ class FlexService:
         return line
 
     @answers_unavailable
-    async def _next(self, job: FlexJob, subscription: Subscription) -> tuple[str, list[dict[str, Any]]] | None:
+    async def _next(self, job: FlexJob, subscription: Subscription) -> tuple[str, list[Numbered]] | None:
         """Further chunks with the fence of their claim; None once the request is done."""
         while (left_s := job.until_s - time.monotonic()) > 0:
             entry = await subscription.next(min(LOOK_S, left_s))
@@ -241,7 +241,7 @@ async def _once(content: bytes) -> AsyncGenerator[bytes, None]:
 def _timed_out(wait_s: int) -> ApiError:
     return ApiError(
         408,
-        f"The request was not done within {wait_s} s on harvested capacity. Try again later, or without 'service_tier'.",
+        f"The request was not done within {wait_s} s on harvested capacity. Try again later, or without 'flex'.",
         error_type="server_error",
         code="flex_timeout",
     )

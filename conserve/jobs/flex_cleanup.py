@@ -1,4 +1,4 @@
-"""Deletes flex requests that are over: what was stored for one is of no use to anybody once its client has the answer."""
+"""Deletes flex requests that are over: what is stored of one is of no use once its client has the answer."""
 
 from __future__ import annotations
 

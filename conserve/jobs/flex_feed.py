@@ -75,7 +75,7 @@ class FlexFeed:
             del self._subscriptions[subscription.key]
 
     async def run(self) -> NoReturn:
-        """Reads until cancelled. Without Redis everybody who waits is told, and those who come later are heard again."""
+        """Reads until cancelled. Without Redis everybody who waits is told; who comes later is heard again."""
         while True:
             if not self._subscriptions:
                 self._wanted.clear()

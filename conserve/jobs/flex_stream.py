@@ -6,8 +6,10 @@ counts, and what the front has not sent by then it sends from there.
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -20,7 +22,10 @@ MOST_ENTRIES: Final = 4_096
 """Of one stream; older ones are dropped. An entry holds all chunks of one request since the last writing."""
 KEPT_MS: Final = 600_000
 MOST_UNWRITTEN: Final = 20_000
-"""Chunks that are kept while Redis is away; with more of them the oldest are dropped."""
+"""Chunks that are kept while Redis is away; of a request that loses one, no later one is sent."""
+
+Numbered = tuple[int, Mapping[str, Any]]
+"""A chunk with its number, counted from 0 in each attempt, so that a gap is noticed."""
 
 
 class ChunkWriter:
@@ -29,11 +34,17 @@ class ChunkWriter:
     def __init__(self, redis: Redis, namespace: str) -> None:
         self._redis: Any = redis  # As in `registry.BatchRegistry`.
         self._keys = Keys(namespace)
-        self._gathered: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        self._gathered: dict[tuple[str, str], list[Numbered]] = {}
+        self._flushing = asyncio.Lock()
 
-    def add(self, claimed: ClaimedRequest, chunk: Mapping[str, Any]) -> None:
-        """Takes a chunk of an answer, as the HTTP API would send it."""
-        self._gathered.setdefault((claimed.batch_id, claimed.fence), []).append(chunk)
+    def begin(self, claimed: ClaimedRequest) -> Callable[[Mapping[str, Any]], None]:
+        """Begins an attempt; what it gives takes each chunk of the answer, as the HTTP API would send it."""
+        numbers = itertools.count()
+
+        def take(chunk: Mapping[str, Any]) -> None:
+            self._gathered.setdefault((claimed.batch_id, claimed.fence), []).append((next(numbers), chunk))
+
+        return take
 
     async def flush(self) -> None:
         """Writes what was gathered.
@@ -41,8 +52,11 @@ class ChunkWriter:
         Raises:
             redis.exceptions.RedisError: Redis is away. What was gathered is kept, as far as there is room.
         """
-        if not self._gathered:
-            return
+        async with self._flushing:  # One after the other: chunks must not overtake each other.
+            if self._gathered:
+                await self._write()
+
+    async def _write(self) -> None:
         gathered, self._gathered = self._gathered, {}
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
@@ -61,8 +75,8 @@ class ChunkWriter:
             raise
 
 
-def read_entry(fields: Mapping[str, str]) -> tuple[str, list[dict[str, Any]]] | None:
+def read_entry(fields: Mapping[str, str]) -> tuple[str, list[Numbered]] | None:
     """The fence of the claim that made them and the chunks of an entry; None: it says that the request is done."""
     if "done" in fields:
         return None
-    return fields["fence"], json.loads(fields["chunks"])
+    return fields["fence"], [(number, chunk) for number, chunk in json.loads(fields["chunks"])]
