@@ -41,7 +41,7 @@ _DESCRIPTIONS = {
 
 
 def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error answers of a route, for its description. 400, 401 and 503 can always come, 4xx stands for HTTP's own."""
+    """The error answers of a route, for its description. 400, 401, 503 can always come, 4xx stands for HTTP's own."""
     # With `4XX` FastAPI leaves its own 422 out, in whose place we answer 400.
     described: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody, "description": "The request is refused."}}
     for status in (400, 401, *statuses, 503):

@@ -6,7 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from conserve.engine.contract import AttemptTimeout, EngineDied, EngineFault, EngineStats, OfflineResult
+from conserve.engine.chunk_assembly import ChunkAssembly
+from conserve.engine.contract import AttemptTimeout, EngineDied, EngineFault, EngineStats, OfflineResult, OnChunk
+from tests.integration.bench import MODEL
+
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 
 
 class FakeEngine:
@@ -14,6 +18,8 @@ class FakeEngine:
 
     `faults`, `refusals` and `slow` are contents that fail, that get a 400, and that are not answered in time; a content
     of `poisons` fails all requests that run with it. `company` has the most that ran beside each in its last attempt.
+    A streamed answer comes word by word; each word waits for `word_gate`, and of contents in `breaks` the next attempt
+    fails after so many.
     """
 
     def __init__(self) -> None:
@@ -32,8 +38,13 @@ class FakeEngine:
         self.running = 0
         self.most_running = 0
         self.answers_until_gate_shuts: int | None = None
+        self.word_gate = asyncio.Event()
+        self.word_gate.set()
+        self.breaks: dict[str, int] = {}
 
-    async def offline(self, endpoint: str, body: Mapping[str, Any], timeout_s: float) -> OfflineResult:
+    async def offline(
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, on_chunk: OnChunk | None = None
+    ) -> OfflineResult:
         content = body["messages"][0]["content"]
         self.asked.append(content)
         self.running += 1
@@ -52,6 +63,8 @@ class FakeEngine:
             await self.gate.wait()
             if death.is_set():
                 raise EngineDied("the engine ended")
+            if on_chunk is not None and content not in self.refusals:
+                return await self._stream(content, on_chunk)
             if self.answers_until_gate_shuts is not None:
                 self.answers_until_gate_shuts -= 1
                 if self.answers_until_gate_shuts <= 0:
@@ -68,7 +81,33 @@ class FakeEngine:
             raise EngineFault("the engine fell over")
         if content in self.refusals:
             return OfflineResult(400, {"error": {"message": "too long", "code": 400}})
-        return OfflineResult(200, {"id": f"chatcmpl-{content}", "echo": content}, 7, 3)
+        message = {"role": "assistant", "content": content}
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+        answer = {"id": f"chatcmpl-{content}", "object": "chat.completion", "created": 1, "model": MODEL}
+        answer |= {"choices": [choice], "usage": USAGE, "echo": content}
+        return OfflineResult(200, answer, 7, 3)
+
+    async def _stream(self, content: str, on_chunk: OnChunk) -> OfflineResult:
+        assembly = ChunkAssembly()
+        breaks_after = self.breaks.pop(content, None)
+        words = content.split(" ")
+        deltas = [{"role": "assistant", "content": ""}]
+        deltas += [{"content": word if not place else f" {word}"} for place, word in enumerate(words)]
+        for place, delta in enumerate(deltas):
+            await self.word_gate.wait()
+            if place == breaks_after:
+                raise EngineFault("the engine fell over")
+            ending = "stop" if place == len(deltas) - 1 else None
+            self._say(assembly, on_chunk, [{"index": 0, "delta": delta, "finish_reason": ending}])
+            await asyncio.sleep(0.001)
+        self._say(assembly, on_chunk, [], usage=USAGE)
+        return OfflineResult(200, assembly.body(), 7, 3)
+
+    def _say(self, assembly: ChunkAssembly, on_chunk: OnChunk, choices: list[Any], **more: Any) -> None:
+        chunk = {"id": f"chatcmpl-{len(self.asked)}", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
+        chunk |= {"choices": choices} | more
+        assembly.add(chunk)
+        on_chunk(chunk)
 
     def stats(self) -> EngineStats:
         return EngineStats(

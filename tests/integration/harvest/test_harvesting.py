@@ -18,7 +18,7 @@ from conserve.harvest.messages import CapacityReport
 from conserve.jobs.batch import ClaimedRequest
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
-from conserve.policy.allotment import Allotment
+from conserve.policy.allotment import Allotment, JobShare
 from tests.integration.bench import MODEL, Bench
 from tests.integration.harvest.conftest import running, wait_until
 from tests.integration.harvest.fakes import FakeEngine
@@ -64,7 +64,7 @@ async def test_online_load_shuts_the_window(
     batch_id = await bench.start(5)
 
     async def reported_shut() -> bool:
-        return (await board.read_allotment("r1")) == Allotment(0, (batch_id,))
+        return (await board.read_allotment("r1")) == Allotment(0)
 
     async with running(controller.run()), running(make_harvester(engine, "r1").run()):
         await wait_until(reported_shut)
@@ -307,9 +307,9 @@ async def test_replica_goes_on_alone_when_the_controller_is_gone(
 
 async def test_reports_and_allotments_expire(board: CapacityBoard, fast: Settings) -> None:
     await board.publish_report(CapacityReport(replica_id="r1", model="m", state="serving", window=1))
-    await board.publish_allotments({"r1": Allotment(3, ("b1", "b2"))})
+    await board.publish_allotments({"r1": Allotment(3, (JobShare("b1", 2), JobShare("b2", 1)))})
     assert [report.replica_id for report in await board.read_reports()] == ["r1"]
-    assert await board.read_allotment("r1") == Allotment(3, ("b1", "b2"))
+    assert await board.read_allotment("r1") == Allotment(3, (JobShare("b1", 2), JobShare("b2", 1)))
     assert await board.read_allotment("r2") is None
 
     async def gone() -> bool:

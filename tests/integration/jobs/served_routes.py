@@ -43,9 +43,16 @@ def build_app(settings: Settings | None = None) -> FastAPI:
 
 @contextmanager
 def serve_routes(settings: Settings) -> Iterator[str]:
-    """Gives the URL at which they are served, by a thread with a loop of its own, until the block ends."""
+    """Gives the URL at which they are served, until the block ends."""
+    with serve_app(build_app(settings)) as url:
+        yield url
+
+
+@contextmanager
+def serve_app(app: FastAPI) -> Iterator[str]:
+    """Gives the URL at which an application is served, by a thread with a loop of its own, until the block ends."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        server = uvicorn.Server(uvicorn.Config(build_app(settings), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -7,10 +7,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from conserve.config import HarvestSettings
 from conserve.harvest.allotment_source import AllotmentSource
-from conserve.policy.allotment import Allotment, ReplicaCapacity
+from conserve.policy.allotment import Allotment, JobShare, ReplicaCapacity
 
 IDLE = ReplicaCapacity("r1", "m", "serving")
 BUSY = ReplicaCapacity("r1", "m", "serving", online_running=99)
+B1, B2 = JobShare("b1", 3), JobShare("b2", 1)
 SETTINGS = HarvestSettings(max_window=4, allotment_ttl_ms=5_000)
 
 
@@ -40,13 +41,13 @@ class World:
 
 async def test_the_controller_s_word_counts_until_it_is_too_old() -> None:
     world = World()
-    world.board.entry = Allotment(2, ("b1",))
+    world.board.entry = Allotment(2, (B1,))
     await world.source.refresh(IDLE)
-    assert world.source.allotment == Allotment(2, ("b1",))
+    assert world.source.allotment == Allotment(2, (B1,))
     world.board.entry = None
     world.now_s = 4.9
     await world.source.refresh(IDLE)
-    assert (world.source.allotment, world.source.alone) == (Allotment(2, ("b1",)), False)
+    assert (world.source.allotment, world.source.alone) == (Allotment(2, (B1,)), False)
     world.now_s = 5.0
     await world.source.refresh(IDLE)
     assert (world.source.allotment.window, world.source.alone) == (4, True)
@@ -54,26 +55,40 @@ async def test_the_controller_s_word_counts_until_it_is_too_old() -> None:
 
 async def test_without_redis_the_replica_goes_by_its_own_load_and_the_last_order() -> None:
     world = World()
-    world.board.entry = Allotment(2, ("b1", "b2"))
+    world.board.entry = Allotment(2, (B1, B2))
     await world.source.refresh(IDLE)
     world.board.entry = RedisConnectionError("away")
     world.now_s = 5.0
     with pytest.raises(RedisConnectionError):
         await world.source.refresh(IDLE)
-    assert world.source.allotment == Allotment(4, ("b1", "b2"))
+    assert world.source.allotment == Allotment(4, (B1, B2))
     with pytest.raises(RedisConnectionError):
         await world.source.refresh(BUSY)
     assert world.source.allotment.window == 0
-    world.board.entry = Allotment(3, ("b2",))
+    world.board.entry = Allotment(3, (B2,))
     await world.source.refresh(BUSY)
-    assert (world.source.allotment, world.source.alone) == (Allotment(3, ("b2",)), False)
+    assert (world.source.allotment, world.source.alone) == (Allotment(3, (B2,)), False)
 
 
 async def test_an_empty_batch_is_passed_over_until_the_next_word() -> None:
     world = World()
-    world.board.entry = Allotment(2, ("b1", "b2"))
+    world.board.entry = Allotment(2, (B1, B2))
     await world.source.refresh(IDLE)
+    assert world.source.turn == B1
     world.source.mark_empty("b1")
-    assert world.source.allotment == Allotment(2, ("b2",))
+    assert world.source.turn == B2
     await world.source.refresh(IDLE)
-    assert world.source.allotment == Allotment(2, ("b1", "b2"))
+    assert world.source.turn == B1
+
+
+async def test_batches_come_in_turns_and_again_until_the_next_word() -> None:
+    world = World()
+    assert world.source.turn is None
+    world.board.entry = Allotment(2, (B1, B2))
+    await world.source.refresh(IDLE)
+    world.source.mark_taken("b1", 2)
+    assert world.source.turn == JobShare("b1", 1)
+    world.source.mark_taken("b1", 1)
+    assert world.source.turn == B2
+    world.source.mark_taken("b2", 1)
+    assert world.source.turn == B1

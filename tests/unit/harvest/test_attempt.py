@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from conserve.engine.contract import AttemptTimeout, EngineDied, EngineFault, EngineGone, EngineStats, OfflineResult
+from conserve.engine.contract import (
+    AttemptTimeout,
+    EngineDied,
+    EngineFault,
+    EngineGone,
+    EngineStats,
+    OfflineResult,
+    OnChunk,
+)
 from conserve.harvest.attempt import AttemptRunner, UnusableLineError, find_fault
 from conserve.jobs.batch import Batch, BatchStatus, ClaimedRequest
 from conserve.jobs.files import FileStore
@@ -30,7 +38,9 @@ class FakeEngine:
     def __init__(self, result: OfflineResult) -> None:
         self.result = result
 
-    async def offline(self, endpoint: str, body: Mapping[str, Any], timeout_s: float) -> OfflineResult:
+    async def offline(
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, on_chunk: OnChunk | None = None
+    ) -> OfflineResult:
         return self.result
 
     def stats(self) -> EngineStats:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conserve.policy.allotment import Allotment, ReplicaCapacity, WindowRule, allot, window_of
+from conserve.policy.allotment import LOOKAHEAD, Allotment, JobShare, ReplicaCapacity, WindowRule, allot, window_of
+from conserve.policy.fair_shares import FairShares
 from conserve.policy.ordering import JobDemand, order_jobs
 
 RULE = WindowRule(
@@ -19,6 +20,12 @@ def job(
     batch_id: str, *, model: str = "m", created_at: float = 0, expires_at: float = 100, ready: int = 1
 ) -> JobDemand:
     return JobDemand(batch_id, model, created_at, expires_at, ready)
+
+
+def settled(jobs: list[JobDemand]) -> FairShares:
+    shares = FairShares()
+    shares.settle(jobs, {})
+    return shares
 
 
 def test_idle_replica_gets_the_whole_window() -> None:
@@ -76,11 +83,20 @@ def test_priority_comes_before_the_end_of_the_window() -> None:
 
 def test_a_job_goes_only_where_its_model_is_served_and_work_is_left() -> None:
     capacities = [IDLE, replace(IDLE, replica_id="r2", model="other", online_running=8)]
-    jobs = [job("x"), job("y", model="other"), job("done", ready=0)]
-    assert allot(capacities, jobs, RULE, {}) == {"r1": Allotment(8, ("x",)), "r2": Allotment(0, ("y",))}
+    shares = settled([job("x"), job("y", model="other"), job("done", ready=0)])
+    assert allot(capacities, shares, RULE, {}) == {"r1": Allotment(8, (JobShare("x", 1),)), "r2": Allotment(0)}
 
 
 def test_previous_window_of_each_replica_counts() -> None:
     capacities = [replace(IDLE, replica_id=name, online_running=6) for name in ("was-open", "was-shut")]
-    allotments = allot(capacities, [], RULE, {"was-open": 3, "was-shut": 0})
+    allotments = allot(capacities, settled([]), RULE, {"was-open": 3, "was-shut": 0})
     assert (allotments["was-open"].window, allotments["was-shut"].window) == (2, 0)
+
+
+def test_replicas_are_offered_more_than_fits_and_no_request_twice() -> None:
+    capacities = [replace(IDLE, replica_id=name) for name in ("r1", "r2")]
+    allotments = allot(capacities, settled([job("x", ready=50), job("y", ready=500, created_at=1)]), RULE, {})
+    offered = [share for allotment in allotments.values() for share in allotment.jobs]
+    assert sum(share.most for share in offered if share.batch_id == "x") == 50
+    assert sum(share.most for share in offered) == 2 * LOOKAHEAD * RULE.max_window
+    assert all(allotment.jobs[0].batch_id == "x" for allotment in allotments.values())

@@ -83,3 +83,22 @@ def test_nobody_is_further_behind_than_a_round_and_a_request(tenants: dict[str, 
     for one in sizes:
         for other in sizes:
             assert shares[one] - shares[other] <= QUANTUM_TOKENS + slack[one] + slack[other]
+
+
+def test_credit_does_not_pile_up_while_nothing_is_taken() -> None:
+    robin = DeficitRoundRobin()
+    for _ in range(100):
+        robin.settle(["a", "b"], {}, {"a": 3.0})
+    assert robin.deficits == {"a": pytest.approx(3 * QUANTUM_TOKENS), "b": pytest.approx(QUANTUM_TOKENS)}
+
+
+def test_differences_stay_when_accounts_are_settled() -> None:
+    robin = DeficitRoundRobin()
+    robin.settle(["a", "b"], {}, {})
+    robin.settle(["a", "b"], {"a": 10_000.0, "gone": 5.0}, {})
+    robin.settle(["a", "b"], {}, {})
+    assert robin.deficits["b"] == pytest.approx(QUANTUM_TOKENS)
+    assert robin.deficits["b"] - robin.deficits["a"] == pytest.approx(10_000)
+    robin.settle(["b"], {}, {})
+    robin.settle(["a", "b"], {}, {})
+    assert robin.deficits["b"] - robin.deficits["a"] <= QUANTUM_TOKENS, "who was away owes nothing any more"
