@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 from redis.asyncio import Redis
 
 from conserve.config import Settings
+from conserve.engine.contract import OfflineResult, OnChunk
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.controller import HarvestController
 from conserve.harvest.harvester import Harvester
@@ -17,19 +20,27 @@ from tests.integration.bench import MODEL, URL, Bench, make_input, stream
 from tests.integration.harvest.conftest import running, wait_until
 from tests.integration.harvest.fakes import FakeEngine
 
-Make = Callable[[FakeEngine, str], Harvester]
+
+class ThirstyEngine(FakeEngine):
+    """Its requests take so many tokens that turns are short."""
+
+    async def offline(
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, on_chunk: OnChunk | None = None
+    ) -> OfflineResult:
+        result = await super().offline(endpoint, body, timeout_s, on_chunk)
+        return dataclasses.replace(result, prompt_tokens=700, output_tokens=300)
 
 
 async def submit(bench: Bench, tenant: str, count: int) -> str:
     service = bench.service.for_tenant(tenant)
-    file = await service.upload_file(
-        "in.jsonl", "batch", stream(make_input(count).replace(b"id-", f"{tenant}-".encode()))
-    )
+    content = make_input(count).replace(b"id-", f"{tenant}-".encode())
+    file = await service.upload_file("in.jsonl", "batch", stream(content))
     return (await service.create_batch(file.id, URL, "24h")).id
 
 
-async def share(bench: Bench, engine: FakeEngine, board: CapacityBoard, queue: JobQueue, settings: Settings) -> None:
-    """The first of two hundred requests: two tenants with requests of one length have as many by their weights."""
+async def share(bench: Bench, board: CapacityBoard, queue: JobQueue, settings: Settings) -> None:
+    """Of the first requests of two tenants the share of each is that of its weight."""
+    engine = ThirstyEngine()
     ids = [await submit(bench, tenant, 300) for tenant in ("a", "b")]
     await bench.keeper.run_once()
 
@@ -50,18 +61,18 @@ def with_weights(fast: Settings) -> Settings:
 
 
 async def test_a_tenant_that_was_first_does_not_take_all(
-    redis: Redis, store: FileStore, board: CapacityBoard, engine: FakeEngine, fast: Settings
+    redis: Redis, store: FileStore, board: CapacityBoard, fast: Settings
 ) -> None:
     settings = with_weights(fast)
     bench, queue = Bench(redis, store, settings), JobQueue(redis, settings)
     weights = {name: tenant.weight for name, tenant in settings.tenants.items()}
     controller = HarvestController(board, queue, settings.harvest, weights)
     async with running(controller.run()):
-        await share(bench, engine, board, queue, settings)
+        await share(bench, board, queue, settings)
 
 
 async def test_replicas_share_by_the_same_rule_without_a_controller(
-    redis: Redis, store: FileStore, board: CapacityBoard, engine: FakeEngine, fast: Settings
+    redis: Redis, store: FileStore, board: CapacityBoard, fast: Settings
 ) -> None:
     settings = with_weights(fast)
-    await share(Bench(redis, store, settings), engine, board, JobQueue(redis, settings), settings)
+    await share(Bench(redis, store, settings), board, JobQueue(redis, settings), settings)

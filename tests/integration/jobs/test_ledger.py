@@ -27,8 +27,12 @@ def ledger(redis: Redis, keys: Keys) -> Ledger:
     return Ledger(redis, keys)
 
 
+def index_of(ledger: Ledger) -> str:
+    return f"{ledger._keys[2]}:listed"
+
+
 async def admit(ledger: Ledger, batch_id: str, holding: Holding, limits: Limits = LIMITS, most: int = 100) -> bool:
-    return await ledger.admit(batch_id, "a", holding, limits, index="t:{index}:batches", most=most)
+    return await ledger.admit(batch_id, "a", holding, limits, index=index_of(ledger), most=most)
 
 
 async def test_what_is_taken_is_given_back_once(redis: Redis, ledger: Ledger) -> None:
@@ -40,9 +44,9 @@ async def test_what_is_taken_is_given_back_once(redis: Redis, ledger: Ledger) ->
     assert (await ledger.tenant_of("b1"), await ledger.tenant_of("f1"), await ledger.tenant_of("x")) == ("a", "a", None)
     for _ in range(2):
         await ledger.drop("f1")
-        await ledger.retire("b1", "t:{index}:batches")
+        await ledger.retire("b1", index_of(ledger))
     assert await ledger.used("a") == Holding()
-    assert await redis.zcard("t:{index}:batches") == 0
+    assert await redis.zcard(index_of(ledger)) == 0
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,7 @@ async def test_a_batch_beyond_a_quota_is_refused(
     assert (error.name, error.limit, error.used, error.asked) == (name, limit, used, getattr(holding, name))
     assert await ledger.used("a") == Holding(6, 600)
     assert await redis.zrange(keys.active_batches, 0, -1) == ["b1"]
-    assert await ledger.admit("b2", "b", holding, LIMITS, index="t:{index}:other", most=100), "others have their own"
+    assert await ledger.admit("b2", "b", holding, LIMITS, index=index_of(ledger), most=100), "others have their own"
 
 
 async def test_files_have_quotas_of_their_own(ledger: Ledger) -> None:

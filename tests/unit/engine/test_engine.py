@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
@@ -355,3 +356,52 @@ def test_scheduler_s_counters_are_read_from_the_page() -> None:
 
 def test_stock_scheduler_has_no_counters() -> None:
     assert CoServeEngine(FakeServing()).scheduler_counters() is None
+
+
+class StreamingServing(FakeServing):
+    """Answers with the events that it is given."""
+
+    def __init__(self, *events: str | Exception) -> None:
+        super().__init__()
+        self.events = events
+
+    async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
+        self.requests.append(request)
+        for event in self.events:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+    completions = embeddings = chat
+
+
+def event(content: str, **more: Any) -> str:
+    choices = [{"index": 0, "delta": {"content": content}, "finish_reason": None}]
+    chunk = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices} | more
+    return f"data: {json.dumps(chunk)}\n\n"
+
+
+async def test_chunks_of_an_offline_request_are_passed_on_and_put_together() -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 2}
+    serving = StreamingServing(event("a"), event("b") + event("", choices=[], usage=usage), "data: [DONE]\n\n")
+    heard: list[Any] = []
+    engine = CoServeEngine(serving)
+    result = await engine.offline(CHAT, {**BODY, "priority": -5}, 10, heard.append)
+    assert [chunk["choices"][0]["delta"]["content"] for chunk in heard[:2]] == ["a", "b"]
+    assert result.body["choices"][0]["message"]["content"] == "ab"
+    assert (result.status_code, result.prompt_tokens, result.output_tokens) == (200, 5, 2)
+    (request,) = serving.requests
+    assert (request.stream, request.stream_options.include_usage, request.priority) == (True, True, OFFLINE_PRIORITY)
+
+
+async def test_a_stream_may_end_with_an_error() -> None:
+    refusal = 'data: {"error": {"message": "too long", "code": 400}}\n\n'
+    result = await CoServeEngine(StreamingServing(event("a"), refusal)).offline(CHAT, BODY, 10, lambda chunk: None)
+    assert result.status_code == 400
+    for events in (
+        (event("a"), 'data: {"error": {"message": "broken", "code": 500}}\n\n'),
+        (event("a"), OSError()),
+        (),
+    ):
+        with pytest.raises(EngineFault):
+            await CoServeEngine(StreamingServing(*events)).offline(CHAT, BODY, 10, lambda chunk: None)
