@@ -12,7 +12,7 @@ _DONE: Final = "[DONE]"
 
 def read_events(text: str) -> Iterator[dict[str, Any]]:
     """The objects in a piece of an event stream, as vLLM makes it: whole lines, one object each."""
-    for line in text.splitlines():
+    for line in text.split("\n"):  # Not `splitlines`: strings may hold other line ends as they are.
         if line.startswith(_DATA) and (payload := line[len(_DATA) :].strip()) != _DONE:
             yield json.loads(payload)
 

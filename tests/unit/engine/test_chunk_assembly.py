@@ -18,8 +18,8 @@ def assemble(*choices: list[dict[str, Any]], kind: str = "chat.completion.chunk"
 
 
 def test_events_are_read_from_text() -> None:
-    text = 'data: {"a": 1}\n\ndata: {"b": "\\u2028"}\n\n: comment\n\ndata: [DONE]\n\n'
-    assert list(read_events(text)) == [{"a": 1}, {"b": "\u2028"}]
+    text = 'data: {"a": 1}\n\ndata: {"b": "\u2028\x85"}\n\n: comment\n\ndata: [DONE]\n\n'
+    assert list(read_events(text)) == [{"a": 1}, {"b": "\u2028\x85"}]
 
 
 def test_a_chat_is_put_together() -> None:
