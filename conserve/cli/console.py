@@ -37,7 +37,7 @@ def fail(message: str, code: int = 1) -> typer.Exit:
 
 
 def make_client(url: str) -> openai.OpenAI:
-    """A client of the application. Its key is whatever `OPENAI_API_KEY` says; none is needed."""
+    """A client of the application. Its key is whatever `OPENAI_API_KEY` says; without tenants none is needed."""
     return openai.OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=os.environ.get("OPENAI_API_KEY", "none"))
 
 
