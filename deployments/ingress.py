@@ -96,13 +96,15 @@ class ConServeIngress(OpenAiIngress):
         """Answers a chat: by a replica at once, or on harvested capacity if it asks for that tier."""
         if is_flex(body):
             return await answer_flex(self.flex, BatchEndpoint.CHAT_COMPLETIONS, request)
-        return await super().chat(body, request)
+        answer: Response = await super().chat(body, request)
+        return answer
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """Answers a completion: by a replica at once, or on harvested capacity if it asks for that tier."""
         if is_flex(body):
             return await answer_flex(self.flex, BatchEndpoint.COMPLETIONS, request)
-        return await super().completions(body, request)
+        answer: Response = await super().completions(body, request)
+        return answer
 
     async def health(self) -> JSONResponse:
         """200 when a replica can answer, 503 when none can."""

@@ -101,6 +101,30 @@ def test_bad_batches_are_refused(application: Application) -> None:
     assert [(error.code, error.line) for error in batch.errors.data or []] == [("duplicate_custom_id", 2)]
 
 
+def test_flex_requests_get_the_same_answer_later(application: Application) -> None:
+    client = application.client()
+    answer = client.chat.completions.create(
+        model=MODEL, messages=CAPITAL, max_tokens=16, temperature=0, service_tier="flex"
+    )
+    assert answer.choices[0].message.content == ask(application)
+    assert answer.service_tier == "flex"
+    stream = client.chat.completions.create(
+        model=MODEL, messages=CAPITAL, max_tokens=16, temperature=0, service_tier="flex", stream=True
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer.choices[0].message.content
+    assert len(chunks) > 3
+    assert {chunk.service_tier for chunk in chunks} == {"flex"}
+    extra = {"service_tier": "flex"}
+    completion = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=5, extra_body=extra)
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == 5
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "word " * 6000}], service_tier="flex"
+        )
+
+
 def test_a_batch_is_worked_off_while_chats_arrive(application: Application) -> None:
     lines = make_lines(40, max_tokens=48)
     lines[7]["body"]["messages"][0]["content"] = "word " * 6000  # longer than the context: fails alone
