@@ -147,19 +147,6 @@ async def test_a_streamed_answer_comes_in_chunks(redis: Redis, fast: Settings) -
     await wait_until_nothing_is_left(redis, fast)
 
 
-@pytest.mark.usefixtures("back")
-async def test_tokens_come_while_the_engine_is_still_at_it(redis: Redis, fast: Settings, engine: FakeEngine) -> None:
-    service = FlexService(redis, FileStore(fast.files_url), fast, [MODEL])
-    texts: list[str] = []
-    async with running(service.run()):
-        async for chunk in service.stream(DEFAULT_TENANT, URL, ask("one two three")):
-            texts.append(chunk["choices"][0]["delta"].get("content", ""))
-            if texts[-1] == "one":
-                break
-    assert engine.running == 1
-    assert texts[-1] == "one"
-
-
 @pytest.fixture
 def stepping(engine: FakeEngine) -> None:
     """The engine says a word every 100 ms."""

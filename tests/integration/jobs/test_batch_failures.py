@@ -133,10 +133,10 @@ async def test_an_upload_that_may_be_recorded_keeps_its_content(
 ) -> None:
     real = FileCatalog.put
 
-    async def break_off(catalog: FileCatalog, *fields: Any) -> FileObject:
+    async def break_off(catalog: FileCatalog, *fields: Any, **named: Any) -> FileObject:
         if not recorded:
             raise RedisConnectionError("away")
-        await real(catalog, *fields)
+        await real(catalog, *fields, **named)
         raise NotDurableError("not confirmed")
 
     async def record(*_: object) -> FileRecord | None:
