@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from conserve.cli.console import DEFAULT_URL, UrlOption, err, explain_errors, fail, out, say_progress
+from conserve.cli.console import DEFAULT_URL, UrlOption, err, explain_errors, fail, make_client, out, say_progress
 from conserve.config import SettingsError
 from conserve.jobs.errors import EmbeddedServerError
 from conserve.launch.interruption import Interruption
@@ -82,7 +82,7 @@ def status(url: UrlOption = DEFAULT_URL) -> None:
     """Shows replicas with their harvest windows, and the batches that have not ended."""
     with explain_errors(url):
         health = httpx.get(f"{url}/health", timeout=10)
-        answer = httpx.get(f"{url}/conserve/v1/status", timeout=10)
+        answer = httpx.get(f"{url}/conserve/v1/status", headers=make_client(url).auth_headers, timeout=10)
     out.print("Application:", "[green]ready[/]" if health.is_success else "[yellow]not ready[/]", url)
     found = _read_status(answer)
     out.print(_replica_table(found["replicas"]))
