@@ -21,10 +21,11 @@ from conserve.jobs.flex import FlexService
 from conserve.jobs.link import OUTAGES, RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
+from conserve.jobs.tenants import TenantDirectory
 from conserve.telemetry.logs import configure_service_logs
 from deployments.errors import error_response
 from deployments.flex_routes import answer_flex, is_flex
-from deployments.ray_compat import ChatCompletionRequest, CompletionRequest
+from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from deployments.readiness import ReadinessProbe
 from deployments.status import Status, build_status
 
@@ -63,6 +64,7 @@ class ConServeIngress(OpenAiIngress):
         super().__init__(llm_deployments, model_cards)
         self._models = list(llm_deployments)
         self._settings = settings
+        self._tenants = TenantDirectory(settings.tenants)
         self._probe = ReadinessProbe(llm_deployments.values())
         self._jobs: JobService | None = None
         self._flex: FlexService | None = None
@@ -96,6 +98,7 @@ class ConServeIngress(OpenAiIngress):
         """Answers a chat: by a replica at once, or on harvested capacity if it asks for that tier."""
         if is_flex(body):
             return await answer_flex(self.flex, BatchEndpoint.CHAT_COMPLETIONS, request)
+        self._check_key(request)
         answer: Response = await super().chat(body, request)
         return answer
 
@@ -103,7 +106,14 @@ class ConServeIngress(OpenAiIngress):
         """Answers a completion: by a replica at once, or on harvested capacity if it asks for that tier."""
         if is_flex(body):
             return await answer_flex(self.flex, BatchEndpoint.COMPLETIONS, request)
+        self._check_key(request)
         answer: Response = await super().completions(body, request)
+        return answer
+
+    async def embeddings(self, body: EmbeddingRequest, request: Request) -> Response:
+        """Answers with embeddings, where the model can."""
+        self._check_key(request)
+        answer: Response = await super().embeddings(body, request)
         return answer
 
     async def health(self) -> JSONResponse:
@@ -114,13 +124,24 @@ class ConServeIngress(OpenAiIngress):
 
     async def status(self, request: Request) -> Status:
         """Replicas with their harvest windows, and the caller's batches that have not ended."""
-        if self._board is None or self._queue is None or self._jobs is None:
+        if self._board is None or self._queue is None:
             raise _no_queue()
-        tenant = _find_tenant(self._jobs, request)
+        tenant = self._find_tenant(request)
         try:
             return build_status(await self._board.read_reports(), await self._queue.active_summaries(), tenant)
         except OUTAGES:
             raise _no_queue() from None
+
+    def _find_tenant(self, request: Request) -> str | None:
+        """Whose batches the caller may see; None: nobody's."""
+        try:
+            return self._tenants.identify(request.headers.get("authorization"))
+        except ApiError:
+            return None
+
+    def _check_key(self, request: Request) -> None:
+        if self._settings.http.keys_for_online:
+            self._tenants.identify(request.headers.get("authorization"))
 
     async def __del__(self) -> None:
         self._link.cancel()
@@ -147,14 +168,6 @@ def find_jobs() -> JobService:
     """
     ingress: ConServeIngress = serve.get_replica_context().servable_object
     return ingress.jobs
-
-
-def _find_tenant(jobs: JobService, request: Request) -> str | None:
-    """Whose batches the caller may see; None: nobody's."""
-    try:
-        return jobs.tenants.identify(request.headers.get("authorization"))
-    except ApiError:
-        return None
 
 
 def _no_queue() -> ApiError:

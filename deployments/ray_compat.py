@@ -11,6 +11,7 @@ from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.serve.core.configs.openai_api_models import (
     ChatCompletionRequest,
     CompletionRequest,
+    EmbeddingRequest,
     ErrorInfo,
     ErrorResponse,
     OpenAIHTTPException,
@@ -26,6 +27,7 @@ __all__ = [
     "ChatCompletionRequest",
     "CompletionRequest",
     "DeploymentUnavailableError",
+    "EmbeddingRequest",
     "ErrorInfo",
     "ErrorResponse",
     "OpenAIHTTPException",

@@ -269,6 +269,10 @@ class HttpSettings(_Section):
         256, description="Online requests that may wait for a replica; further ones get 429. -1: no limit."
     )
 
+    keys_for_online: bool = Field(
+        False, description="Whether online requests need the key of a tenant, too, if there are any keys."
+    )
+
     @field_validator("max_queued_requests")
     @classmethod
     def _check_queue_limit(cls, value: int) -> int:

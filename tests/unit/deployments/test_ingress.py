@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from ray.serve.llm.ingress import OpenAiIngress
+
+from conserve.config import load_settings
+from conserve.jobs.errors import ApiError
+from conserve.jobs.tenants import TenantDirectory
+from deployments.flex_routes import is_flex
+from deployments.ingress import ConServeIngress
+from deployments.ray_compat import ChatCompletionRequest, CompletionRequest
+
+TENANTS = {"a": {"api_keys": ["sk-a"]}}
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+
+
+def make_ingress(monkeypatch: pytest.MonkeyPatch, **args: Any) -> ConServeIngress:
+    """An ingress that Redis is away from; replicas answer."""
+
+    async def answer(self: Any, body: Any, request: Request) -> Response:
+        return JSONResponse({"model": body.model})
+
+    for name in ("chat", "completions", "embeddings"):
+        monkeypatch.setattr(OpenAiIngress, name, answer)
+    ingress = ConServeIngress.__new__(ConServeIngress)
+    ingress._settings = load_settings(args, {})
+    ingress._tenants = TenantDirectory(ingress._settings.tenants)
+    ingress._jobs = ingress._flex = ingress._queue = ingress._board = None
+    return ingress
+
+
+def make_request(key: str | None = None) -> Request:
+    headers = [] if key is None else [(b"authorization", f"Bearer {key}".encode())]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": headers})
+
+
+def chat(**more: Any) -> Any:
+    return ChatCompletionRequest.model_validate(CHAT | more)
+
+
+@pytest.mark.parametrize("tier", [None, "auto", "default", "priority"])
+async def test_online_requests_go_on_without_redis(monkeypatch: pytest.MonkeyPatch, tier: str | None) -> None:
+    ingress = make_ingress(monkeypatch)
+    body = chat(service_tier=tier) if tier else chat()
+    assert not is_flex(body)
+    assert (await ingress.chat(body, make_request())).status_code == 200
+
+
+async def test_flex_requests_are_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    ingress = make_ingress(monkeypatch)
+    completion: Any = CompletionRequest.model_validate({"model": "m", "prompt": "hello", "service_tier": "flex"})
+    for call, body in ((ingress.chat, chat(service_tier="flex")), (ingress.completions, completion)):
+        with pytest.raises(ApiError) as refused:
+            await call(body, make_request())
+        assert (refused.value.status, refused.value.headers()) == (503, {"Retry-After": "5"})
+
+
+async def test_online_requests_need_a_key_only_where_the_settings_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    ingress = make_ingress(monkeypatch, tenants=TENANTS)
+    assert (await ingress.chat(chat(), make_request())).status_code == 200
+    ingress = make_ingress(monkeypatch, tenants=TENANTS, http={"keys_for_online": True})
+    for call in (ingress.chat, ingress.completions, ingress.embeddings):
+        assert (await call(chat(), make_request("sk-a"))).status_code == 200
+        for key in (None, "sk-b"):
+            with pytest.raises(ApiError) as refused:
+                await call(chat(), make_request(key))
+            assert refused.value.status == 401
