@@ -220,7 +220,7 @@ class ActiveBatch:
     `outcome` is the status the batch will end with, from the moment its results are frozen. Of a `paused` batch nothing
     can be claimed. `output_expires_after_s` is counted from the creation of the output files; None: they stay.
     `tokens_used` are those of all requests that are done, `tokens_guessed` what one was expected to take at first; of
-    two batches with the same `prefix` the prompts begin alike. Nobody waits for a flex request that was `let_go`.
+    two batches with the same `prefix` the prompts begin alike. Since `let_go_at_ms` nobody waits for a flex request.
     """
 
     batch_id: str
@@ -245,7 +245,7 @@ class ActiveBatch:
     tokens_guessed: int = UNKNOWN_REQUEST_TOKENS
     prefix: str = ""
     flex: FlexKind | None = None
-    let_go: bool = False
+    let_go_at_ms: int | None = None
 
     @property
     def request_tokens(self) -> float:

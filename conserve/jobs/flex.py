@@ -32,7 +32,7 @@ from conserve.jobs.queue import JobQueue
 from conserve.jobs.segments import SegmentReader
 from conserve.jobs.tenants import TenantDirectory
 from conserve.jobs.validation import InputValidator
-from conserve.policy.request_size import guess_request_tokens
+from conserve.policy.request_size import EXPECTED_OUTPUT_TOKENS, guess_request_tokens
 
 _log = structlog.get_logger(__name__)
 
@@ -146,7 +146,7 @@ class FlexService:
                 metadata=None,
                 priority=HIGHEST_PRIORITY,
                 tenant=tenant,
-                holding=Holding(requests=1, tokens=guess_request_tokens(1, len(line))),
+                holding=Holding(requests=1, tokens=_guess_tokens(body, line)),
                 limits=self.tenants.limits(tenant),
                 flex=kind,
             )
@@ -232,6 +232,14 @@ class FlexService:
             await self._queue.let_go(batch_id)
         except (RedisError, OSError) as error:
             _log.warning("flex request runs on until its time is up", batch_id=batch_id, reason=str(error))
+
+
+def _guess_tokens(body: Mapping[str, Any], line: bytes) -> int:
+    """What a request takes, from its length and, if it says so, the most that it may produce."""
+    named = (body.get("max_completion_tokens"), body.get("max_tokens"))
+    most = next((one for one in named if isinstance(one, int) and one > 0), None)
+    guess = guess_request_tokens(1, len(line))
+    return guess if most is None else guess - EXPECTED_OUTPUT_TOKENS + most
 
 
 async def _once(content: bytes) -> AsyncGenerator[bytes, None]:

@@ -13,6 +13,8 @@ _log = structlog.get_logger(__name__)
 
 _GRACE_MS = 60_000
 """A front that has not let go of a request so long after its end is gone."""
+_LINGER_MS = 1_000
+"""For so long the controller can see what a request has used in the end."""
 
 
 class FlexCleanup:
@@ -29,7 +31,9 @@ class FlexCleanup:
 
     def is_due(self, batch: ActiveBatch, now_ms: int) -> bool:
         """Whether a request that is over can be deleted: its client has the answer, or is gone."""
-        return batch.let_go or now_ms > batch.expires_at_ms + _GRACE_MS
+        if batch.let_go_at_ms is not None:
+            return now_ms > batch.let_go_at_ms + _LINGER_MS
+        return now_ms > batch.expires_at_ms + _GRACE_MS
 
     async def delete(self, batch: ActiveBatch) -> None:
         """Deletes a request and all that is stored for it."""

@@ -219,6 +219,7 @@ class BatchRegistry:
     async def let_go(self, batch_id: str) -> None:
         """Nobody waits for a flex request any more: what runs of it is cancelled, and then its keeper deletes it."""
         await self._scripts.run("let_go", self._keys.batch(batch_id))
+        await self._redis.zrem(self._keys.flex, batch_id)  # It takes up no room while it is deleted.
 
     async def delete(self, batch_id: str) -> None:
         """Forgets all that is known of a batch; to be retired then."""
@@ -333,5 +334,5 @@ def _to_summary(batch_id: str, values: list[Any]) -> ActiveBatch:
         tokens_guessed=number("tokens_guessed") or UNKNOWN_REQUEST_TOKENS,
         prefix=fields["prefix"] or "",
         flex=FlexKind(fields["flex"]) if fields["flex"] else None,
-        let_go=bool(fields["let_go_at_ms"]),
+        let_go_at_ms=number("let_go_at_ms") or None,
     )

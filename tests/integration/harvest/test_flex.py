@@ -107,6 +107,12 @@ async def wait_until_nothing_is_left(redis: Redis, settings: Settings) -> None:
     await wait_until(is_clean)
 
 
+async def clean_up(redis: Redis, settings: Settings) -> None:
+    """A keeper deletes all that is over."""
+    async with running(Bench(redis, FileStore(settings.files_url), settings).keeper.run(0.02)):
+        await wait_until_nothing_is_left(redis, settings)
+
+
 @pytest.mark.usefixtures("back")
 async def test_a_request_is_answered_and_leaves_nothing_behind(
     redis: Redis, fast: Settings, engine: FakeEngine
@@ -295,10 +301,7 @@ async def test_there_is_room_for_so_many_only(redis: Redis, fast: Settings) -> N
             assert refused.value.code == "resource_unavailable"
             assert int(refused.value.response.headers["retry-after"]) > 0
         waiting.cancel()
-    bench = Bench(redis, FileStore(settings.files_url), settings)
-    for _ in range(5):
-        await bench.keeper.run_once()
-    assert await find_leftovers(redis, fast) == []
+    await clean_up(redis, settings)
 
 
 @pytest.mark.parametrize(
@@ -321,10 +324,7 @@ async def test_the_wait_has_an_end(redis: Redis, fast: Settings) -> None:
         with pytest.raises(openai.APIStatusError, match="within 1 s") as late:
             await client.chat.completions.create(**ask("x"))
         assert (late.value.status_code, late.value.code) == (408, "flex_timeout")
-    bench = Bench(redis, FileStore(settings.files_url), settings)
-    for _ in range(5):
-        await bench.keeper.run_once()
-    assert await find_leftovers(redis, fast) == []
+    await clean_up(redis, settings)
 
 
 async def test_a_request_of_a_front_that_is_gone_is_deleted_later(
@@ -343,9 +343,7 @@ async def test_a_request_of_a_front_that_is_gone_is_deleted_later(
         await bench.keeper.run_once()
     assert await find_leftovers(redis, fast) != []
     monkeypatch.setattr(flex_cleanup, "_GRACE_MS", 0)
-    for _ in range(3):
-        await bench.keeper.run_once()
-    assert await find_leftovers(redis, fast) == []
+    await clean_up(redis, settings)
 
 
 async def test_flex_requests_are_in_no_list_and_count_for_their_tenant(redis: Redis, fast: Settings) -> None:
@@ -369,8 +367,7 @@ async def test_flex_requests_are_in_no_list_and_count_for_their_tenant(redis: Re
             assert (refused.value.param, refused.value.code) == ("service_tier", "queued_requests_exceeded")
         waiting.cancel()
         await asyncio.wait([waiting])
-    for _ in range(5):
-        await bench.keeper.run_once()
+    await clean_up(redis, settings)
     assert await ledger.used("a") == Holding()
 
 
