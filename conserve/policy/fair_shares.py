@@ -7,7 +7,6 @@ running ones.
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -65,7 +64,7 @@ class FairShares:
         """Offers so many places: batches of a model and how many of their requests, in the order to take them in."""
         if model not in self._work:
             return []
-        return copy.deepcopy(self._robins[model]).deal(self._work[model], self._weights, places)
+        return self._robins[model].copy().deal(self._work[model], self._weights, places)
 
 
 def _to_work(jobs: Sequence[JobDemand]) -> list[JobWork]:

@@ -59,20 +59,29 @@ class DeficitRoundRobin:
         taken = dict.fromkeys(left, 0)
         self._follow(left)
         dealt: list[tuple[str, int]] = []
+        idle = 0  # Turns since somebody could afford a request.
         while requests > 0 and self.turns:
             tenant = self.turns[0]
             if self._take_from(tenant, left[tenant], taken, dealt):
                 requests -= 1
+                idle = 0
                 continue
             self.turns.popleft()
             if left[tenant]:
                 # Its quantum is over: what it could not use is added to the next one.
                 self.turns.append(tenant)
                 self.deficits[tenant] += _quantum(tenant, weights)
-                self._skip_rounds(left, weights)
+                idle += 1
+                if idle >= len(self.turns):
+                    self._skip_rounds(left, weights)
+                    idle = 0
             else:
                 del self.deficits[tenant]
         return _merge(dealt)
+
+    def copy(self) -> DeficitRoundRobin:
+        """One whose dealing changes nothing here."""
+        return DeficitRoundRobin(dict(self.deficits), deque(self.turns))
 
     def charge(self, tenant: str, tokens: float) -> None:
         """Requests of a tenant have taken more than was expected (or less: negative)."""
