@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -256,17 +257,16 @@ async def test_a_deletion_that_broke_off_is_made_up_for(world: World, monkeypatc
 async def test_batches_that_begin_alike_are_known(world: World) -> None:
     system = {"role": "system", "content": "You are a careful assistant. " * 30}
     bodies = [{"model": MODEL, "messages": [system, {"role": "user", "content": str(number)}]} for number in range(3)]
-    import json
-
     lines = [
         json.dumps({"custom_id": str(number), "method": "POST", "url": URL, "body": body}).encode()
         for number, body in enumerate(bodies)
     ]
     service = world.bench.service.for_tenant("a")
+    ids = []
     for content in (b"\n".join(lines[:2]), lines[2], make_input(2)):
         file = await service.upload_file("in.jsonl", "batch", stream(content))
-        await service.create_batch(file.id, URL, "24h")
+        ids.append((await service.create_batch(file.id, URL, "24h")).id)
     await world.bench.keeper.run_once()
-    first, second, third = (batch.prefix for batch in await world.bench.queue.active_summaries())
+    first, second, third = (batch.prefix for batch in await world.bench.queue.active_summaries(ids))
     assert first == second != ""
     assert third == ""
