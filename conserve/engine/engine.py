@@ -183,7 +183,7 @@ class CoServeEngine:
                     self._online_first_tokens -= 1
 
     async def offline(
-        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, on_chunk: OnChunk | None = None
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, *, on_chunk: OnChunk | None = None
     ) -> OfflineResult:
         """Runs one request of a batch, behind all online work.
 

@@ -29,7 +29,7 @@ class OfflineEngine(Protocol):
     """The part of `conserve.engine.engine.CoServeEngine` that harvesting needs."""
 
     async def offline(
-        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, on_chunk: OnChunk | None = None
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, *, on_chunk: OnChunk | None = None
     ) -> OfflineResult:
         """Runs one request. Raises EngineFault when another attempt may succeed."""
 
@@ -103,7 +103,7 @@ class AttemptRunner:
         chunks = self._chunks
         if batch.flex is not FlexKind.STREAMED or chunks is None:
             return await self._engine.offline(batch.endpoint, body, self._timeout_s)
-        result = await self._engine.offline(batch.endpoint, body, self._timeout_s, chunks.begin(claimed))
+        result = await self._engine.offline(batch.endpoint, body, self._timeout_s, on_chunk=chunks.begin(claimed))
         with suppress(RedisError, OSError):
             await chunks.flush()  # Before the result, which makes up for what does not get there.
         return result

@@ -219,8 +219,8 @@ class ActiveBatch:
     `ready` (can be claimed now) and `leased` are requests; `ready` may count some that a late commit has settled.
     `outcome` is the status the batch will end with, from the moment its results are frozen. Of a `paused` batch nothing
     can be claimed. `output_expires_after_s` is counted from the creation of the output files; None: they stay.
-    `tokens_used` are those of all requests that are done, `tokens_guessed` what one was expected to take at first; of
-    two batches with the same `prefix` the prompts begin alike. Since `let_go_at_ms` nobody waits for a flex request.
+    `prompt_tokens` and `completion_tokens` are those of its committed requests, `tokens_guessed` what one was expected to
+    take at first; of two batches with the same `prefix` the prompts begin alike. Since `let_go_at_ms` nobody waits for a flex request.
     """
 
     batch_id: str
@@ -241,11 +241,17 @@ class ActiveBatch:
     paused: bool = False
     output_expires_after_s: int | None = None
     tenant: str = DEFAULT_TENANT
-    tokens_used: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     tokens_guessed: int = UNKNOWN_REQUEST_TOKENS
     prefix: str = ""
     flex: FlexKind | None = None
     let_go_at_ms: int | None = None
+
+    @property
+    def tokens_used(self) -> int:
+        """Tokens of all its requests that are done."""
+        return self.prompt_tokens + self.completion_tokens
 
     @property
     def request_tokens(self) -> float:

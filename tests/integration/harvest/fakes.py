@@ -43,7 +43,7 @@ class FakeEngine:
         self.breaks: dict[str, int] = {}
 
     async def offline(
-        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, on_chunk: OnChunk | None = None
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, *, on_chunk: OnChunk | None = None
     ) -> OfflineResult:
         content = body["messages"][0]["content"]
         self.asked.append(content)

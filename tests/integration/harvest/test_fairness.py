@@ -25,9 +25,9 @@ class ThirstyEngine(FakeEngine):
     """Its requests take so many tokens that turns are short."""
 
     async def offline(
-        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, on_chunk: OnChunk | None = None
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, *, on_chunk: OnChunk | None = None
     ) -> OfflineResult:
-        result = await super().offline(endpoint, body, timeout_s, on_chunk)
+        result = await super().offline(endpoint, body, timeout_s, on_chunk=on_chunk)
         return dataclasses.replace(result, prompt_tokens=700, output_tokens=300)
 
 

@@ -386,7 +386,7 @@ async def test_chunks_of_an_offline_request_are_passed_on_and_put_together() -> 
     serving = StreamingServing(event("a"), event("b") + event("", choices=[], usage=usage), "data: [DONE]\n\n")
     heard: list[Any] = []
     engine = CoServeEngine(serving)
-    result = await engine.offline(CHAT, {**BODY, "priority": -5}, 10, heard.append)
+    result = await engine.offline(CHAT, {**BODY, "priority": -5}, 10, on_chunk=heard.append)
     assert [chunk["choices"][0]["delta"]["content"] for chunk in heard[:2]] == ["a", "b"]
     assert result.body["choices"][0]["message"]["content"] == "ab"
     assert (result.status_code, result.prompt_tokens, result.output_tokens) == (200, 5, 2)
@@ -396,7 +396,9 @@ async def test_chunks_of_an_offline_request_are_passed_on_and_put_together() -> 
 
 async def test_a_stream_may_end_with_an_error() -> None:
     refusal = 'data: {"error": {"message": "too long", "code": 400}}\n\n'
-    result = await CoServeEngine(StreamingServing(event("a"), refusal)).offline(CHAT, BODY, 10, lambda chunk: None)
+    result = await CoServeEngine(StreamingServing(event("a"), refusal)).offline(
+        CHAT, BODY, 10, on_chunk=lambda chunk: None
+    )
     assert result.status_code == 400
     for events in (
         (event("a"), 'data: {"error": {"message": "broken", "code": 500}}\n\n'),
@@ -404,4 +406,4 @@ async def test_a_stream_may_end_with_an_error() -> None:
         (),
     ):
         with pytest.raises(EngineFault):
-            await CoServeEngine(StreamingServing(*events)).offline(CHAT, BODY, 10, lambda chunk: None)
+            await CoServeEngine(StreamingServing(*events)).offline(CHAT, BODY, 10, on_chunk=lambda chunk: None)

@@ -39,7 +39,7 @@ class FakeEngine:
         self.result = result
 
     async def offline(
-        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, on_chunk: OnChunk | None = None
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, *, on_chunk: OnChunk | None = None
     ) -> OfflineResult:
         return self.result
 
