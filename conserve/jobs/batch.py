@@ -219,8 +219,9 @@ class ActiveBatch:
     `ready` (can be claimed now) and `leased` are requests; `ready` may count some that a late commit has settled.
     `outcome` is the status the batch will end with, from the moment its results are frozen. Of a `paused` batch nothing
     can be claimed. `output_expires_after_s` is counted from the creation of the output files; None: they stay.
-    `prompt_tokens` and `completion_tokens` are those of its committed requests, `tokens_guessed` what one was expected to
-    take at first; of two batches with the same `prefix` the prompts begin alike. Since `let_go_at_ms` nobody waits for a flex request.
+    `prompt_tokens` and `completion_tokens` are those of its committed requests, `tokens_guessed` what one was expected
+    to take at first; of two batches with the same `prefix` the prompts begin alike. Since `let_go_at_ms` nobody waits
+    for a flex request.
     """
 
     batch_id: str
