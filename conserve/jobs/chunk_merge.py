@@ -94,10 +94,10 @@ class ChunkMerge:
     def _continue(self, fence: str, choice: Mapping[str, Any]) -> dict[str, Any] | None:
         index = choice["index"]
         heard = self._heard.setdefault(fence, {})
-        delta = choice.get("delta")
-        is_chat = delta is not None
+        is_chat = choice.get("delta") is not None
+        delta: Mapping[str, Any] = choice["delta"] if is_chat else {"text": choice.get("text") or ""}
         new: dict[str, Any] = {}
-        for name, text in (_texts(delta) if is_chat else {"text": choice.get("text") or ""}).items():
+        for name, text in _texts(delta).items():
             place = (index, name)
             # Mostly there is one attempt only, and what it has produced is what was sent.
             whole = heard[place] = heard.get(place, "") + text

@@ -68,9 +68,9 @@ class ChunkWriter:
                 await pipe.execute()
         except (RedisError, OSError):
             room = MOST_UNWRITTEN
-            for key, chunks in gathered.items():
+            for claim, chunks in gathered.items():
                 kept = chunks[:room]
-                self._gathered[key] = [*kept, *self._gathered.get(key, [])]
+                self._gathered[claim] = [*kept, *self._gathered.get(claim, [])]
                 room -= len(kept)
             raise
 
