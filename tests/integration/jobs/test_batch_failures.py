@@ -117,7 +117,7 @@ def stored_files(bench: Bench) -> list[Path]:
 
 
 async def test_an_upload_that_cannot_be_recorded_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuse(*_: object) -> FileObject:
+    async def refuse(*_: object, **__: object) -> FileObject:
         raise OutOfMemoryError("command not allowed when used memory > 'maxmemory'")
 
     monkeypatch.setattr(FileCatalog, "put", refuse)

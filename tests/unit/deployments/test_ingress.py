@@ -18,6 +18,13 @@ TENANTS = {"a": {"api_keys": ["sk-a"]}}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
 
+class Ingress(ConServeIngress):
+    """Without what Serve awaits at its end."""
+
+    def __del__(self) -> None:
+        pass
+
+
 def make_ingress(monkeypatch: pytest.MonkeyPatch, **args: Any) -> ConServeIngress:
     """An ingress that Redis is away from; replicas answer."""
 
@@ -26,7 +33,7 @@ def make_ingress(monkeypatch: pytest.MonkeyPatch, **args: Any) -> ConServeIngres
 
     for name in ("chat", "completions", "embeddings"):
         monkeypatch.setattr(OpenAiIngress, name, answer)
-    ingress = ConServeIngress.__new__(ConServeIngress)
+    ingress = Ingress.__new__(Ingress)
     ingress._settings = load_settings(args, {})
     ingress._tenants = TenantDirectory(ingress._settings.tenants)
     ingress._jobs = ingress._flex = ingress._queue = ingress._board = None
