@@ -1,8 +1,8 @@
 """`python -m loadtests.kill_runs`: batches run while processes of the offline queue are killed at random moments.
 
 Replicas, the controller, the front and Redis. Everything but the engine is what runs in the application: harvesters,
-the controller with its keeper and its watch over the embedded Redis, and the HTTP routes. In the end every request of every
-accepted batch must have exactly one answer, the right one. Exits with 1 if not.
+the controller with its keeper and its watch over the embedded Redis, and the HTTP routes. In the end every request of
+every accepted batch must have exactly one answer, the right one. Exits with 1 if not.
 """
 
 from __future__ import annotations
