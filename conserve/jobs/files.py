@@ -64,8 +64,10 @@ class FileStore:
             chunks.close()  # type: ignore[attr-defined]
 
     async def delete_file(self, file_id: str) -> None:
-        """Deletes the content of a file, if it is there."""
-        await asyncio.to_thread(self.storage.delete, self.file_path(file_id))
+        """Deletes the content of a file, if it is there, and what a broken upload of it has left; none may go on."""
+        path = self.file_path(file_id)
+        await asyncio.to_thread(self.storage.delete, path)
+        await asyncio.to_thread(self.storage.delete_leftovers, path)
 
     async def write_segment(self, batch_id: str, segment: str, content: bytes) -> None:
         """Writes an immutable result segment; its name must be new. It is on disk when this returns."""

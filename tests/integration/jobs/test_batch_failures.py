@@ -33,7 +33,7 @@ async def test_an_input_file_cut_short_does_not_hang_the_keeper(
         for _ in range(3):
             await bench.keeper.run_once()
     assert (await bench.get(batch_id)).status == "cancelling"
-    assert "ends before line 2" in capsys.readouterr().out
+    assert "ends before line 2" in "".join(capsys.readouterr())
     with bench.store.storage.create(path) as file:
         file.write(content)
     bench.now_s += 60
@@ -88,7 +88,7 @@ async def test_a_batch_that_redis_refuses_does_not_stop_the_round(
     monkeypatch.setattr(JobQueue, step, refuse_one)
     await bench.keeper.run_once()
     assert calls == [broken, good]
-    assert "WRONGTYPE of a test" in capsys.readouterr().out
+    assert "WRONGTYPE of a test" in "".join(capsys.readouterr())
     await bench.keeper.run_once()
     assert calls.count(broken) == 1, "tried again only after a pause"
     bench.now_s += 0.6

@@ -189,7 +189,7 @@ async def test_one_broken_batch_does_not_stop_the_others(
     bench.now_s += 60
     _, output, _ = await bench.end(broken)
     assert output == ["id-1"]
-    assert "storage away" in capsys.readouterr().out
+    assert "storage away" in "".join(capsys.readouterr())
 
 
 async def test_leases_are_left_alone_for_a_while_after_a_start_or_an_outage(bench: Bench) -> None:

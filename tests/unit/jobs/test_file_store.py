@@ -34,6 +34,18 @@ async def test_a_file_is_stored_read_and_deleted(store: FileStore) -> None:
         await store.read_range(FILE, 0, 1)
 
 
+async def test_what_an_upload_of_a_killed_process_has_left_is_deleted_with_the_file(tmp_path: Path) -> None:
+    """Its temporary file, which nobody can have renamed."""
+    store = FileStore(str(tmp_path))
+    entry = store.storage.create(store.file_path(FILE))
+    entry.__enter__().write(b"half of it")
+    folder = (tmp_path / store.file_path(FILE)).parent
+    assert len(list(folder.iterdir())) == 1
+    await store.delete_file(FILE)
+    assert list(folder.iterdir()) == []
+    entry.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+
 async def test_a_broken_upload_leaves_nothing(store: FileStore, tmp_path: Path) -> None:
     with pytest.raises(FileTooLargeError):
         await store.write_file(FILE, stream(b"abc", b"def"), 5)

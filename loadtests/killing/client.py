@@ -1,0 +1,87 @@
+"""A client that does not give up: what it is not told to have been accepted it sends again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import httpx
+
+from conserve.jobs.batch import Batch, BatchList
+from loadtests.killing.ledger import ENDPOINT
+
+RETRY_S: Final = 0.1
+PATIENCE_S: Final = 120.0
+"""So long an answer is tried to be had."""
+
+
+class PatienceLostError(RuntimeError):
+    """The front has not answered for `PATIENCE_S`."""
+
+
+class PatientClient:
+    """Calls the Files and Batch API over a socket.
+
+    Args:
+        socket: Path of the front's.
+    """
+
+    def __init__(self, socket: str) -> None:
+        transport = httpx.AsyncHTTPTransport(uds=socket)
+        self._http = httpx.AsyncClient(transport=transport, base_url="http://front", timeout=20.0)
+
+    async def close(self) -> None:
+        """Ends its connections."""
+        await self._http.aclose()
+
+    async def submit(self, content: bytes, metadata: Mapping[str, str]) -> Batch:
+        """Uploads an input file and creates a batch of it; each call is repeated until it is answered.
+
+        What was done without an answer is done again, so there may be more batches than answers.
+        """
+        form = {"files": {"file": ("in.jsonl", content)}, "data": {"purpose": "batch"}}
+        file = await self._call("POST", "/v1/files", **form)
+        body = {"input_file_id": file.json()["id"], "endpoint": ENDPOINT, "completion_window": "24h"}
+        created = await self._call("POST", "/v1/batches", json=body | {"metadata": dict(metadata)})
+        return Batch.model_validate(created.json())
+
+    async def get(self, batch_id: str) -> Batch:
+        """A batch."""
+        return Batch.model_validate((await self._call("GET", f"/v1/batches/{batch_id}")).json())
+
+    async def list_batches(self) -> list[Batch]:
+        """All of them."""
+        batches: list[Batch] = []
+        while True:
+            after = {"after": batches[-1].id} if batches else {}
+            answer = await self._call("GET", "/v1/batches", params={"limit": "100", **after})
+            page = BatchList.model_validate(answer.json())
+            batches += page.data
+            if not page.has_more:
+                return batches
+
+    async def read_lines(self, batch: Batch) -> list[dict[str, Any]]:
+        """The lines of its output and error files."""
+        lines = []
+        for file_id in (batch.output_file_id, batch.error_file_id):
+            if file_id is not None:
+                content = (await self._call("GET", f"/v1/files/{file_id}/content")).content
+                lines += [json.loads(line) for line in content.splitlines()]
+        return lines
+
+    async def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + PATIENCE_S
+        while True:
+            try:
+                answer = await self._http.request(method, path, **arguments)
+                if answer.status_code < 429:
+                    return answer.raise_for_status()
+                said = f"{answer.status_code} {answer.text}"
+            except httpx.TransportError as error:
+                said = f"{type(error).__name__} {error}"
+            if loop.time() > until_s:
+                raise PatienceLostError(f"{method} {path} is not answered for {PATIENCE_S:g} s; at last: {said}")
+            await asyncio.sleep(RETRY_S)
