@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from typing import Any, Final
 
-from conserve.engine.contract import EngineStats, OfflineResult
+from conserve.engine.contract import EngineStats, OfflineResult, OnChunk
 
 PROMPT_TOKENS: Final = 5
 OUTPUT_TOKENS: Final = 3
@@ -31,7 +31,9 @@ class LightEngine:
         self._running = 0
         self._answered = 0
 
-    async def offline(self, endpoint: str, body: Mapping[str, Any], timeout_s: float) -> OfflineResult:
+    async def offline(
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, *, on_chunk: OnChunk | None = None
+    ) -> OfflineResult:
         """Runs one chat request."""
         content = body["messages"][-1]["content"]
         self._running += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
@@ -22,11 +23,12 @@ from tests.integration.harvest.fakes import FakeEngine
 
 
 class ThirstyEngine(FakeEngine):
-    """Its requests take so many tokens that turns are short."""
+    """Its requests take so many tokens that turns are short, and so long that the controller hears of each."""
 
     async def offline(
         self, endpoint: str, body: Mapping[str, Any], timeout_s: float, *, on_chunk: OnChunk | None = None
     ) -> OfflineResult:
+        await asyncio.sleep(0.05)
         result = await super().offline(endpoint, body, timeout_s, on_chunk=on_chunk)
         return dataclasses.replace(result, prompt_tokens=700, output_tokens=300)
 
