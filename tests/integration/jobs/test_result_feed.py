@@ -14,6 +14,7 @@ from conserve.jobs import result_feed
 from conserve.jobs.errors import ApiError
 from conserve.jobs.segments import SegmentReader
 from conserve.jobs.service import JobService
+from conserve.policy.retry import FaultKind
 from tests.integration.bench import LONG_MS, MODEL, Bench, make_input
 
 
@@ -42,7 +43,7 @@ async def run(bench: Bench, batch_id: str, *lines: int) -> None:
         await bench.finish([claimed.pop(line)])
     fences = {line: one.fence for line, one in sorted(claimed.items(), reverse=True)}
     if fences:
-        await bench.queue.release(batch_id, fences, count_attempt=False, reason="")
+        await bench.queue.release(batch_id, fences)
 
 
 async def test_results_come_in_the_order_of_their_commits_while_the_batch_runs(bench: Bench) -> None:
@@ -116,7 +117,7 @@ async def test_what_the_queue_gave_up_names_its_request(bench: Bench) -> None:
     batch_id = await bench.start(2)
     for _ in range(bench.settings.jobs.max_attempts):
         (one,) = await bench.queue.claim(batch_id, 1, LONG_MS, "a")
-        await bench.queue.release(batch_id, {one.line: one.fence}, count_attempt=True, reason="engine died")
+        await bench.queue.retry(one, FaultKind.ENGINE_FAULT, "engine died")
     (line,) = await read(bench, batch_id)
     assert (line["custom_id"], line["error"]["code"]) == ("id-1", "max_attempts_exceeded")
     await run(bench, batch_id, 2)

@@ -16,5 +16,5 @@ async def test_nothing_is_lost_or_done_twice(tmp_path: Path) -> None:
     assert sum(report.kills.values()) == 12
     assert report.requests > 0
     assert report.is_clean, report
-    running = [process.cmdline() for process in psutil.process_iter()]
-    assert not [command for command in running if str(tmp_path) in " ".join(command)]
+    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands if str(tmp_path) in command]
