@@ -239,6 +239,16 @@ class JobsSettings(_Section):
     )
     request_timeout_s: float = Field(3_600, gt=0, description="One attempt at an offline request, at most.")
     commit_period_ms: int = Field(250, ge=1, le=60_000, description="Finished results are gathered for so long.")
+    journal_tokens: int = Field(
+        32,
+        ge=0,
+        le=4_096,
+        description="Tokens of an offline request are journaled when so many are new; 0: nothing is journaled, and a "
+        "request that loses its replica begins anew.",
+    )
+    journal_period_s: float = Field(
+        2.0, ge=0, le=3_600, description="And every so often, if anything is new; 0: only when `journal_tokens` are."
+    )
     input_files_kept_s: int | None = Field(
         2_592_000, ge=3_600, description="Input files are deleted after so long, unless uploaded with `expires_after`."
     )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from conserve.config import DEFAULT_CLASS
 from conserve.engine.arrival_board import ArrivalBoard
+from conserve.engine.continuation import recording
 from conserve.engine.contract import (
     AttemptTimeout,
     EngineDied,
@@ -21,6 +22,7 @@ from conserve.engine.contract import (
     EngineStats,
     InvalidRequest,
     OfflineResult,
+    TokenRecord,
 )
 from conserve.engine.cpu_clock import ChildCpuClock
 from conserve.engine.page import Counters, EnginePage
@@ -180,7 +182,9 @@ class CoServeEngine:
                 if answered:
                     self._online_first_tokens -= 1
 
-    async def offline(self, endpoint: str, body: Mapping[str, Any], timeout_s: float) -> OfflineResult:
+    async def offline(
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, record: TokenRecord | None = None
+    ) -> OfflineResult:
         """Runs one request of a batch, behind all online work.
 
         Args:
@@ -188,6 +192,7 @@ class CoServeEngine:
             body: the request's body, as the HTTP API takes it. `priority` and `stream` are overwritten, a class of
                 online requests is ignored.
             timeout_s: seconds until the attempt is given up.
+            record: where the tokens go as they come, and what the answer goes on after; see `continuation`.
 
         Returns:
             The answer; a request that is itself wrong gets a 4xx answer, as over HTTP.
@@ -213,7 +218,7 @@ class CoServeEngine:
         if self._is_gone():
             raise EngineGone("the engine has ended")
         serve = self._find_entrance(endpoint)
-        with self._offline.hold():
+        with self._offline.hold(), recording(record):
             try:
                 async with asyncio.timeout(timeout_s) as limit, aclosing(serve(request)) as responses:
                     response = await anext(responses)

@@ -9,18 +9,32 @@ from typing import Any, Protocol
 
 from redis.exceptions import RedisError
 
-from conserve.engine.contract import AttemptTimeout, EngineDied, EngineFault, EngineGone, EngineStats, OfflineResult
+from conserve.engine.contract import (
+    AttemptTimeout,
+    EngineDied,
+    EngineFault,
+    EngineGone,
+    EngineStats,
+    OfflineResult,
+    TokenRecord,
+)
 from conserve.jobs.batch import Batch, ClaimedRequest
 from conserve.jobs.files import FileStore
 from conserve.jobs.results import FinishedRequest, format_error, format_output
+from conserve.policy.resumption import find_obstacle
 from conserve.policy.retry import FaultKind
 
 
 class OfflineEngine(Protocol):
     """The part of `conserve.engine.engine.CoServeEngine` that harvesting needs."""
 
-    async def offline(self, endpoint: str, body: Mapping[str, Any], timeout_s: float) -> OfflineResult:
-        """Runs one request. Raises EngineFault when another attempt may succeed."""
+    async def offline(
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, record: TokenRecord | None = None
+    ) -> OfflineResult:
+        """Runs one request, goes on after the tokens in `record`, and adds new ones to it.
+
+        Raises EngineFault when another attempt may succeed.
+        """
 
     def stats(self) -> EngineStats:
         """What the engine is doing now."""
@@ -52,12 +66,22 @@ class AttemptRunner:
         self._store = store
         self._timeout_s = timeout_s
 
-    async def run(self, claimed: ClaimedRequest, batch: Batch) -> FinishedRequest:
-        """Makes one. What it raises, `find_fault` explains."""
+    async def run(self, claimed: ClaimedRequest, batch: Batch, record: TokenRecord | None = None) -> FinishedRequest:
+        """Makes one. What it raises, `find_fault` explains.
+
+        Args:
+            claimed: The request.
+            batch: Its batch.
+            record: What it has produced before, to which new tokens are added; closed where it cannot be continued.
+        """
         raw = await self._store.read_range(batch.input_file_id, claimed.offset, claimed.length)
         custom_id, body = _read(raw)
         place = (claimed.batch_id, claimed.line, custom_id)
-        result = await self._engine.offline(batch.endpoint, body, self._timeout_s)
+        if record is not None and (obstacle := find_obstacle(batch.endpoint, body)):
+            record.begin_anew(obstacle)
+            record.close()
+        kept = record if record is not None and record.open else None
+        result = await self._engine.offline(batch.endpoint, body, self._timeout_s, kept)
         request_id = str(result.body.get("id") or f"req-{claimed.batch_id}-{claimed.line}")
         try:
             content = format_output(*place, result.status_code, request_id, result.body)

@@ -17,10 +17,12 @@ import structlog
 from redis.exceptions import RedisError
 
 from conserve.config import Settings
+from conserve.engine.contract import TokenRecord
 from conserve.harvest.allotment_source import AllotmentSource
 from conserve.harvest.attempt import AttemptRunner, Fault, OfflineEngine, find_fault
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.held_work import HeldWork
+from conserve.harvest.journaling import REST_S, Journaling
 from conserve.harvest.messages import CapacityReport
 from conserve.jobs.batch import Batch, ClaimedRequest
 from conserve.jobs.files import FileStore
@@ -50,6 +52,7 @@ class Harvester:
         settings: ConServe's settings.
         replica_id: this replica's name in reports.
         model: the served model; only its batches are worked on.
+        revision: of that model as it is served here: requests go on on no other one. None: nothing is journaled.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Harvester:
         settings: Settings,
         replica_id: str,
         model: str,
+        revision: str | None = None,
     ) -> None:
         self._engine = engine
         self._queue = queue
@@ -74,6 +78,7 @@ class Harvester:
         self._writer = ResultWriter(queue, store, self._epoch)
         self._source = AllotmentSource(board, queue, settings.harvest, replica_id)
         self._held = HeldWork()
+        self._journaling = Journaling(queue, self._held, settings.jobs, revision)
         self._batches: dict[str, Batch] = {}
         self._wake = asyncio.Event()
         self._ended = asyncio.Event()
@@ -89,10 +94,11 @@ class Harvester:
             group.create_task(self._repeat("report", self._settings.harvest.report_period_ms / 1000, self._report))
             group.create_task(self._repeat("renew", self._renewal_period_s, self._renew))
             group.create_task(self._repeat("commit", self._jobs.commit_period_ms / 1000, self._commit))
+            group.create_task(self._repeat("journal", REST_S, self._journaling.step))
             group.create_task(self._claim_forever())
 
     async def drain(self) -> None:
-        """Claims nothing more, commits what is finished and gives the rest back, not counted as an attempt.
+        """Claims nothing more, commits what is finished, journals the rest and gives it back; no attempt is counted.
 
         What cannot be given back because Redis is away is freed when its lease runs out.
         """
@@ -100,6 +106,7 @@ class Harvester:
         tasks = [task for batch_id in self._held.batch_ids() for task in self._cancel_running(batch_id)]
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+        await self._journaling.flush()
         try:
             await self._commit()
             for batch_id in self._held.batch_ids():
@@ -140,6 +147,7 @@ class Harvester:
             window=self._source.allotment.window,
             alone=self._source.alone,
             **dataclasses.asdict(self._engine.stats()),
+            **dataclasses.asdict(self._journaling.counts),
         )
         try:
             await self._board.publish_report(report)
@@ -172,8 +180,9 @@ class Harvester:
                 continue
             claimed = await self._claim(batch_id, room)
             for request in claimed:
-                task = asyncio.create_task(self._run(request, batch))
-                self._held.add(request, task)
+                record = self._journaling.open(request)
+                task = asyncio.create_task(self._run(request, batch, record))
+                self._held.add(request, task, record)
             if any(request.alone for request in claimed):
                 return
             if len(claimed) < room:
@@ -202,12 +211,12 @@ class Harvester:
             self._batches[batch_id] = batch
         return batch
 
-    async def _run(self, claimed: ClaimedRequest, batch: Batch) -> None:
+    async def _run(self, claimed: ClaimedRequest, batch: Batch, record: TokenRecord | None) -> None:
         try:
             if claimed.alone and not await self._begin_alone(claimed):
                 self._held.drop(claimed.batch_id, {claimed.line: claimed.fence})
                 return
-            finished = await self._runner.run(claimed, batch)
+            finished = await self._runner.run(claimed, batch, record)
         except Exception as error:
             # Whatever it is, the request must not stay leased to a task that has ended.
             fault = find_fault(error)
@@ -226,6 +235,7 @@ class Harvester:
             self._writer.add(finished)
             self._held.finish(claimed)
         finally:
+            self._journaling.count(claimed, record)
             self._ended.set()
             self._wake.set()
 
@@ -244,6 +254,7 @@ class Harvester:
             self._claim_from_s = now_s + self._fault_pause_s
             self._fault_pause_s = min(2 * self._fault_pause_s, LONGEST_FAULT_PAUSE_S)
         fences = {claimed.line: claimed.fence}
+        await self._journaling.flush()
         self._held.drop(claimed.batch_id, fences)
         try:
             if fault.kind is None:

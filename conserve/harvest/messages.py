@@ -18,6 +18,7 @@ class CapacityReport(_Message):
     Counts are requests in the engine now; `*_busy_s`, `*_tokens` and `engine_cpu_s` are totals since the replica
     started (see `conserve.engine.engine.EngineStats`). `window` is the number of offline requests that it may have in
     flight, and `alone` says that it goes by its own rule because no allotment reaches it.
+    `journaled_tokens` and what follows are those of `conserve.harvest.journaling.JournalCounts`.
     """
 
     replica_id: str
@@ -36,6 +37,10 @@ class CapacityReport(_Message):
     offline_requests: int = 0
     offline_prompt_tokens: int = 0
     offline_output_tokens: int = 0
+    journaled_tokens: int = 0
+    resumed_requests: int = 0
+    reused_tokens: int = 0
+    restarts: dict[str, int] = Field(default_factory=dict)
 
     def to_capacity(self) -> ReplicaCapacity:
         """The part that decisions are made from."""

@@ -12,6 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from conserve.jobs.journal import Journal
+
 BATCH_ID = re.compile(r"batch_[A-Za-z0-9]{8,64}")
 FILE_PURPOSES = ("batch", "batch_output")
 FILE_ID = re.compile(r"file-[A-Za-z0-9]{8,64}")
@@ -53,6 +55,7 @@ class RequestState(StrEnum):
     | retry | leased | delayed, or failed when it is given up | the same, or the keeper once the lease has run out |
     | commit | leased; also ready or delayed, as long as the claim is the newest | completed or failed | the same |
 
+    `journal` moves nothing: it adds to what the next claim gets, and needs the newest claim, as `commit` does.
     `cancel` and `expire` move the whole batch: from then on nothing is claimed, and once its results are frozen what is
     neither completed nor failed goes to the error file as `batch_cancelled` or `batch_expired`.
     """
@@ -233,6 +236,7 @@ class ClaimedRequest:
 
     `fence` identifies this claim; every further move needs it. `attempt` counts from 1. One that is to run `alone` is
     suspected of bringing replicas down: it waits until nothing else of a batch runs there, then calls `begin`.
+    `journal` is what it has produced before, if it was journaled.
     """
 
     batch_id: str
@@ -242,6 +246,7 @@ class ClaimedRequest:
     fence: str
     attempt: int
     alone: bool = False
+    journal: Journal | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ class BatchKeys(NamedTuple):
     delayed: str  # sorted set: line -> time from which it can be claimed again, server milliseconds
     attempts: str  # hash: line -> its failed attempts as JSON, see `attempts.py`; only of lines that have any
     claims: str  # hash: epoch of a claimer -> token and lines of its last claim
+    journal: str  # hash: line -> `tokens|revision`, and `line:0`, `line:1` ... -> the tokens, see `journal.py`
 
 
 class Keys:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from conserve.engine.contract import AttemptTimeout, EngineDied, EngineFault, EngineStats, OfflineResult
+from conserve.engine.contract import AttemptTimeout, EngineDied, EngineFault, EngineStats, OfflineResult, TokenRecord
 
 
 class FakeEngine:
@@ -33,7 +33,9 @@ class FakeEngine:
         self.most_running = 0
         self.answers_until_gate_shuts: int | None = None
 
-    async def offline(self, endpoint: str, body: Mapping[str, Any], timeout_s: float) -> OfflineResult:
+    async def offline(
+        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, record: TokenRecord | None = None
+    ) -> OfflineResult:
         content = body["messages"][0]["content"]
         self.asked.append(content)
         self.running += 1
