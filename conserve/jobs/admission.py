@@ -1,4 +1,4 @@
-"""Whether a batch is promised its completion window: when it is created by the length of its file, then by its content."""
+"""Whether a batch is promised its completion window: first by the length of its file, then by what is in it."""
 
 from __future__ import annotations
 

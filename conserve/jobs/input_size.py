@@ -1,4 +1,4 @@
-"""Adds up how much work the requests of an input file ask for. Pure; bodies are as clients wrote them, not checked yet."""
+"""Adds up how much work the requests of an input file ask for. Pure; bodies are as clients wrote them, unchecked."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from conserve.policy.batch_work import InputSize
 
 _COMPLETION_LIMIT: Final = 16
 """Tokens of an answer of `/v1/completions` without `max_tokens`, as in OpenAI's API and in vLLM."""
+_MOST_TOKENS: Final = 1_000_000
+_MOST_ANSWERS: Final = 128
+"""Of one request: the model refuses it long before."""
 _NO_TEXT: Final = frozenset({"image_url", "input_audio", "file", "role", "type"})
 """Parts of messages that are no prompt text; what images and sounds take is not counted."""
 
@@ -56,20 +59,21 @@ class SizeCounter:
 
     def _add_prompts(self, value: object) -> int:
         """Counts prompts, given as text or as tokens, one or several; returns how many they are."""
-        if isinstance(value, list) and any(not _is_token(one) for one in value):
-            return sum(self._add_prompts(one) for one in value)
-        if isinstance(value, list):
-            self._prompt_tokens += len(value)
-        else:
-            self._prompt_bytes += _count_bytes(value)
-        return 1
+        prompts = value if isinstance(value, list) and any(not _is_token(one) for one in value) else [value]
+        for prompt in prompts:
+            if isinstance(prompt, list) and all(_is_token(one) for one in prompt):
+                self._prompt_tokens += len(prompt)
+            else:
+                self._prompt_bytes += _count_bytes(prompt)
+        return len(prompts)
 
 
 def _find_limit(body: Mapping[str, Any]) -> int | None:
     for name in ("max_completion_tokens", "max_tokens"):
         if _is_token(body.get(name)):
             count = body.get("n")
-            return int(body[name]) * (count if isinstance(count, int) and count > 0 else 1)
+            answers = min(count, _MOST_ANSWERS) if isinstance(count, int) and count > 0 else 1
+            return min(int(body[name]), _MOST_TOKENS) * answers
     return None
 
 
@@ -79,10 +83,14 @@ def _is_token(value: object) -> bool:
 
 def _count_bytes(value: object) -> int:
     """Length of all text in a value, as UTF-8."""
-    if isinstance(value, str):
-        return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, list):
-        return sum(_count_bytes(one) for one in value)
-    if isinstance(value, dict):
-        return sum(_count_bytes(one) for name, one in value.items() if name not in _NO_TEXT)
-    return 0
+    total = 0
+    left = [value]  # Not by recursion: a line may be nested as deeply as its client likes.
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            total += len(one) if one.isascii() else len(one.encode("utf-8", "surrogatepass"))
+        elif isinstance(one, list):
+            left.extend(one)
+        elif isinstance(one, dict):
+            left.extend(part for name, part in one.items() if name not in _NO_TEXT)
+    return total
