@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from conserve.policy.harvest_rate import IterationCosts
+
 
 class EngineFault(RuntimeError):
     """The engine failed, not the request: another attempt may succeed."""
@@ -45,7 +47,8 @@ class EngineStats:
     """Requests in the engine now, and totals since it started.
 
     `*_busy_s` are seconds in which at least one request of the kind was in the engine, `engine_cpu_s` the CPU seconds
-    used by the engine's own processes, `kv_usage` the share of KV blocks in use, 0 to 1.
+    used by the engine's own processes, `kv_usage` the share of KV blocks in use, 0 to 1. `costs` are what the latency
+    model has learnt; nothing where the scheduler has none.
     """
 
     online_running: int
@@ -59,3 +62,4 @@ class EngineStats:
     offline_requests: int
     offline_prompt_tokens: int
     offline_output_tokens: int
+    costs: IterationCosts = IterationCosts()

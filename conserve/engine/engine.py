@@ -33,6 +33,7 @@ from conserve.engine.vllm_compat import (
     EmbeddingCompletionRequest,
     EngineDeadError,
 )
+from conserve.policy.harvest_rate import IterationCosts
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
 
 _EMBEDDINGS = "/v1/embeddings"
@@ -239,6 +240,7 @@ class CoServeEngine:
 
     def stats(self) -> EngineStats:
         """What the engine is doing now."""
+        counters = self.scheduler_counters()
         return EngineStats(
             online_running=self._online_first_tokens,
             online_waiting=self._online.in_flight - self._online_first_tokens,
@@ -251,6 +253,11 @@ class CoServeEngine:
             offline_requests=self._offline.total,
             offline_prompt_tokens=self._offline_prompt_tokens,
             offline_output_tokens=self._offline_output_tokens,
+            costs=IterationCosts(
+                counters.iteration_ms if counters else 0.0,
+                counters.prompt_token_ms if counters else 0.0,
+                counters.decode_ms if counters else 0.0,
+            ),
         )
 
     def scheduler_counters(self) -> Counters | None:

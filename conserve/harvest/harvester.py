@@ -163,10 +163,13 @@ class Harvester:
             return
         if self._held.has_alone:
             return
-        for batch_id in self._source.allotment.batch_ids:
-            room = self._source.allotment.window - self._held.running_count
-            if room <= 0:
+        allotment = self._source.allotment
+        for batch_id, most in (*allotment.late, *((one, None) for one in allotment.batch_ids)):
+            room = self._find_room(batch_id, most)
+            if room <= 0 and most is None:
                 return
+            if room <= 0:
+                continue
             batch = await self._find_batch(batch_id)
             if batch is None:
                 continue
@@ -178,6 +181,16 @@ class Harvester:
                 return
             if len(claimed) < room:
                 self._source.mark_empty(batch_id)
+
+    def _find_room(self, batch_id: str, most: int | None) -> int:
+        """Requests of a batch that may be claimed now. One that is late may have `most` here, if need be on the floor."""
+        allotment = self._source.allotment
+        if most is None:
+            return allotment.window - self._held.running_count
+        return min(
+            most - len(self._held.running_lines(batch_id)),
+            max(allotment.window, allotment.floor) - self._held.running_count,
+        )
 
     async def _claim(self, batch_id: str, room: int) -> list[ClaimedRequest]:
         # Unanswered or cancelled, it may have happened all the same: asked again with its token it has the same leases.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from conserve.policy.allotment import Allotment, ReplicaCapacity, ReplicaState
+from conserve.policy.harvest_rate import IterationCosts
 
 
 class _Message(BaseModel):
@@ -17,7 +18,8 @@ class CapacityReport(_Message):
 
     Counts are requests in the engine now; `*_busy_s`, `*_tokens` and `engine_cpu_s` are totals since the replica
     started (see `conserve.engine.engine.EngineStats`). `window` is the number of offline requests that it may have in
-    flight, and `alone` says that it goes by its own rule because no allotment reaches it.
+    flight, and `alone` says that it goes by its own rule because no allotment reaches it. `costs` are what its latency
+    model has learnt, if it has one that is ready.
     """
 
     replica_id: str
@@ -36,6 +38,7 @@ class CapacityReport(_Message):
     offline_requests: int = 0
     offline_prompt_tokens: int = 0
     offline_output_tokens: int = 0
+    costs: IterationCosts = IterationCosts()
 
     def to_capacity(self) -> ReplicaCapacity:
         """The part that decisions are made from."""
@@ -54,12 +57,14 @@ class AllotmentMessage(_Message):
 
     window: int = Field(ge=0)
     batch_ids: tuple[str, ...] = ()
+    late: tuple[tuple[str, int], ...] = ()
+    floor: int = Field(0, ge=0)
 
     @classmethod
     def of(cls, allotment: Allotment) -> AllotmentMessage:
         """The message that carries `allotment`."""
-        return cls(window=allotment.window, batch_ids=allotment.batch_ids)
+        return cls(window=allotment.window, batch_ids=allotment.batch_ids, late=allotment.late, floor=allotment.floor)
 
     def to_allotment(self) -> Allotment:
         """The allotment that the message carries."""
-        return Allotment(window=self.window, batch_ids=self.batch_ids)
+        return Allotment(window=self.window, batch_ids=self.batch_ids, late=self.late, floor=self.floor)

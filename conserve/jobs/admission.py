@@ -141,6 +141,8 @@ class AdmissionDesk:
         history = await self._store.read_history(question.model)
         batches = await self._queue.active_summaries()
         now_s = await read_server_ms(self._redis) / 1000
+        if now_s * 1000 >= question.expires_at_ms:
+            return Assessment(question.tokens, size)  # Its lines are named in its error file, as expired.
         promises = _list_promises(batches, question)
         # Some milliseconds of computing that the front's other requests need not wait for.
         decision = await asyncio.to_thread(self._decide, history, promises, question, share, now_s)

@@ -16,6 +16,7 @@ from typing import Any, Final
 import structlog
 from redis.asyncio import Redis
 
+from conserve.jobs.clock import read_server_ms
 from conserve.jobs.keys import Keys
 from conserve.policy.batch_work import SeenUsage
 from conserve.policy.capacity import DAY_S, HISTORY_DAYS, CapacityHistory
@@ -56,6 +57,10 @@ class CapacityStore:
     def __init__(self, redis: Redis, namespace: str) -> None:
         self._redis: Any = redis
         self._keys = Keys(namespace)
+
+    async def read_now_ms(self) -> int:
+        """Unix milliseconds by the clock of the server, which is the one that intervals go by."""
+        return await read_server_ms(self._redis)
 
     async def read_history(self, model: str) -> CapacityHistory:
         """What is known of the capacity of a model."""

@@ -215,7 +215,7 @@ class BatchKeeper:
         """Looks whether the batch fits its window; if not, and that is to be refused, it is a problem of it."""
         await self._queue.enqueue(batch.batch_id, token, validator.total, [])  # Prolongs the token.
         assessment = await self._desk.assess_validated(batch, validator.model or "", validator.size)
-        if assessment.is_too_short and self._desk.refuses:
+        if assessment.is_too_short and self._desk.refuses and batch.status is BatchStatus.VALIDATING:
             validator.problems.append(
                 BatchError(
                     code=WINDOW_TOO_SHORT,
