@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from conserve.policy.harvest_rate import IterationCosts
@@ -62,4 +62,4 @@ class EngineStats:
     offline_requests: int
     offline_prompt_tokens: int
     offline_output_tokens: int
-    costs: IterationCosts = IterationCosts()
+    costs: IterationCosts = field(default_factory=IterationCosts)

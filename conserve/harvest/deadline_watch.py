@@ -69,7 +69,7 @@ class DeadlineWatch:
         """One round.
 
         Raises:
-            RedisError: Redis does not answer. What is seen meanwhile is counted afterwards, if it does not take too long.
+            RedisError: Redis does not answer. What is harvested meanwhile is counted afterwards.
         """
         reports = await self._board.read_reports()
         batches = await self._queue.active_summaries()

@@ -183,7 +183,7 @@ class Harvester:
                 self._source.mark_empty(batch_id)
 
     def _find_room(self, batch_id: str, most: int | None) -> int:
-        """Requests of a batch that may be claimed now. One that is late may have `most` here, if need be on the floor."""
+        """Requests of a batch that may be claimed now; one that is late may have `most` here, also on the floor."""
         allotment = self._source.allotment
         if most is None:
             return allotment.window - self._held.running_count
