@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -237,6 +238,16 @@ class CoServeEngine:
         if endpoint == _EMBEDDINGS:
             return self._serving.embeddings
         return self._serving.chat if endpoint == "/v1/chat/completions" else self._serving.completions
+
+    def grant_floor(self, share: float) -> None:
+        """Gives offline requests a share of the time beside online ones, whatever the objectives of those; 0: none.
+
+        Without effect where the scheduler is not ours (`engine.mode: stock`).
+        """
+        if self._page is not None:
+            knobs = self._page.read_knobs()
+            if knobs.offline_floor != share:
+                self._page.write_knobs(dataclasses.replace(knobs, offline_floor=share))
 
     def stats(self) -> EngineStats:
         """What the engine is doing now."""

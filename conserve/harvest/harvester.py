@@ -145,7 +145,10 @@ class Harvester:
             await self._board.publish_report(report)
         finally:
             # Also without Redis: the window then follows the replica's own load.
-            await self._source.refresh(report.to_capacity())
+            try:
+                await self._source.refresh(report.to_capacity())
+            finally:
+                self._grant_floor()
             self._wake.set()
 
     async def _claim_forever(self) -> NoReturn:
@@ -191,6 +194,12 @@ class Harvester:
             most - len(self._held.running_lines(batch_id)),
             max(allotment.window, allotment.floor) - self._held.running_count,
         )
+
+    def _grant_floor(self) -> None:
+        """While requests of a late batch run here, the engine gives them what the operator grants."""
+        allotment = self._source.allotment
+        is_late = allotment.floor > 0 and any(self._held.running_lines(batch_id) for batch_id, _ in allotment.late)
+        self._engine.grant_floor(self._settings.harvest.deadline_floor if is_late else 0.0)
 
     async def _claim(self, batch_id: str, room: int) -> list[ClaimedRequest]:
         # Unanswered or cancelled, it may have happened all the same: asked again with its token it has the same leases.
