@@ -34,8 +34,7 @@ class Knobs:
         resume_off: 1 throws away what was computed of a stopped pass (ablation).
         checkpoints_off: 1 copies no more KV blocks to host memory (ablation).
         full_passes: 1 fills iterations without online requests up to `offline_pass_tokens`, whatever the objectives.
-        offline_floor: Share of the time that offline requests get beside online ones, whatever the objectives leave; for
-            batches that will be late.
+        offline_floor: Share of the time that offline requests get beside online ones, whatever the objectives leave.
         save_profile: Each new value makes the scheduler store its latency profile, in its next step.
     """
 

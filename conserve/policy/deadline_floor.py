@@ -12,8 +12,8 @@ LARGEST_SHARE: Final = 0.9
 class FloorBudget:
     """How long iterations may be for the sake of a floor.
 
-    A share of the engine's time is granted: an iteration may take as much longer than its online requests alone as makes
-    up that share, and as what earlier ones did not use.
+    A share of the engine's time is granted: an iteration may take longer than its online requests alone by as much as
+    makes up that share, and by what earlier ones did not use.
     """
 
     def __init__(self) -> None:
