@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conserve.policy.allotment import Allotment, ReplicaCapacity, WindowRule, allot, window_of
-from conserve.policy.ordering import JobDemand, order_jobs
+from conserve.policy.allotment import (
+    Allotment,
+    ReplicaCapacity,
+    WindowRule,
+    allot,
+    floor_of,
+    share_out,
+    window_of,
+)
+from conserve.policy.ordering import JobDemand, list_late, order_jobs
 
 RULE = WindowRule(
     max_window=8, shut_at_online_requests=8, open_at_online_requests=4, shut_at_kv_usage=0.8, open_at_kv_usage=0.5
