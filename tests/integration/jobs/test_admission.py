@@ -21,7 +21,7 @@ from conserve.jobs.files import FileStore
 from conserve.policy.capacity import INTERVAL_S, INTERVALS_PER_DAY
 from deployments.api_errors import install_api_error_handlers
 from deployments.batch_routes import build_batch_router
-from tests.integration.bench import LONG_MS, MODEL, URL, Bench, make_input, make_line, stream
+from tests.integration.bench import LONG_MS, MODEL, URL, Bench, make_input, make_line
 
 RATE = 10.0
 """Tokens a second; nine of ten are promised."""
@@ -36,7 +36,7 @@ async def see(redis: Redis, settings: Settings, days: float = 3.0) -> None:
     """Puts up that the replicas could do so much at any time of the latest days."""
     store = CapacityStore(redis, settings.jobs.namespace)
     now = int(await store.read_now_ms() / 1000 // INTERVAL_S)
-    seen = {number: (RATE * INTERVAL_S, INTERVAL_S) for number in range(now - round(days * INTERVALS_PER_DAY), now)}
+    seen = dict.fromkeys(range(now - round(days * INTERVALS_PER_DAY), now), (RATE * INTERVAL_S, INTERVAL_S))
     await store.write(MODEL, seen, [], Watched(at_ms=0))
 
 
@@ -125,11 +125,12 @@ async def test_a_warning_is_kept_with_the_batch(bench: Bench, redis: Redis) -> N
 
 async def test_where_it_is_off_nobody_looks(bench: Bench, redis: Redis) -> None:
     await see(redis, bench.settings)
-    batch = await validate(with_admission(bench, "off"), await bench.submit(make_input(2)))
+    unwatched = with_admission(bench, "off")
+    batch = await validate(unwatched, await unwatched.submit(make_work(100, 1_000_000), "1m"))
     assert (batch.status, batch.admission) == ("in_progress", None)
 
 
-@pytest.mark.parametrize("days", [0.0, 0.02])
+@pytest.mark.parametrize("days", [0.0, 0.01])
 async def test_with_less_than_half_an_hour_of_history_nothing_is_refused(
     bench: Bench, redis: Redis, days: float
 ) -> None:
