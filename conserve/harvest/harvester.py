@@ -196,9 +196,8 @@ class Harvester:
         )
 
     def _grant_floor(self) -> None:
-        """While requests of a late batch run here, the engine gives them what the operator grants."""
-        allotment = self._source.allotment
-        is_late = allotment.floor > 0 and any(self._held.running_lines(batch_id) for batch_id, _ in allotment.late)
+        """While a batch is late and requests run here, the engine gives them what the operator grants."""
+        is_late = self._source.allotment.floor > 0 and self._held.running_count > 0
         self._engine.grant_floor(self._settings.harvest.deadline_floor if is_late else 0.0)
 
     async def _claim(self, batch_id: str, room: int) -> list[ClaimedRequest]:

@@ -123,17 +123,19 @@ def allot(
     previous_windows: Mapping[str, int],
 ) -> dict[str, Allotment]:
     """The allotment of every replica, by replica id. A job goes only where its model is served."""
-    ordered = [job for job in order_jobs(jobs) if job.ready > 0]
-    late = list_late(ordered)
+    known = list(jobs)
+    ordered = [job for job in order_jobs(known) if job.ready > 0]
+    late = list_late(known)
     allotments = {}
     for capacity in capacities:
         window = window_of(capacity, rule, previous_windows.get(capacity.replica_id))
         own_late = [job for job in late if job.model == capacity.model]
+        # Also for requests of theirs that run already and are their last ones.
         floor = floor_of(capacity, rule, own_late)
         allotments[capacity.replica_id] = Allotment(
             window=window,
             batch_ids=tuple(job.batch_id for job in ordered if job.model == capacity.model),
-            late=share_out(own_late, max(window, floor)),
+            late=share_out((job for job in own_late if job.ready > 0), max(window, floor)),
             floor=floor,
         )
     return allotments

@@ -150,6 +150,11 @@ def test_a_floor_grows_with_urgency_and_is_whole_requests() -> None:
     assert floor_of(replace(IDLE, state="draining"), replace(RULE, deadline_floor=0.5), [urgent("a", 1.0)]) == 0
 
 
+def test_the_floor_stays_for_the_last_requests_of_a_late_batch() -> None:
+    granted = replace(RULE, deadline_floor=0.25)
+    assert allot([IDLE], [urgent("a", 1.0, ready=0)], granted, {})["r1"] == Allotment(8, (), (), 2)
+
+
 def test_only_batches_of_the_replica_s_model_are_late_for_it() -> None:
     other = replace(urgent("x", 1.0), model="other")
     assert allot([IDLE], [other], replace(RULE, deadline_floor=1.0), {})["r1"] == Allotment(8)
