@@ -77,7 +77,8 @@ class Weeks:
     def make(cls, seed: int) -> Weeks:
         """Weeks that another seed makes otherwise."""
         generator = random.Random(seed)
-        rates, noise, rush = [], 0.0, 0
+        rates: list[float] = []
+        noise, rush = 0.0, 0
         for number in range(DAYS * INTERVALS_PER_DAY):
             day = 0.5 - 0.4 * math.cos(2 * math.pi * (number % INTERVALS_PER_DAY) / INTERVALS_PER_DAY)
             weekend = 0.7 if number // INTERVALS_PER_DAY % 7 >= 5 else 1.0
@@ -132,7 +133,8 @@ def live_through(
     """Lets the weeks pass; work is done in the order of its deadlines."""
     done = list(accumulate((rate * INTERVAL_S for rate in weeks.rates), initial=0.0))
     offers = {offer.interval: offer for offer in weeks.offers}
-    history, promises, outcome = CapacityHistory(), list[Promise](), Outcome(seed=seed)
+    history, outcome = CapacityHistory(), Outcome(seed=seed)
+    promises: list[Promise] = []
     for number, rate in enumerate(weeks.rates):
         now_s = START_S + number * INTERVAL_S
         if (offer := offers.get(number)) is not None:

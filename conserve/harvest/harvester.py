@@ -167,7 +167,8 @@ class Harvester:
         if self._held.has_alone:
             return
         allotment = self._source.allotment
-        for batch_id, most in (*allotment.late, *((one, None) for one in allotment.batch_ids)):
+        turns: list[tuple[str, int | None]] = [*allotment.late, *((one, None) for one in allotment.batch_ids)]
+        for batch_id, most in turns:
             room = self._find_room(batch_id, most)
             if room <= 0 and most is None:
                 return

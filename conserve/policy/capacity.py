@@ -87,16 +87,10 @@ class CapacityHistory:
         rates = [self.rate(number) for number in range(start, first)]
         return np.array([np.nan if rate is None else rate for rate in rates]).reshape(days, INTERVALS_PER_DAY)
 
-    def find_rate(self, quantile: float) -> float:
-        """The rate than which so large a share of the intervals had less.
-
-        Raises:
-            ValueError: nothing is known.
-        """
-        rates = sorted(rate for number in self._intervals if (rate := self.rate(number)) is not None)
-        if not rates:
-            raise ValueError("nothing is known of what can be harvested")
-        return rates[int(quantile * (len(rates) - 1))]
+    def list_rates(self) -> NDArray[np.float64]:
+        """Tokens a second of all intervals of which something is known, the oldest one first."""
+        known = [self.rate(number) for number in sorted(self._intervals)]
+        return np.array([rate for rate in known if rate is not None])
 
 
 class SteadyCapacity:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from conserve.policy.capacity import INTERVAL_S, INTERVALS_PER_DAY, LEAST_HISTORY_S, CapacityHistory
 
 LEAST_DAYS: Final = 2
-"""With less than so many whole days, the low rates that were seen are taken for those of every hour."""
+"""With less than so many whole days, the worst times that were seen may come at any hour."""
 PROMISED_SHARE: Final = 0.9
 """Of what a forecast says: a week has seen few days, and the next one may be worse than all of them."""
 _FADE_S: Final = 3_600.0
@@ -57,14 +57,27 @@ class PromisedCapacity:
         count = math.ceil(horizon_s / INTERVAL_S) + 1
         first = int(now_s // INTERVAL_S)
         days = history.count_days(first)
+        rates = history.list_rates()
         if days < LEAST_DAYS:
-            tokens = self._add_up(np.full(count, history.find_rate(quantile)))
+            tokens = self._take_worst(rates, count, quantile)
         else:
-            past = _Past.of(history.list_days(first, days), history.find_rate(quantile))
+            past = _Past.of(history.list_days(first, days), float(np.quantile(rates, quantile)))
             tokens = self._forecast(past, count, quantile)
         # Capacity does not go backwards: what can be promised by a time can be promised by later ones.
         kept = np.maximum.accumulate(np.maximum(0.0, margin * tokens))
         self._promised: list[float] = [0.0, *kept.tolist()]
+
+    def _take_worst(self, rates: _Array, count: int, quantile: float) -> _Array:
+        """For each horizon the worst time of that length, or of half of what was seen if that is shorter."""
+        added = np.concatenate(([0.0], np.cumsum(rates)))
+        worst = []
+        for horizon in _HORIZONS:
+            length = min(horizon, max(1, len(rates) // 2))
+            worst.append(horizon * float(np.quantile((added[length:] - added[:-length]) / length, quantile)))
+        places = np.arange(1, count + 1) - 1.0 + self._left_s / INTERVAL_S
+        days = np.maximum(1.0, places / INTERVALS_PER_DAY)
+        tokens: _Array = np.interp(places, (0.0, *_HORIZONS), (0.0, *worst)) * days * INTERVAL_S
+        return tokens
 
     def _forecast(self, past: _Past, count: int, quantile: float) -> _Array:
         places = np.arange(1, count + 1, dtype=np.float64)
@@ -159,13 +172,14 @@ class _Past(NamedTuple):
         total = len(errors)
         starts = np.arange(_PRESENT, total)
         presents = (above[starts] - above[starts - _PRESENT]) / _PRESENT
-        short, share = [], []
+        short: list[float] = []
+        share: list[float] = []
         for horizon in _HORIZONS:
             begin = starts[: total - horizon + 1 - _PRESENT]
             fading = float(np.exp(-np.arange(1, horizon + 1) * (INTERVAL_S / _FADE_S)).sum())
             forecast = said[begin + horizon] - said[begin] + presents[: len(begin)] * fading
             actual = came[begin + horizon] - came[begin]
-            short.append(np.quantile(forecast - actual, 1.0 - quantile))
+            short.append(float(np.quantile(forecast - actual, 1.0 - quantile)))
             ratios = np.divide(actual, forecast, out=np.ones_like(actual), where=forecast > 0.0)
-            share.append(np.quantile(ratios, quantile))
+            share.append(float(np.quantile(ratios, quantile)))
         return np.array(short), np.array(share)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 
 from conserve.policy.capacity import INTERVAL_S, INTERVALS_PER_DAY, CapacityHistory, SteadyCapacity
 
@@ -36,10 +35,14 @@ def test_days_are_rows_and_what_is_not_known_has_no_number() -> None:
     assert int(np.isnan(days).sum()) == 2 * INTERVALS_PER_DAY - 2
 
 
+def test_rates_come_in_order_and_those_that_are_not_known_are_left_out() -> None:
+    history = CapacityHistory({FIRST + 5: (10.0, 5.0), FIRST: (9.0, 3.0), FIRST + 1: (0.0, 0.0)})
+    assert history.list_rates().tolist() == [3.0, 2.0]
+
+
 def test_nothing_is_known_of_nothing() -> None:
     assert CapacityHistory().count_days(FIRST) == 0
-    with pytest.raises(ValueError, match="nothing is known"):
-        CapacityHistory().find_rate(0.5)
+    assert len(CapacityHistory().list_rates()) == 0
 
 
 def test_a_steady_rate_goes_on_for_ever() -> None:

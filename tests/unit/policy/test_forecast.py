@@ -74,12 +74,21 @@ def test_what_today_has_less_than_other_days_is_missed_for_about_an_hour() -> No
     assert missing[0] < missing[1] < missing[2] < 320 * 3_600 + 100 * 43_200
 
 
-def test_with_little_history_the_low_rates_count_and_with_less_nothing_is_promised() -> None:
+def test_with_little_history_the_worst_time_counts_and_with_less_nothing_is_promised() -> None:
     promised = PromisedCapacity(fill(0.1), NOW_S, DAY_S, quantile=0.1)
-    lowest = min(rate_at(NOW_S), rate_at(NOW_S - 0.1 * DAY_S))
-    assert 0 < promised.until(NOW_S + 3_600) < 1.3 * lowest * 3_600
+    worst = expect(NOW_S - 3_600, NOW_S)  # It has become less all the time.
+    assert promised.until(NOW_S + 3_600) == pytest.approx(worst, rel=0.1)
+    assert promised.until(NOW_S + DAY_S) < 1.2 * 24 * worst
     with pytest.raises(ValueError, match="1800 are needed"):
         PromisedCapacity(fill(0.01), NOW_S, DAY_S, quantile=0.1)
+
+
+def test_one_bad_interval_of_a_short_history_is_not_every_hour() -> None:
+    numbers = range(round(NOW_S // INTERVAL_S) - 48, round(NOW_S // INTERVAL_S))
+    history = CapacityHistory({number: (0.0 if number % 40 == 0 else 300.0, 300.0) for number in numbers})
+    promised = PromisedCapacity(history, NOW_S, DAY_S, quantile=0.01)
+    assert promised.until(NOW_S + 300) == pytest.approx(0.0, abs=160)
+    assert promised.until(NOW_S + 6 * 3_600) > 0.85 * 6 * 3_600
 
 
 def test_beyond_the_horizon_there_is_no_more() -> None:
