@@ -269,6 +269,11 @@ class JobsSettings(_Section):
         description="Share of forecasts of capacity that may be too high: the smaller, the less is promised.",
     )
 
+    @field_validator("admission", mode="before")
+    @classmethod
+    def _read_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # As YAML 1.1 reads `off`.
+
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: str) -> str:
