@@ -198,8 +198,7 @@ class Harvester:
 
     def _grant_floor(self) -> None:
         """While a batch is late and requests run here, the engine gives them what the operator grants."""
-        is_late = self._source.allotment.floor > 0 and self._held.running_count > 0
-        self._engine.grant_floor(self._settings.harvest.deadline_floor if is_late else 0.0)
+        self._engine.grant_floor(self._source.allotment.floor_share if self._held.running_count else 0.0)
 
     async def _claim(self, batch_id: str, room: int) -> list[ClaimedRequest]:
         # Unanswered or cancelled, it may have happened all the same: asked again with its token it has the same leases.

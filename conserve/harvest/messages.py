@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from conserve.policy.allotment import Allotment, ReplicaCapacity, ReplicaState
@@ -59,12 +61,13 @@ class AllotmentMessage(_Message):
     batch_ids: tuple[str, ...] = ()
     late: tuple[tuple[str, int], ...] = ()
     floor: int = Field(0, ge=0)
+    floor_share: float = Field(0.0, ge=0, le=1)
 
     @classmethod
     def of(cls, allotment: Allotment) -> AllotmentMessage:
         """The message that carries `allotment`."""
-        return cls(window=allotment.window, batch_ids=allotment.batch_ids, late=allotment.late, floor=allotment.floor)
+        return cls(**dataclasses.asdict(allotment))
 
     def to_allotment(self) -> Allotment:
         """The allotment that the message carries."""
-        return Allotment(window=self.window, batch_ids=self.batch_ids, late=self.late, floor=self.floor)
+        return Allotment(**self.model_dump())

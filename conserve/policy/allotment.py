@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from conserve.policy.ordering import JobDemand, list_late, order_jobs
@@ -56,18 +56,20 @@ class Allotment:
         batch_ids: From these batches, in this order.
         late: Before that from these, each up to so many requests in flight here, in this order.
         floor: So many requests of `late` may be in flight even where the window is smaller.
+        floor_share: Share of the engine's time that offline requests get beside online ones, whatever those leave.
     """
 
     window: int
     batch_ids: tuple[str, ...] = ()
     late: tuple[tuple[str, int], ...] = ()
     floor: int = 0
+    floor_share: float = 0.0
 
     def without(self, batch_id: str) -> Allotment:
         """The same without a batch."""
         batch_ids = tuple(one for one in self.batch_ids if one != batch_id)
         late = tuple(pair for pair in self.late if pair[0] != batch_id)
-        return Allotment(self.window, batch_ids, late, self.floor)
+        return replace(self, batch_ids=batch_ids, late=late)
 
 
 def window_of(capacity: ReplicaCapacity, rule: WindowRule, previous_window: int | None) -> int:
@@ -91,14 +93,11 @@ def window_of(capacity: ReplicaCapacity, rule: WindowRule, previous_window: int 
     return math.ceil(rule.max_window * room)
 
 
-def floor_of(capacity: ReplicaCapacity, rule: WindowRule, late: Sequence[JobDemand]) -> int:
-    """How many requests of late batches may be in flight on a replica whatever its online load.
-
-    The granted share of the largest window, as much of it as the most urgent one is urgent, in whole requests.
-    """
+def floor_share_of(capacity: ReplicaCapacity, rule: WindowRule, late: Sequence[JobDemand]) -> float:
+    """The share that late batches have whatever the online load: as much of the granted one as they are urgent."""
     if capacity.state != "serving" or not late:
-        return 0
-    return math.ceil(rule.max_window * rule.deadline_floor * max(job.urgency for job in late))
+        return 0.0
+    return rule.deadline_floor * max(job.urgency for job in late)
 
 
 def share_out(late: Iterable[JobDemand], requests: int) -> tuple[tuple[str, int], ...]:
@@ -131,11 +130,13 @@ def allot(
         window = window_of(capacity, rule, previous_windows.get(capacity.replica_id))
         own_late = [job for job in late if job.model == capacity.model]
         # Also for requests of theirs that run already and are their last ones.
-        floor = floor_of(capacity, rule, own_late)
+        floor_share = floor_share_of(capacity, rule, own_late)
+        floor = math.ceil(rule.max_window * floor_share)
         allotments[capacity.replica_id] = Allotment(
             window=window,
             batch_ids=tuple(job.batch_id for job in ordered if job.model == capacity.model),
             late=share_out((job for job in own_late if job.ready > 0), max(window, floor)),
             floor=floor,
+            floor_share=floor_share,
         )
     return allotments

@@ -189,8 +189,8 @@ async def test_a_batch_that_will_be_late_is_urgent_and_goes_first(
     outlooks = await watch.step()
     assert (outlooks[late].laxity_s < 0, outlooks[late].urgency, outlooks[usual].urgency) == (True, 1.0, 0.0)
     await board.publish_report(report())
-    assert (await controller.step())["r1"] == Allotment(4, (usual, late), ((late, 4),), 1)
-    assert await board.read_allotment("r1") == Allotment(4, (usual, late), ((late, 4),), 1)
+    assert (await controller.step())["r1"] == Allotment(4, (usual, late), ((late, 4),), 1, 0.05)
+    assert await board.read_allotment("r1") == Allotment(4, (usual, late), ((late, 4),), 1, 0.05)
 
 
 async def test_late_requests_run_first_up_to_their_share(

@@ -12,7 +12,7 @@ from conserve.policy.allotment import (
     ReplicaCapacity,
     WindowRule,
     allot,
-    floor_of,
+    floor_share_of,
     share_out,
     window_of,
 )
@@ -139,20 +139,22 @@ def test_a_floor_is_open_to_late_batches_where_the_window_is_shut() -> None:
     granted = replace(RULE, deadline_floor=0.25)
     jobs = [job("a"), urgent("b", 1.0), urgent("c", 0.2)]
     assert allot([busy], jobs, RULE, {})["r1"] == Allotment(0, ("a", "b", "c"))
-    assert allot([busy], jobs, granted, {})["r1"] == Allotment(0, ("a", "b", "c"), (("b", 2),), 2)
+    assert allot([busy], jobs, granted, {})["r1"] == Allotment(0, ("a", "b", "c"), (("b", 2),), 2, 0.25)
     assert allot([busy], [job("a")], granted, {})["r1"].floor == 0
 
 
 def test_a_floor_grows_with_urgency_and_is_whole_requests() -> None:
-    floors = [floor_of(IDLE, replace(RULE, deadline_floor=0.5), [urgent("a", share)]) for share in (0.01, 0.5, 1.0)]
-    assert floors == [1, 2, 4]
-    assert floor_of(IDLE, RULE, [urgent("a", 1.0)]) == 0
-    assert floor_of(replace(IDLE, state="draining"), replace(RULE, deadline_floor=0.5), [urgent("a", 1.0)]) == 0
+    granted = replace(RULE, deadline_floor=0.5)
+    allotments = [allot([IDLE], [urgent("a", share)], granted, {})["r1"] for share in (0.01, 0.5, 1.0)]
+    assert [allotment.floor for allotment in allotments] == [1, 2, 4]
+    assert [allotment.floor_share for allotment in allotments] == [0.005, 0.25, 0.5]
+    assert floor_share_of(IDLE, RULE, [urgent("a", 1.0)]) == 0
+    assert floor_share_of(replace(IDLE, state="draining"), granted, [urgent("a", 1.0)]) == 0
 
 
 def test_the_floor_stays_for_the_last_requests_of_a_late_batch() -> None:
     granted = replace(RULE, deadline_floor=0.25)
-    assert allot([IDLE], [urgent("a", 1.0, ready=0)], granted, {})["r1"] == Allotment(8, (), (), 2)
+    assert allot([IDLE], [urgent("a", 1.0, ready=0)], granted, {})["r1"] == Allotment(8, (), (), 2, 0.25)
 
 
 def test_only_batches_of_the_replica_s_model_are_late_for_it() -> None:
