@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from conserve.policy.allotment import Allotment, ReplicaCapacity, ReplicaState
@@ -66,8 +64,14 @@ class AllotmentMessage(_Message):
     @classmethod
     def of(cls, allotment: Allotment) -> AllotmentMessage:
         """The message that carries `allotment`."""
-        return cls(**dataclasses.asdict(allotment))
+        return cls(
+            window=allotment.window,
+            batch_ids=allotment.batch_ids,
+            late=allotment.late,
+            floor=allotment.floor,
+            floor_share=allotment.floor_share,
+        )
 
     def to_allotment(self) -> Allotment:
         """The allotment that the message carries."""
-        return Allotment(**self.model_dump())
+        return Allotment(self.window, self.batch_ids, self.late, self.floor, self.floor_share)

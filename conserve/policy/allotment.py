@@ -131,7 +131,7 @@ def allot(
         own_late = [job for job in late if job.model == capacity.model]
         # Also for requests of theirs that run already and are their last ones.
         floor_share = floor_share_of(capacity, rule, own_late)
-        floor = math.ceil(rule.max_window * floor_share)
+        floor = math.ceil(rule.max_window * floor_share - 1e-9)
         allotments[capacity.replica_id] = Allotment(
             window=window,
             batch_ids=tuple(job.batch_id for job in ordered if job.model == capacity.model),
