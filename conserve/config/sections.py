@@ -263,7 +263,7 @@ class JobsSettings(_Section):
         "with the earliest window that fits, or taken with a warning; `off`: nobody looks.",
     )
     forecast_quantile: float = Field(
-        0.01,
+        0.005,
         gt=0,
         le=0.5,
         description="Share of forecasts of capacity that may be too high: the smaller, the less is promised.",

@@ -20,7 +20,7 @@ from conserve.policy.capacity import INTERVAL_S, INTERVALS_PER_DAY, LEAST_HISTOR
 
 LEAST_DAYS: Final = 2
 """With less than so many whole days, the worst times that were seen may come at any hour."""
-PROMISED_SHARE: Final = 0.9
+PROMISED_SHARE: Final = 0.85
 """Of what a forecast says: a week has seen few days, and the next one may be worse than all of them."""
 _FADE_S: Final = 3_600.0
 _PRESENT: Final = 3
