@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from conserve.policy.harvest_rate import IterationCosts
+
 
 class EngineFault(RuntimeError):
     """The engine failed, not the request: another attempt may succeed."""
@@ -97,7 +99,8 @@ class EngineStats:
     """Requests in the engine now, and totals since it started.
 
     `*_busy_s` are seconds in which at least one request of the kind was in the engine, `engine_cpu_s` the CPU seconds
-    used by the engine's own processes, `kv_usage` the share of KV blocks in use, 0 to 1.
+    used by the engine's own processes, `kv_usage` the share of KV blocks in use, 0 to 1. `costs` are what the latency
+    model has learnt; nothing where the scheduler has none.
     """
 
     online_running: int
@@ -111,3 +114,4 @@ class EngineStats:
     offline_requests: int
     offline_prompt_tokens: int
     offline_output_tokens: int
+    costs: IterationCosts = field(default_factory=IterationCosts)

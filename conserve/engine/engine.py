@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -35,6 +36,7 @@ from conserve.engine.vllm_compat import (
     EmbeddingCompletionRequest,
     EngineDeadError,
 )
+from conserve.policy.harvest_rate import IterationCosts
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
 
 _EMBEDDINGS = "/v1/embeddings"
@@ -242,8 +244,19 @@ class CoServeEngine:
             return self._serving.embeddings
         return self._serving.chat if endpoint == "/v1/chat/completions" else self._serving.completions
 
+    def grant_floor(self, share: float) -> None:
+        """Gives offline requests a share of the time beside online ones, whatever the objectives of those; 0: none.
+
+        Without effect where the scheduler is not ours (`engine.mode: stock`).
+        """
+        if self._page is not None:
+            knobs = self._page.read_knobs()
+            if knobs.offline_floor != share:
+                self._page.write_knobs(dataclasses.replace(knobs, offline_floor=share))
+
     def stats(self) -> EngineStats:
         """What the engine is doing now."""
+        counters = self.scheduler_counters()
         return EngineStats(
             online_running=self._online_first_tokens,
             online_waiting=self._online.in_flight - self._online_first_tokens,
@@ -256,6 +269,11 @@ class CoServeEngine:
             offline_requests=self._offline.total,
             offline_prompt_tokens=self._offline_prompt_tokens,
             offline_output_tokens=self._offline_output_tokens,
+            costs=IterationCosts(
+                counters.iteration_ms if counters else 0.0,
+                counters.prompt_token_ms if counters else 0.0,
+                counters.decode_ms if counters else 0.0,
+            ),
         )
 
     def scheduler_counters(self) -> Counters | None:

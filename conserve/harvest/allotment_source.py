@@ -67,14 +67,14 @@ class AllotmentSource:
 
     def mark_empty(self, batch_id: str) -> None:
         """Takes a batch that has nothing to claim out of the order, until the next word."""
-        batch_ids = tuple(one for one in self._allotment.batch_ids if one != batch_id)
-        self._allotment = Allotment(self._allotment.window, batch_ids)
+        self._allotment = self._allotment.without(batch_id)
 
     def _decide_alone_when_expired(self, capacity: ReplicaCapacity) -> None:
         if self._clock() - self._heard_at_s < self._ttl_s:
             return
         self.alone = True
         window = self._decide(capacity, []).window
+        # Who is late is not known any more.
         self._allotment = Allotment(window, self._allotment.batch_ids)
 
     def _decide(self, capacity: ReplicaCapacity, demands: list[JobDemand]) -> Allotment:

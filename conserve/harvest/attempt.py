@@ -39,6 +39,9 @@ class OfflineEngine(Protocol):
     def stats(self) -> EngineStats:
         """What the engine is doing now."""
 
+    def grant_floor(self, share: float) -> None:
+        """Gives offline requests a share of the time beside online ones, whatever the objectives of those; 0: none."""
+
 
 class UnusableLineError(ValueError):
     """The line is not what validation has seen."""

@@ -6,7 +6,7 @@ It holds no state that matters: killed and started anew, it goes on from what is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 from redis.exceptions import RedisError
@@ -31,11 +31,12 @@ def rule_of(settings: HarvestSettings) -> WindowRule:
         open_at_online_requests=settings.open_at_online_requests,
         shut_at_kv_usage=settings.shut_at_kv_usage,
         open_at_kv_usage=settings.open_at_kv_usage,
+        deadline_floor=settings.deadline_floor,
     )
 
 
-def demands_of(batches: Sequence[ActiveBatch]) -> list[JobDemand]:
-    """The batches that have work to give."""
+def demands_of(batches: Sequence[ActiveBatch], urgencies: Mapping[str, float] | None = None) -> list[JobDemand]:
+    """The batches that have work to give; those that are not on track have their urgency, by id."""
     return [
         JobDemand(
             batch_id=batch.batch_id,
@@ -44,6 +45,7 @@ def demands_of(batches: Sequence[ActiveBatch]) -> list[JobDemand]:
             expires_at=batch.expires_at_ms / 1000,
             ready=batch.ready,
             priority=batch.priority,
+            urgency=(urgencies or {}).get(batch.batch_id, 0.0),
         )
         for batch in batches
         if batch.status is BatchStatus.IN_PROGRESS and not batch.paused and batch.model is not None
@@ -51,13 +53,27 @@ def demands_of(batches: Sequence[ActiveBatch]) -> list[JobDemand]:
 
 
 class HarvestController:
-    """Decides which jobs' work goes to which replica and how much of it is in flight there."""
+    """Decides which jobs' work goes to which replica and how much of it is in flight there.
 
-    def __init__(self, board: CapacityBoard, queue: JobQueue, settings: HarvestSettings) -> None:
+    Args:
+        board: has the reports, and gets the allotments.
+        queue: has the batches.
+        settings: how much is harvested.
+        find_urgencies: says how urgent batches are, by id; without it none is.
+    """
+
+    def __init__(
+        self,
+        board: CapacityBoard,
+        queue: JobQueue,
+        settings: HarvestSettings,
+        find_urgencies: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
         self._board = board
         self._queue = queue
         self._rule = rule_of(settings)
         self._period_s = settings.report_period_ms / 1000
+        self._find_urgencies = find_urgencies
         self._windows: dict[str, int] = {}
 
     async def step(self) -> dict[str, Allotment]:
@@ -68,7 +84,8 @@ class HarvestController:
         """
         reports = await self._board.read_reports()
         batches = await self._queue.active_summaries()
-        allotments = allot([report.to_capacity() for report in reports], demands_of(batches), self._rule, self._windows)
+        demands = demands_of(batches, self._find_urgencies())
+        allotments = allot([report.to_capacity() for report in reports], demands, self._rule, self._windows)
         await self._board.publish_allotments(allotments)
         self._windows = {replica_id: allotment.window for replica_id, allotment in allotments.items()}
         return allotments

@@ -153,7 +153,10 @@ class Harvester:
             await self._board.publish_report(report)
         finally:
             # Also without Redis: the window then follows the replica's own load.
-            await self._source.refresh(report.to_capacity())
+            try:
+                await self._source.refresh(report.to_capacity())
+            finally:
+                self._grant_floor()
             self._wake.set()
 
     async def _claim_forever(self) -> NoReturn:
@@ -171,10 +174,14 @@ class Harvester:
             return
         if self._held.has_alone:
             return
-        for batch_id in self._source.allotment.batch_ids:
-            room = self._source.allotment.window - self._held.running_count
-            if room <= 0:
+        allotment = self._source.allotment
+        turns: list[tuple[str, int | None]] = [*allotment.late, *((one, None) for one in allotment.batch_ids)]
+        for batch_id, most in turns:
+            room = self._find_room(batch_id, most)
+            if room <= 0 and most is None:
                 return
+            if room <= 0:
+                continue
             batch = await self._find_batch(batch_id)
             if batch is None:
                 continue
@@ -187,6 +194,20 @@ class Harvester:
                 return
             if len(claimed) < room:
                 self._source.mark_empty(batch_id)
+
+    def _find_room(self, batch_id: str, most: int | None) -> int:
+        """Requests of a batch that may be claimed now; one that is late may have `most` here, also on the floor."""
+        allotment = self._source.allotment
+        if most is None:
+            return allotment.window - self._held.running_count
+        return min(
+            most - len(self._held.running_lines(batch_id)),
+            max(allotment.window, allotment.floor) - self._held.running_count,
+        )
+
+    def _grant_floor(self) -> None:
+        """While a batch is late and requests run here, the engine gives them what the operator grants."""
+        self._engine.grant_floor(self._source.allotment.floor_share if self._held.running_count else 0.0)
 
     async def _claim(self, batch_id: str, room: int) -> list[ClaimedRequest]:
         # Unanswered or cancelled, it may have happened all the same: asked again with its token it has the same leases.

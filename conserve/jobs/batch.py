@@ -83,12 +83,16 @@ ENDPOINTS_BY_TASK = {
 
 
 class BatchError(BaseModel):
-    """One thing that is wrong with an input file. `line` counts from 1."""
+    """One thing that is wrong with an input file. `line` counts from 1.
+
+    `earliest_completion_window` is not OpenAI's: with `window_too_short`, the shortest window that would do.
+    """
 
     code: str
     message: str
     param: str | None = None
     line: int | None = None
+    earliest_completion_window: str | None = None
 
 
 class BatchErrors(BaseModel):
@@ -131,8 +135,15 @@ class BatchUsage(BaseModel):
 class Batch(BaseModel):
     """The Batch object. Times are Unix seconds by the clock of the Redis server.
 
-    `priority` and `paused_at` are not OpenAI's: batches of higher priority go first, and of one that was paused at that
-    time no further request is begun.
+    Not OpenAI's are the fields from `priority` on:
+
+    - Batches of higher `priority` go first, and of one that was paused at `paused_at` no further request is begun.
+    - `predicted_end_at` is when it will be done by all that is known now; null where that is nothing, and of what is
+      paused or has ended.
+    - `admission` says whether it was found to fit its window: `fits`; `unknown`, too little was seen yet;
+      `window_too_short`, it was taken with that warning; null, nobody has looked.
+    - `earliest_completion_window` is with that warning the shortest window that would have done; null if none that is
+      allowed would.
     """
 
     id: str
@@ -159,6 +170,9 @@ class Batch(BaseModel):
     metadata: dict[str, str] | None = None
     priority: int = 0
     paused_at: int | None = None
+    predicted_end_at: int | None = None
+    admission: Literal["fits", "unknown", "window_too_short"] | None = None
+    earliest_completion_window: str | None = None
 
 
 class BatchList(BaseModel):
@@ -208,7 +222,9 @@ class ActiveBatch:
 
     `ready` (can be claimed now) and `leased` are requests; `ready` may count some that a late commit has settled.
     `outcome` is the status the batch will end with, from the moment its results are frozen. Of a `paused` batch nothing
-    can be claimed. `output_expires_after_s` is counted from the creation of the output files; None: they stay.
+    can be claimed. `output_expires_after_s` is counted from the creation of the output files; None: they stay. What it
+    is taken for in all is `work_tokens`, what its committed requests took are the other tokens; its input file has
+    `file_bytes`, of which `prompt_bytes` are the text of prompts (0: not known).
     """
 
     batch_id: str
@@ -228,6 +244,11 @@ class ActiveBatch:
     priority: int = 0
     paused: bool = False
     output_expires_after_s: int | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    work_tokens: int = 0
+    file_bytes: int = 0
+    prompt_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

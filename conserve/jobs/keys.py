@@ -36,6 +36,7 @@ class Keys:
         self.all_batches = f"{namespace}:{{index}}:batches"  # sorted set: batch id -> created, milliseconds
         self.active_batches = f"{namespace}:{{index}}:active"  # the same, of batches that still need the keeper
         self.due_files = f"{namespace}:{{index}}:files:due"  # sorted set: file id -> when to look at it, milliseconds
+        self.usage = f"{namespace}:{{seen}}:usage"  # hash: model and endpoint -> what finished requests took, JSON
         self._namespace = namespace
 
     def batch(self, batch_id: str) -> BatchKeys:
@@ -54,6 +55,14 @@ class Keys:
     def file_users(self, file_id: str) -> str:
         """Sorted set: batch that reads the file -> when it was created, milliseconds."""
         return f"{self._namespace}:file:{{{file_id}}}:users"
+
+    def capacity(self, model: str) -> str:
+        """Hash: number of a five-minute interval since the epoch -> `tokens seconds`, see `capacity_store.py`."""
+        return f"{self._namespace}:{{seen}}:capacity:{model}"
+
+    def watched(self, model: str) -> str:
+        """Hash: replica -> offline tokens since its start that are in `capacity`; and `.at_ms`, `.proof`."""
+        return f"{self._namespace}:{{seen}}:watched:{model}"
 
     def barrier(self, tag: str) -> str:
         """A short-lived key in the slot of a batch or file: what is written just before waiting for the disk."""

@@ -11,7 +11,8 @@ class JobDemand:
     """Work that one batch still has to offer.
 
     Times are seconds since the epoch. `ready` counts requests that nobody has claimed. Of two batches the one of the
-    higher `priority` goes first.
+    higher `priority` goes first. `urgency` is 0 for one that is on track and rises to 1 for one that will be late
+    (`policy.laxity`).
     """
 
     batch_id: str
@@ -20,6 +21,7 @@ class JobDemand:
     expires_at: float
     ready: int
     priority: int = 0
+    urgency: float = 0.0
 
 
 def order_jobs(jobs: Iterable[JobDemand]) -> list[JobDemand]:
@@ -28,3 +30,8 @@ def order_jobs(jobs: Iterable[JobDemand]) -> list[JobDemand]:
     The id breaks ties, so the order is stable.
     """
     return sorted(jobs, key=lambda job: (-job.priority, job.expires_at, job.created_at, job.batch_id))
+
+
+def list_late(jobs: Iterable[JobDemand]) -> list[JobDemand]:
+    """Those that are not on track, the most urgent one first, then as in `order_jobs`."""
+    return sorted((job for job in order_jobs(jobs) if job.urgency > 0), key=lambda job: -job.urgency)

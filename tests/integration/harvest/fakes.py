@@ -32,6 +32,7 @@ class FakeEngine:
         self.running = 0
         self.most_running = 0
         self.answers_until_gate_shuts: int | None = None
+        self.floor = 0.0
 
     async def offline(
         self, endpoint: str, body: Mapping[str, Any], timeout_s: float, record: TokenRecord | None = None
@@ -71,6 +72,9 @@ class FakeEngine:
         if content in self.refusals:
             return OfflineResult(400, {"error": {"message": "too long", "code": 400}})
         return OfflineResult(200, {"id": f"chatcmpl-{content}", "echo": content}, 7, 3)
+
+    def grant_floor(self, share: float) -> None:
+        self.floor = share
 
     def stats(self) -> EngineStats:
         return EngineStats(

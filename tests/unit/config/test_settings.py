@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conserve.config import Settings, SettingsError, load_settings
 
@@ -50,6 +51,10 @@ def test_structured_setting_from_environment() -> None:
         ({"http": {"max_queued_requests": 0}}, {}, ["http.max_queued_requests", "at least 1", "(it is 0)"]),
         ({"model": {"task": "embed"}}, {}, ["model.task", "engine.mode: stock"]),
         ({"jobs": {"input_files_kept_s": 60}}, {}, ["jobs.input_files_kept_s", "3600"]),
+        ({"jobs": {"admission": "maybe"}}, {}, ["jobs.admission", "'refuse'", "'maybe'"]),
+        ({"jobs": {"admission": True}}, {}, ["jobs.admission", "'off'"]),
+        ({"jobs": {"forecast_quantile": 0.6}}, {}, ["jobs.forecast_quantile", "0.5"]),
+        ({"harvest": {"deadline_floor": 1.5}}, {}, ["harvest.deadline_floor", "1"]),
         ({"engine": {"mode": "fast"}}, {}, ["engine.mode", "'conserve'", "'fast'"]),
         ({"slo": {"ttft_slo_ms": 0}}, {}, ["slo.ttft_slo_ms", "greater than 0"]),
         ({"slo": {"tbt_slo_ms": ".inf"}}, {}, ["slo.tbt_slo_ms", "'.inf'"]),
@@ -64,6 +69,13 @@ def test_wrong_setting_is_refused_by_name(args: dict[str, Any], environ: dict[st
         load_settings(args, environ)
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["off", "'off'", "warn"])
+def test_admission_is_what_is_written_whatever_yaml_makes_of_it(text: str) -> None:
+    settings = load_settings(yaml.safe_load(f"jobs: {{admission: {text}}}"), {})
+    assert settings.jobs.admission == text.strip("'")
+    assert load_settings({}, {"CONSERVE_JOBS__ADMISSION": text}).jobs.admission == text.strip("'")
 
 
 def test_variables_that_are_no_settings_are_left_alone() -> None:

@@ -46,6 +46,9 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         raise NotImplementedError
 
+    def grant_floor(self, share: float) -> None:
+        raise NotImplementedError
+
 
 async def attempt(tmp_path: Path, line: bytes, result: OfflineResult) -> Any:
     store = FileStore(str(tmp_path))

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conserve.policy.allotment import Allotment, ReplicaCapacity, WindowRule, allot, window_of
-from conserve.policy.ordering import JobDemand, order_jobs
+from conserve.policy.allotment import (
+    Allotment,
+    ReplicaCapacity,
+    WindowRule,
+    allot,
+    floor_share_of,
+    share_out,
+    window_of,
+)
+from conserve.policy.ordering import JobDemand, list_late, order_jobs
 
 RULE = WindowRule(
     max_window=8, shut_at_online_requests=8, open_at_online_requests=4, shut_at_kv_usage=0.8, open_at_kv_usage=0.5
@@ -84,3 +93,70 @@ def test_previous_window_of_each_replica_counts() -> None:
     capacities = [replace(IDLE, replica_id=name, online_running=6) for name in ("was-open", "was-shut")]
     allotments = allot(capacities, [], RULE, {"was-open": 3, "was-shut": 0})
     assert (allotments["was-open"].window, allotments["was-shut"].window) == (2, 0)
+
+
+# Batches that are not on track.
+
+
+def urgent(batch_id: str, urgency: float, **changes: float) -> JobDemand:
+    return replace(job(batch_id), urgency=urgency, **changes)  # type: ignore[arg-type]
+
+
+def test_late_ones_are_listed_by_urgency_whatever_their_priority() -> None:
+    jobs = [urgent("a", 0.1, priority=5), job("on-track"), urgent("b", 0.9, priority=-5), urgent("c", 0.1)]
+    assert [one.batch_id for one in list_late(jobs)] == ["b", "a", "c"]
+
+
+def test_a_late_batch_gets_one_place_first_and_more_as_it_gets_later() -> None:
+    places = [dict(share_out([urgent("a", urgency / 100)], 8))["a"] for urgency in range(1, 101)]
+    assert places == sorted(places)
+    assert (places[0], places[-1]) == (1, 8)
+    assert max(after - before for before, after in pairwise(places)) == 1
+
+
+def test_the_next_one_gets_its_part_of_what_is_left() -> None:
+    late = [urgent("a", 0.5), urgent("b", 0.5), urgent("c", 0.1)]
+    assert share_out(late, 8) == (("a", 4), ("b", 2), ("c", 1))
+    assert share_out([urgent("a", 1.0), urgent("b", 1.0)], 8) == (("a", 8),)
+    assert share_out(late, 0) == ()
+
+
+@given(st.lists(st.floats(0.001, 1), max_size=20), st.integers(0, 64))
+def test_no_more_places_are_given_out_than_there_are(urgencies: list[float], requests: int) -> None:
+    shares = share_out([urgent(str(index), urgency) for index, urgency in enumerate(urgencies)], requests)
+    assert sum(most for _, most in shares) <= requests
+    assert all(most > 0 for _, most in shares)
+
+
+def test_late_batches_stand_before_the_order_and_in_it() -> None:
+    (allotment,) = allot([IDLE], [job("a"), urgent("b", 0.25, expires_at=500)], RULE, {}).values()
+    assert allotment == Allotment(8, ("a", "b"), (("b", 2),))
+    assert allotment.without("b") == Allotment(8, ("a",))
+
+
+def test_a_floor_is_open_to_late_batches_where_the_window_is_shut() -> None:
+    busy = replace(IDLE, online_running=20)
+    granted = replace(RULE, deadline_floor=0.25)
+    jobs = [job("a"), urgent("b", 1.0), urgent("c", 0.2)]
+    assert allot([busy], jobs, RULE, {})["r1"] == Allotment(0, ("a", "b", "c"))
+    assert allot([busy], jobs, granted, {})["r1"] == Allotment(0, ("a", "b", "c"), (("b", 2),), 2, 0.25)
+    assert allot([busy], [job("a")], granted, {})["r1"].floor == 0
+
+
+def test_a_floor_grows_with_urgency_and_is_whole_requests() -> None:
+    granted = replace(RULE, deadline_floor=0.5)
+    allotments = [allot([IDLE], [urgent("a", share)], granted, {})["r1"] for share in (0.01, 0.5, 1.0)]
+    assert [allotment.floor for allotment in allotments] == [1, 2, 4]
+    assert [allotment.floor_share for allotment in allotments] == [0.005, 0.25, 0.5]
+    assert floor_share_of(IDLE, RULE, [urgent("a", 1.0)]) == 0
+    assert floor_share_of(replace(IDLE, state="draining"), granted, [urgent("a", 1.0)]) == 0
+
+
+def test_the_floor_stays_for_the_last_requests_of_a_late_batch() -> None:
+    granted = replace(RULE, deadline_floor=0.25)
+    assert allot([IDLE], [urgent("a", 1.0, ready=0)], granted, {})["r1"] == Allotment(8, (), (), 2, 0.25)
+
+
+def test_only_batches_of_the_replica_s_model_are_late_for_it() -> None:
+    other = replace(urgent("x", 1.0), model="other")
+    assert allot([IDLE], [other], replace(RULE, deadline_floor=1.0), {})["r1"] == Allotment(8)
