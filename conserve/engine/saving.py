@@ -29,7 +29,9 @@ PIECE_S = 0.01
 """Blocks come back in pieces that take so long: whoever needs one of their blocks for something else waits for it."""
 ORDER_S = 0.25
 """Who gives way first is not found out anew for so long."""
-_RATE_WEIGHT = 0.2
+MOST_SLOWER = 4.0
+"""A copy that took longer than so many times the usual had to wait for something else."""
+_SLOWER_WEIGHT, _FASTER_WEIGHT = 0.2, 0.5
 
 
 class Pressure(NamedTuple):
@@ -85,7 +87,9 @@ class Saving:
 
     def note_copied(self, blocks: int, seconds: float) -> None:
         """So many blocks were copied in so long."""
-        self._block_s += _RATE_WEIGHT * (seconds / blocks - self._block_s)
+        measured_s = min(seconds / blocks, MOST_SLOWER * self._block_s)
+        weight = _SLOWER_WEIGHT if measured_s > self._block_s else _FASTER_WEIGHT
+        self._block_s += weight * (measured_s - self._block_s)
 
     def charge(self, blocks: int) -> None:
         """Blocks that come back take their part of the time, too."""

@@ -197,6 +197,21 @@ def test_what_is_given_back_before_it_has_come_is_not_found_in_the_prefix_cache(
     finish(engine, TWO)
 
 
+def test_a_copy_that_had_to_wait_is_soon_forgotten(start: Start) -> None:
+    checkpoints = start_beside_another(start).scheduler._kv.checkpoints
+    assert checkpoints is not None
+    saving = checkpoints._saving
+    saving._block_s = 0.001
+    saving.note_copied(1, 1.0)
+    assert saving._block_s == pytest.approx(0.0016, rel=0.05)
+    for _ in range(3):
+        saving.note_copied(1, 0.001)
+    assert saving._block_s < 0.0011
+    for _ in range(40):
+        saving.note_copied(1, 0.1)
+    assert saving._block_s == pytest.approx(0.1, rel=0.1), "where all of them take long, that is how long they take"
+
+
 def test_where_nobody_else_runs_blocks_come_with_the_batch_that_needs_them(start: Start) -> None:
     engine = start_small(start)
     interrupt(engine, 2)
