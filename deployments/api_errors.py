@@ -13,12 +13,16 @@ from conserve.jobs.errors import ApiError
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong: `param` names the field or parameter."""
+    """What is wrong: `param` names the field or parameter.
+
+    With `window_too_short`, `earliest_completion_window` is the shortest window that would do; null if none does.
+    """
 
     message: str
     type: str
     param: str | None
     code: str | None
+    earliest_completion_window: str | None = None
 
 
 class ErrorBody(BaseModel):

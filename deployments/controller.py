@@ -9,7 +9,9 @@ import structlog
 from conserve.config import EMBEDDED_REDIS, Settings
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.controller import HarvestController, weights_of
+from conserve.harvest.deadline_watch import DeadlineWatch
 from conserve.jobs import embedded
+from conserve.jobs.capacity_store import CapacityStore
 from conserve.jobs.errors import EmbeddedServerError
 from conserve.jobs.files import FileStore
 from conserve.jobs.lifecycle import BatchKeeper
@@ -27,7 +29,7 @@ STOP_TIMEOUT_S = 5.0
 
 
 class ConServeController:
-    """Allots harvest windows to replicas, takes batches through validation, expiry and assembly, deletes expired files.
+    """Allots harvest windows to replicas, leads batches to their end, watches deadlines, deletes expired files.
 
     Args:
         settings: ConServe's settings, as configured.
@@ -66,11 +68,14 @@ class ConServeController:
         settings = self._settings
         queue = JobQueue(redis, settings)
         board = CapacityBoard(redis, settings.jobs.namespace, settings.harvest.allotment_ttl_ms)
-        controller = HarvestController(board, queue, settings.harvest, weights_of(settings.tenants))
+        watch = DeadlineWatch(board, queue, CapacityStore(redis, settings.jobs.namespace), settings, self._models)
+        weights = weights_of(settings.tenants)
+        controller = HarvestController(board, queue, settings.harvest, weights, lambda: watch.urgencies)
         store = FileStore(settings.files_url)
         keeper = BatchKeeper(redis, store, settings, self._models)
         async with asyncio.TaskGroup() as group:
             group.create_task(controller.run())
+            group.create_task(watch.run())
             group.create_task(keeper.run(KEEPER_PERIOD_S))
             group.create_task(FileRetention(redis, store, settings).run(SWEEP_PERIOD_S))
 

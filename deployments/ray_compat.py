@@ -33,6 +33,7 @@ __all__ = [
     "OpenAIHTTPException",
     "RawRequestInfo",
     "VLLMEngine",
+    "find_client",
     "find_engine",
     "has_died",
     "to_model_metadata",
@@ -42,6 +43,11 @@ __all__ = [
 def find_engine(server: Any) -> Any:
     """The engine object of an `LLMServer`: its OpenAI layer over vLLM's `AsyncLLM`."""
     return server.engine
+
+
+def find_client(engine: Any) -> Any:
+    """The `AsyncLLM` of an engine object that was started."""
+    return engine._engine_client
 
 
 def has_died(engine: Any) -> bool:

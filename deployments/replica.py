@@ -108,6 +108,7 @@ class ConServeReplica(LLMServer):
             settings=settings,
             replica_id=serve.get_replica_context().replica_id.unique_id,
             model=settings.model.served_name,
+            revision=find_engine(self).revision,
         )
         try:
             await harvester.run()

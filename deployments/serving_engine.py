@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import structlog
 
 from conserve.engine.arguments import Places, settle_places
 from conserve.engine.arrival_board import ArrivalBoard
+from conserve.engine.continuation import keep_records
 from conserve.engine.executor import SleepingMultiprocExecutor
 from conserve.engine.options import KEY
 from conserve.engine.page import EnginePage, Knobs
+from conserve.engine.revision import find_revision
 from conserve.engine.stoppable import NO_SAFEPOINTS, has_safepoints
 from conserve.engine.worker_setup import prepare_workers
 from conserve.models import profiles_dir
-from deployments.ray_compat import VLLMEngine
+from deployments.ray_compat import VLLMEngine, find_client
 
 log = structlog.get_logger(__name__)
 
@@ -25,15 +28,20 @@ class ServingEngine(VLLMEngine):
     Attributes:
         page: What is shared with the scheduler of this engine, if it is ours.
         board: Where online requests are announced to it.
+        revision: What its tokens are made with, see `find_revision`; None where that is not known.
     """
 
     page: EnginePage | None = None
     board: ArrivalBoard | None = None
+    revision: str | None = None
 
     async def start(self) -> None:
         """Starts the engine, and shows its workers where online requests are announced."""
         try:
             await super().start()
+            client = find_client(self)
+            keep_records(client)
+            self.revision = await asyncio.to_thread(find_revision, client.vllm_config)
             if self.board is not None and self.page is not None:
                 host_kv_bytes = int(self.page.read_counters().host_kv_bytes)
                 prepared = await prepare_workers(self.collective_rpc, self.board.path, host_kv_bytes)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import statistics
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -23,15 +24,15 @@ from rich.console import Console
 from rich.progress import track
 
 from conserve.config import EngineSettings
-from conserve.engine.copier import ThreadCopier
-from conserve.engine.copy_plan import CopyPlan
-from conserve.engine.direct import DirectEngine, DirectEngineConfig
-from conserve.engine.kv_memory import KvRegion, view_blocks
-from conserve.engine.options import Objective
 from conserve.engine.page import Knobs
+from conserve.launch.interruption import Interruption
 from conserve.models import resolve_model
+from conserve.telemetry.logs import configure_program_logs
 from loadtests.checkpoint_report import CheckpointReport, Dtype, Resumption, render
 from loadtests.report import Ratio, describe_machine
+
+if TYPE_CHECKING:
+    from conserve.engine.direct import DirectEngine
 
 MODEL = "smollm2-135m-instruct"
 LAYERS, PAGE_BYTES, BLOCKS = 30, 98_304, 64
@@ -55,7 +56,7 @@ SETTINGS = EngineSettings(
     extra_args={"use_tqdm_on_load": False},
 )
 FULL_SETTINGS = SETTINGS.model_copy(update={"kv_cache_gib": FULL_KV_CACHE_GIB, "max_num_seqs": 8})
-UNLIMITED = Objective(ttft_slo_ms=float("inf"), tbt_slo_ms=float("inf"))
+INTERRUPTED = 130
 _ON, _OFF = Knobs(), Knobs(checkpoints_off=1)
 
 
@@ -70,6 +71,10 @@ class Throughput(NamedTuple):
 
 def measure_copies() -> tuple[list[float], list[float]]:
     """Bytes a second of copies of blocks, to and fro, and of a plain copy of as much, by turns."""
+    from conserve.engine.copier import ThreadCopier
+    from conserve.engine.copy_plan import CopyPlan
+    from conserve.engine.kv_memory import KvRegion, view_blocks
+
     size = BLOCKS * LAYERS * PAGE_BYTES
     allocation = torch.ones(size, dtype=torch.uint8)
     blocks = view_blocks(allocation, [KvRegion(LAYERS, PAGE_BYTES, 0, BLOCKS * PAGE_BYTES, PAGE_BYTES)], BLOCKS)
@@ -96,7 +101,7 @@ def measure_copies() -> tuple[list[float], list[float]]:
 async def measure_resumption(model: str, dtype: Dtype, rounds: int) -> Resumption:
     """Milliseconds to the next token of a preempted request, restored and recomputed."""
     settings = SETTINGS.model_copy(update={"dtype": dtype, "kv_cache_gib": DTYPES[dtype]})
-    engine = await DirectEngine.start(DirectEngineConfig(model, settings, UNLIMITED))
+    engine = await _start_engine(model, settings)
     generator = np.random.default_rng(1)
     try:
         restored, recomputed = [], []
@@ -124,6 +129,14 @@ async def measure_resumption(model: str, dtype: Dtype, rounds: int) -> Resumptio
         )
     finally:
         await engine.close()
+
+
+async def _start_engine(model: str, settings: EngineSettings) -> DirectEngine:
+    from conserve.engine.direct import DirectEngine, DirectEngineConfig
+    from conserve.engine.options import Objective
+
+    unlimited = Objective(ttft_slo_ms=float("inf"), tbt_slo_ms=float("inf"))
+    return await DirectEngine.start(DirectEngineConfig(model, settings, unlimited))
 
 
 async def _preempt_and_resume(engine: DirectEngine, generator: np.random.Generator, offline_tokens: int) -> float:
@@ -160,7 +173,7 @@ async def measure_throughput(model: str, turns: int) -> Throughput:
 
     Both sides work off requests of the same lengths: of two windows of time one would hold more prompts.
     """
-    engine = await DirectEngine.start(DirectEngineConfig(model, FULL_SETTINGS, UNLIMITED))
+    engine = await _start_engine(model, FULL_SETTINGS)
     generator = np.random.default_rng(2)
     lengths = [int(tokens) for tokens in generator.integers(*BATCH_PROMPT_TOKENS, BATCH_REQUESTS, endpoint=True)]
     rates: dict[Knobs, list[float]] = {_ON: [], _OFF: []}
@@ -212,10 +225,18 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoints.json.")] = None,
 ) -> None:
     """Prints all three, and writes `checkpoints.json`."""
-    ours, plain = measure_copies()
-    model = resolve_model(MODEL)
-    resumptions = {dtype: asyncio.run(measure_resumption(model, dtype, rounds)) for dtype in DTYPES}
-    throughput = asyncio.run(measure_throughput(model, turns))
+    configure_program_logs()
+    # vLLM reads it when it is imported, which is why that is done later.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    model = str(resolve_model(MODEL))
+    with Interruption() as interruption:
+        try:
+            ours, plain = measure_copies()
+            resumptions = {dtype: interruption.run(measure_resumption(model, dtype, rounds)) for dtype in DTYPES}
+            throughput = interruption.run(measure_throughput(model, turns))
+        except KeyboardInterrupt:
+            Console(stderr=True).print("Interrupted: nothing is written.")
+            raise typer.Exit(INTERRUPTED) from None
     report = CheckpointReport(
         copy_gb_per_s=statistics.median(ours) / 1e9,
         plain_gb_per_s=statistics.median(plain) / 1e9,

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -76,10 +77,12 @@ def list_batches(
     table = Table("batch", "status", "window")
     for name in ("total", "completed", "failed"):
         table.add_column(name, justify="right")
+    table.add_column("will end")
     for batch in batches:
         counts = batch.request_counts
         numbers = (counts.total, counts.completed, counts.failed) if counts else (0, 0, 0)
-        table.add_row(batch.id, _name_status(batch), batch.completion_window, *map(str, numbers))
+        ends = _name_time(_read_more(batch, "predicted_end_at"))
+        table.add_row(batch.id, _name_status(batch), batch.completion_window, *map(str, numbers), ends)
     out.print(table)
 
 
@@ -211,14 +214,35 @@ def _show(batch: Batch) -> None:
     counts = batch.request_counts
     done = f"{counts.completed} completed, {counts.failed} failed of {counts.total}" if counts else "not counted yet"
     out.print(f"{batch.id}: [bold]{_name_status(batch)}[/], {done}")
+    end_at = _read_more(batch, "predicted_end_at")
+    if end_at is not None and batch.expires_at is not None:
+        late = ", [bold red]too late[/]" if end_at > batch.expires_at else ""
+        out.print(f"  will end about {_name_time(end_at)}{late} (window until {_name_time(batch.expires_at)})")
+    if (batch.model_extra or {}).get("admission") == "window_too_short":
+        earliest = (batch.model_extra or {}).get("earliest_completion_window")
+        out.print(f"  its window was found too short when it was taken; the earliest was {earliest or 'none'}")
     for error in (batch.errors.data if batch.errors and batch.errors.data else [])[:10]:
         place = f"line {error.line}: " if error.line else ""
         out.print(f"  {place}{error.message} ({error.code})", markup=False, soft_wrap=True)
 
 
 def _name_status(batch: Batch) -> str:
-    paused = (batch.model_extra or {}).get("paused_at") is not None
+    paused = _read_more(batch, "paused_at") is not None
     return f"{batch.status} (paused)" if paused else batch.status
+
+
+def _read_more(batch: Batch, name: str) -> int | None:
+    """A time that OpenAI's batches do not have."""
+    value = (batch.model_extra or {}).get(name)
+    return value if isinstance(value, int) else None
+
+
+def _name_time(at_s: int | None) -> str:
+    """In local time; the date only if it is another day's."""
+    if at_s is None:
+        return ""
+    at = datetime.fromtimestamp(at_s).astimezone()
+    return at.strftime("%H:%M" if at.date() == datetime.now().astimezone().date() else "%Y-%m-%d %H:%M")
 
 
 def _watch(client: openai.OpenAI, batch_id: str, url: str) -> None:

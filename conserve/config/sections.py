@@ -191,6 +191,13 @@ class HarvestSettings(_Section):
     open_at_kv_usage: float = Field(0.6, ge=0, le=1, description="A shut window opens again at this share.")
     report_period_ms: int = Field(250, ge=20, le=10_000, description="Time between capacity reports and allotments.")
     allotment_ttl_ms: int = Field(5_000, ge=100, le=600_000, description="A replica goes alone when older than this.")
+    deadline_floor: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of `max_window` that batches which will be late may take even where the window is shut, in "
+        "whole requests; 0: they go before other batches, but never where the window is shut.",
+    )
 
     @model_validator(mode="after")
     def _check_hysteresis(self) -> HarvestSettings:
@@ -236,6 +243,16 @@ class JobsSettings(_Section):
     )
     request_timeout_s: float = Field(3_600, gt=0, description="One attempt at an offline request, at most.")
     commit_period_ms: int = Field(250, ge=1, le=60_000, description="Finished results are gathered for so long.")
+    journal_tokens: int = Field(
+        32,
+        ge=0,
+        le=4_096,
+        description="Tokens of an offline request are journaled when so many are new; 0: nothing is journaled, and a "
+        "request that loses its replica begins anew.",
+    )
+    journal_period_s: float = Field(
+        2.0, ge=0, le=3_600, description="And every so often, if anything is new; 0: only when `journal_tokens` are."
+    )
     input_files_kept_s: int | None = Field(
         2_592_000, ge=3_600, description="Input files are deleted after so long, unless uploaded with `expires_after`."
     )
@@ -247,6 +264,22 @@ class JobsSettings(_Section):
         64, ge=1, description="Streams of results that are open at once; a further one is refused (429)."
     )
     max_window_s: int = Field(30 * 86_400, ge=60, description="Longest completion window.")
+    admission: Literal["refuse", "warn", "off"] = Field(
+        "refuse",
+        description="What becomes of a batch that does not fit its window on the capacity seen lately: it is refused "
+        "with the earliest window that fits, or taken with a warning; `off`: nobody looks.",
+    )
+    forecast_quantile: float = Field(
+        0.005,
+        gt=0,
+        le=0.5,
+        description="Share of forecasts of capacity that may be too high: the smaller, the less is promised.",
+    )
+
+    @field_validator("admission", mode="before")
+    @classmethod
+    def _read_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # As YAML 1.1 reads `off`.
 
     @field_validator("redis_url")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -224,7 +224,7 @@ class Checkpoints:
     def begin(
         self,
         output: SchedulerOutput,
-        offline: Sequence[Request],
+        list_offline: Callable[[], Sequence[Request]],
         pressure: Pressure,
         now_s: float,
     ) -> bool:
@@ -232,7 +232,7 @@ class Checkpoints:
 
         Args:
             output: The batch, which may be empty.
-            offline: The running offline requests, the oldest first.
+            list_offline: Gives the running offline requests, the oldest first.
             pressure: What blocks will be wanted for.
             now_s: Now.
 
@@ -258,7 +258,7 @@ class Checkpoints:
         self._counters.saved_blocks += len(last)
         saves: list[tuple[int, int]] = []
         if self.is_on:
-            saves = self._saving.choose(offline, self._count_done_tokens, pressure, now_s)
+            saves = self._saving.choose(list_offline, self._count_done_tokens, pressure, now_s)
             self._counters.host_blocks = self._pool.used_slots
         if saves or loads or last:
             self._job = job
@@ -285,12 +285,12 @@ class Checkpoints:
         """
         batch = self._in_flight.popleft()
         if stop is None:
-            for request_id in batch.tokens:
-                # Of one that has begun anew since, this batch proves nothing.
-                if self._unproved.get(request_id, batch.number + 1) <= batch.number:
-                    del self._unproved[request_id]
-                    if request_id not in self._preempted:
-                        self._pool.drop_tail(request_id)
+            # Of one that has begun anew since, this batch proves nothing.
+            proved = [one for one, since in self._unproved.items() if since <= batch.number and one in batch.tokens]
+            for request_id in proved:
+                del self._unproved[request_id]
+                if request_id not in self._preempted:
+                    self._pool.drop_tail(request_id)
         if stop is None or not stop.is_void:
             # It says so itself if blocks have not come back, until then; a void batch does not look.
             self._may_lack = any(later.waits for later in self._in_flight)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+from conserve.policy.harvest_rate import IterationCosts
 
 OnChunk = Callable[[Mapping[str, Any]], None]
 """Hears of each chunk of a streamed answer, as the HTTP API would send it."""
@@ -44,12 +46,64 @@ class OfflineResult:
     output_tokens: int = 0
 
 
+def _do_nothing() -> None:
+    pass
+
+
+@dataclass
+class TokenRecord:
+    """Tokens that an offline request has produced, kept so that another engine can go on after them.
+
+    Whoever keeps it puts in what an earlier attempt has produced; the engine goes on after that or says why not, and
+    adds what is new, in pieces. The end of an answer is not added: what ends is not continued.
+
+    Attributes:
+        token_ids: All that is known, from the beginning of the answer on.
+        piece: Tokens are added so many at a time.
+        on_tokens: Called when some were added.
+        journaled: So many of `token_ids` are stored elsewhere; for who keeps the record.
+        reused: Tokens of an earlier attempt that the engine has not generated again.
+        restarted: Why it has not used them, or why nothing is added: see `conserve.policy.resumption.Obstacle`.
+        open: Whether tokens are added and kept.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    piece: int = 1
+    on_tokens: Callable[[], None] = _do_nothing
+    journaled: int = 0
+    reused: int = 0
+    restarted: str | None = None
+    open: bool = True
+
+    @property
+    def new_count(self) -> int:
+        """Tokens that are not stored elsewhere yet."""
+        return len(self.token_ids) - self.journaled if self.open else 0
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        """Takes tokens that the engine has just produced."""
+        if self.open and token_ids:
+            self.token_ids += token_ids
+            self.on_tokens()
+
+    def begin_anew(self, reason: str) -> None:
+        """Forgets what there is: the answer begins at its beginning."""
+        self.token_ids.clear()
+        self.journaled = 0
+        self.restarted = reason
+
+    def close(self) -> None:
+        """Nothing more is added or kept."""
+        self.open = False
+
+
 @dataclass(frozen=True)
 class EngineStats:
     """Requests in the engine now, and totals since it started.
 
     `*_busy_s` are seconds in which at least one request of the kind was in the engine, `engine_cpu_s` the CPU seconds
-    used by the engine's own processes, `kv_usage` the share of KV blocks in use, 0 to 1.
+    used by the engine's own processes, `kv_usage` the share of KV blocks in use, 0 to 1. `costs` are what the latency
+    model has learnt; nothing where the scheduler has none.
     """
 
     online_running: int
@@ -63,3 +117,4 @@ class EngineStats:
     offline_requests: int
     offline_prompt_tokens: int
     offline_output_tokens: int
+    costs: IterationCosts = field(default_factory=IterationCosts)

@@ -7,6 +7,7 @@ anything but a batch that touches blocks which are being copied.
 
 from __future__ import annotations
 
+import mmap
 import queue
 import threading
 import time
@@ -25,6 +26,8 @@ WAIT_TIMEOUT_S: Final = 10.0
 STUCK_TIMEOUT_S: Final = 30.0
 """The block that is just being copied cannot be given up: it might be written to when it has another owner."""
 CLOSE_TIMEOUT_S: Final = 5.0
+AHEAD_BYTES: Final = 128 * 2**20
+"""Host memory that is got ready ahead of its use: a copy to new pages takes several times as long."""
 
 _log = structlog.get_logger(__name__)
 
@@ -127,6 +130,8 @@ class ThreadCopier(Copier):
         self._memory = [view.numpy() for view in self._blocks]
         # Pages come into being when they are first written to.
         self._host = [np.empty((slots, *view.shape[1:]), np.uint8) for view in self._memory]
+        self._ahead_slots = max(1, AHEAD_BYTES // sum(view[0].size for view in self._memory))
+        self._used_slots = self._ready_slots = 0
         self._plans: queue.SimpleQueue[CopyPlan | None] = queue.SimpleQueue()
         self._unfinished: dict[int, CopyPlan] = {}
         self._is_given_up = False
@@ -173,7 +178,7 @@ class ThreadCopier(Copier):
             _warn(plan, error)
 
     def _run(self) -> None:
-        while (plan := self._plans.get()) is not None:
+        while (plan := self._take_plan()) is not None:
             began_s = time.monotonic()
             error: Exception | None = None
             try:
@@ -194,7 +199,21 @@ class ThreadCopier(Copier):
             if error is not None:
                 _warn(plan, error)
 
+    def _take_plan(self) -> CopyPlan | None:
+        """The next plan, once there is one; until then the slots that come next are got ready."""
+        while self._ready_slots < min(self.slots, self._used_slots + self._ahead_slots):
+            try:
+                return self._plans.get_nowait()
+            except queue.Empty:
+                for host in self._host:
+                    host[self._ready_slots].reshape(-1)[:: mmap.PAGESIZE] = 0
+                self._ready_slots += 1
+        return self._plans.get()
+
     def _copy(self, plan: CopyPlan) -> None:
+        # Slots are given out from the first one on. Those above have never been written to.
+        self._used_slots = max([self._used_slots, *(slot + 1 for _, slot in plan.all_saves)])
+        self._ready_slots = max(self._ready_slots, self._used_slots)
         self._save(plan.first_saves)
         for slot, block in plan.loads:
             for memory, host in zip(self._memory, self._host, strict=True):

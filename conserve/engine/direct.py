@@ -24,6 +24,8 @@ from conserve.engine.arguments import (
     worker_arguments,
 )
 from conserve.engine.arrival_board import ArrivalBoard
+from conserve.engine.continuation import keep_records, recording
+from conserve.engine.contract import TokenRecord
 from conserve.engine.executor import SleepingMultiprocExecutor
 from conserve.engine.iteration_log import Iteration, read_iterations
 from conserve.engine.options import Objective, SchedulerOptions
@@ -109,6 +111,7 @@ class DirectEngine:
             if isinstance(error, TimeoutError):
                 raise RuntimeError(f"the engine did not start within {START_TIMEOUT_S:g} s") from error
             raise
+        keep_records(llm)
         processes = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
         return cls(llm, page, board, processes, config.objective.ttft_slo_ms)
 
@@ -142,6 +145,28 @@ class DirectEngine:
                     yield list(output.outputs[0].token_ids)
         finally:
             self._board.retire(announcement)
+
+    async def answer(self, prompt_token_ids: Sequence[int], max_tokens: int, record: TokenRecord | None = None) -> int:
+        """Runs one offline request to exactly `max_tokens` tokens, with one output at its end, as batches are run.
+
+        Args:
+            prompt_token_ids: The prompt.
+            max_tokens: As it says.
+            record: Where its tokens go as they come, and what it goes on after; see `continuation`.
+
+        Returns:
+            How many tokens the answer has.
+        """
+        params = make_sampling_params(max_tokens)
+        params.output_kind, params.detokenize = RequestOutputKind.FINAL_ONLY, True
+        prompt = {"type": "token", "prompt_token_ids": list(prompt_token_ids)}
+        request_id, tokens = f"direct-{next(self._ids)}", 0
+        with recording(record):
+            outputs = self._llm.generate(prompt, params, request_id=request_id, priority=OFFLINE_PRIORITY)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    tokens = len(output.outputs[0].token_ids)
+        return tokens
 
     def set_knobs(self, knobs: Knobs) -> None:
         """Changes settings of the scheduler from its next step on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from conserve.config import DEFAULT_CLASS
 from conserve.engine.arrival_board import ArrivalBoard
 from conserve.engine.chunk_assembly import ChunkAssembly, read_events
+from conserve.engine.continuation import recording
 from conserve.engine.contract import (
     AttemptTimeout,
     EngineDied,
@@ -23,6 +25,7 @@ from conserve.engine.contract import (
     InvalidRequest,
     OfflineResult,
     OnChunk,
+    TokenRecord,
 )
 from conserve.engine.cpu_clock import ChildCpuClock
 from conserve.engine.page import Counters, EnginePage
@@ -35,6 +38,7 @@ from conserve.engine.vllm_compat import (
     EmbeddingCompletionRequest,
     EngineDeadError,
 )
+from conserve.policy.harvest_rate import IterationCosts
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
 
 _EMBEDDINGS = "/v1/embeddings"
@@ -183,7 +187,13 @@ class CoServeEngine:
                     self._online_first_tokens -= 1
 
     async def offline(
-        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, *, on_chunk: OnChunk | None = None
+        self,
+        endpoint: str,
+        body: Mapping[str, Any],
+        timeout_s: float,
+        record: TokenRecord | None = None,
+        *,
+        on_chunk: OnChunk | None = None,
     ) -> OfflineResult:
         """Runs one request of a batch, behind all online work.
 
@@ -192,6 +202,7 @@ class CoServeEngine:
             body: the request's body, as the HTTP API takes it. `priority` and `stream` are overwritten, a class of
                 online requests is ignored.
             timeout_s: seconds until the attempt is given up.
+            record: where the tokens go as they come, and what the answer goes on after; see `continuation`.
             on_chunk: hears of each chunk of the answer as it is produced; not for embeddings.
 
         Returns:
@@ -222,7 +233,7 @@ class CoServeEngine:
         if self._is_gone():
             raise EngineGone("the engine has ended")
         serve = self._find_entrance(endpoint)
-        with self._offline.hold():
+        with self._offline.hold(), recording(record):
             try:
                 async with asyncio.timeout(timeout_s) as limit, aclosing(serve(request)) as responses:
                     answer = await _read_answer(responses, on_chunk)
@@ -246,8 +257,19 @@ class CoServeEngine:
             return self._serving.embeddings
         return self._serving.chat if endpoint == "/v1/chat/completions" else self._serving.completions
 
+    def grant_floor(self, share: float) -> None:
+        """Gives offline requests a share of the time beside online ones, whatever the objectives of those; 0: none.
+
+        Without effect where the scheduler is not ours (`engine.mode: stock`).
+        """
+        if self._page is not None:
+            knobs = self._page.read_knobs()
+            if knobs.offline_floor != share:
+                self._page.write_knobs(dataclasses.replace(knobs, offline_floor=share))
+
     def stats(self) -> EngineStats:
         """What the engine is doing now."""
+        counters = self.scheduler_counters()
         return EngineStats(
             online_running=self._online_first_tokens,
             online_waiting=self._online.in_flight - self._online_first_tokens,
@@ -260,6 +282,11 @@ class CoServeEngine:
             offline_requests=self._offline.total,
             offline_prompt_tokens=self._offline_prompt_tokens,
             offline_output_tokens=self._offline_output_tokens,
+            costs=IterationCosts(
+                counters.iteration_ms if counters else 0.0,
+                counters.prompt_token_ms if counters else 0.0,
+                counters.decode_ms if counters else 0.0,
+            ),
         )
 
     def scheduler_counters(self) -> Counters | None:

@@ -59,7 +59,7 @@ class KvTiers:
         if self.checkpoints is not None and self.checkpoints.is_on:
             # What is saved is given up at once, and at little cost: it serves a burst as well as what is free. So who
             # runs may grow into what is kept free: to preempt another one for that would help nobody.
-            kept = KeptFree(max(0, blocks - self.checkpoints.count_saved_of(offline)), 0)
+            kept = KeptFree(max(0, blocks - self.checkpoints.count_saved_of(offline)) if blocks else 0, 0)
         self._counters.kv_reserve_blocks = kept.by_new
         return kept
 
@@ -125,14 +125,16 @@ class KvTiers:
         if self.checkpoints is None:
             return False
         scheduler = self._scheduler
-        online, offline = split_lanes(scheduler.running)
-        offline.sort(key=_arrival_time)
         burst_blocks, wanted_blocks = self.reserve.predict_burst(now_s), len(scheduler.running)
         if burst_blocks and scheduler.waiting.backlog and len(scheduler.running) < count_slots(scheduler):
             # It gets what is saved instead of being kept free.
             wanted_blocks += -(-scheduler.waiting.backlog.peek_next().num_tokens // scheduler.block_size)
-        pressure = Pressure(burst_blocks, wanted_blocks, has_online=bool(online))
-        return self.checkpoints.begin(output, offline, pressure, now_s)
+        has_online = not all(map(is_offline, scheduler.running))
+        pressure = Pressure(burst_blocks, wanted_blocks, has_online=has_online)
+        return self.checkpoints.begin(output, self._list_offline, pressure, now_s)
+
+    def _list_offline(self) -> list[Request]:
+        return sorted(split_lanes(self._scheduler.running)[1], key=_arrival_time)
 
     def end_batch(self, batch: SchedulerOutput, output: ModelRunnerOutput, stop: StopNote | None) -> StopNote | None:
         """A batch is back. Returns what is known of its stop then, as `Checkpoints.end`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from conserve.engine.options import Objective
 from conserve.engine.page import Counters, EnginePage, Knobs
+from conserve.policy.harvest_rate import measure_costs
 from conserve.policy.latency import LatencyModel
 
 ERROR_PERIOD_STEPS = 64
@@ -54,6 +55,9 @@ class LiveSettings:
             counters.model_samples = error.samples
             counters.model_ready = float(model.ready)
             counters.overhead_ms = model.overhead_ms()
+            costs = measure_costs(model)
+            counters.iteration_ms, counters.prompt_token_ms = costs.overhead_ms, costs.prompt_token_ms
+            counters.decode_ms = costs.decode_ms
         counters.backlog_requests = backlog_requests
         if self._page is not None:
             self._page.write_counters(counters)

@@ -34,6 +34,7 @@ class Knobs:
         resume_off: 1 throws away what was computed of a stopped pass (ablation).
         checkpoints_off: 1 copies no more KV blocks to host memory (ablation).
         full_passes: 1 fills iterations without online requests up to `offline_pass_tokens`, whatever the objectives.
+        offline_floor: Share of the time that offline requests get beside online ones, whatever the objectives leave.
         save_profile: Each new value makes the scheduler store its latency profile, in its next step.
     """
 
@@ -49,6 +50,7 @@ class Knobs:
     resume_off: float = 0.0
     checkpoints_off: float = 0.0
     full_passes: float = 0.0
+    offline_floor: float = 0.0
     save_profile: float = 0.0
 
 
@@ -72,6 +74,8 @@ class Counters:
         model_error_median, model_error_p95: Relative error of its predictions of iterations not yet seen, now.
         model_samples: Recent predictions that the error is of.
         overhead_ms: Predicted time of the smallest iteration, now.
+        iteration_ms, prompt_token_ms, decode_ms: What an iteration, each prompt token and each decode more take by the
+            latency model, now (`policy.harvest_rate`); 0 as long as it is not ready.
         over_budget_iterations: Mixed iterations that took longer than their objective allowed.
         stops: Passes that were stopped between two layers; `resumed_passes` of them were continued.
         wasted_tokens: Tokens computed in vain by stopped passes; a part of the layers counts for its share.
@@ -109,6 +113,9 @@ class Counters:
     model_error_p95: float = 0.0
     model_samples: float = 0.0
     overhead_ms: float = 0.0
+    iteration_ms: float = 0.0
+    prompt_token_ms: float = 0.0
+    decode_ms: float = 0.0
     over_budget_iterations: float = 0.0
     stops: float = 0.0
     resumed_passes: float = 0.0

@@ -9,6 +9,8 @@ from conserve.engine.live_settings import LiveSettings
 from conserve.engine.online_demand import OnlineDemand
 from conserve.engine.pass_control import PassControl
 from conserve.engine.step_meter import StepMeter
+from conserve.policy.deadline_floor import FloorBudget
+from conserve.policy.latency import IterationShape, LatencyModel
 
 
 class PassSizer:
@@ -26,6 +28,7 @@ class PassSizer:
         self._meter = meter
         self._control = control
         self._layers = layers
+        self._floor = FloorBudget()
 
     @property
     def can_stop(self) -> bool:
@@ -35,10 +38,17 @@ class PassSizer:
     def limit_ms(self, demand: OnlineDemand, deadlines: Deadlines) -> float:
         """The longest predicted time of the next iteration; `inf` for any."""
         if demand.is_present:
-            return deadlines.limit_ms(demand)
+            share = self._settings.knobs.offline_floor
+            online_ms = deadlines.model.predict_ms(demand.shape) if share > 0 else 0.0
+            return max(deadlines.limit_ms(demand), self._floor.limit_ms(online_ms, share))
         if self._settings.knobs.full_passes:
             return math.inf
         return deadlines.limit_pass_ms(self._layers) if self.can_stop else deadlines.limit_ms(demand)
+
+    def charge(self, model: LatencyModel, shape: IterationShape) -> None:
+        """An iteration was scheduled: its offline part is taken off what the floor has granted."""
+        if self._floor.is_open:
+            self._floor.charge(model.predict_ms(shape))
 
     def size_pass(self, deadlines: Deadlines) -> int:
         """Tokens of an iteration without online requests, at most."""

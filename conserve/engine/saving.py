@@ -27,9 +27,11 @@ REST_S = 0.02
 """Where there was nothing to copy, it is not looked for again for so long."""
 PIECE_S = 0.01
 """Blocks come back in pieces that take so long: whoever needs one of their blocks for something else waits for it."""
-ORDER_S = 0.1
+ORDER_S = 0.25
 """Who gives way first is not found out anew for so long."""
-_RATE_WEIGHT = 0.2
+MOST_SLOWER = 4.0
+"""A copy that took longer than so many times the usual had to wait for something else."""
+_SLOWER_WEIGHT, _FASTER_WEIGHT = 0.2, 0.5
 
 
 class Pressure(NamedTuple):
@@ -85,7 +87,9 @@ class Saving:
 
     def note_copied(self, blocks: int, seconds: float) -> None:
         """So many blocks were copied in so long."""
-        self._block_s += _RATE_WEIGHT * (seconds / blocks - self._block_s)
+        measured_s = min(seconds / blocks, MOST_SLOWER * self._block_s)
+        weight = _SLOWER_WEIGHT if measured_s > self._block_s else _FASTER_WEIGHT
+        self._block_s += weight * (measured_s - self._block_s)
 
     def charge(self, blocks: int) -> None:
         """Blocks that come back take their part of the time, too."""
@@ -99,7 +103,7 @@ class Saving:
 
     def choose(
         self,
-        offline: Sequence[Request],
+        list_offline: Callable[[], Sequence[Request]],
         count_done_tokens: Callable[[Request], int],
         pressure: Pressure,
         now_s: float,
@@ -107,7 +111,7 @@ class Saving:
         """What to copy with the next batch: from KV block to slot.
 
         Args:
-            offline: The running offline requests, the oldest first.
+            list_offline: Gives the running offline requests, the oldest first; in most steps nobody asks for them.
             count_done_tokens: Leading tokens of a request whose KV is there for sure.
             pressure: What blocks will be wanted for.
             now_s: Now.
@@ -121,7 +125,7 @@ class Saving:
         at_risk = count_blocks_at_risk(free, pressure.burst_blocks, pressure.wanted_blocks, self.losses.at(now_s))
         if not at_risk or self._allowance < 1.0 or now_s < self._rests_until_s:
             return []
-        requests = {request.request_id: request for request in reversed(offline) if is_restorable(request)}
+        requests = {request.request_id: request for request in reversed(list_offline()) if is_restorable(request)}
         covered: dict[str, Coverage] = {}
 
         def cover(request_ids: Iterable[str]) -> Iterator[Coverage]:

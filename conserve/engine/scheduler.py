@@ -425,6 +425,7 @@ class CoServing(Scheduler):
     def _begin(self, output: SchedulerOutput, now_s: float, limit_ms: float, may_lack_blocks: bool) -> None:
         """An iteration was scheduled."""
         work = self._tally.count(output)
+        self._sizer.charge(self._model, work.shape)
         limit_ms = limit_ms if work.is_mixed and math.isfinite(limit_ms) else 0.0
         if self._control is None:
             self._meter.begin(work, now_s, limit_ms)

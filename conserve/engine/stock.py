@@ -14,6 +14,7 @@ from conserve.engine.vllm_compat import (
     Scheduler,
     SchedulerOutput,
     VllmConfig,
+    limit_chunks,
 )
 from conserve.engine.work_tally import WorkTally
 
@@ -74,7 +75,7 @@ class StockScheduler(Scheduler):
         self.max_num_scheduled_tokens = min(int(knobs.max_num_batched_tokens) or tokens, tokens)
         self.max_num_running_reqs = min(int(knobs.max_num_seqs) or sequences, sequences)
         self.max_num_active_reqs = self.max_num_running_reqs
-        self.scheduler_config.long_prefill_token_threshold = int(knobs.long_prefill_token_threshold) or threshold
+        limit_chunks(self, int(knobs.long_prefill_token_threshold) or threshold)
 
 
 class AsyncStockScheduler(StockScheduler, AsyncScheduler):

@@ -64,6 +64,7 @@ RELIED_ON = {
         *("num_tokens", "num_prompt_tokens", "num_computed_tokens", "num_output_placeholders", "max_tokens"),
         *("num_tokens_with_spec", "num_preemptions", "sampling_params"),
     ),
+    "scheduler_config": ("long_prefill_token_threshold", "long_prefill_token_threshold_adaptive"),
 }
 """Attributes of vLLM's objects that our schedulers use, by object."""
 

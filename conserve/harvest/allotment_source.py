@@ -88,8 +88,9 @@ class AllotmentSource:
         self._turns.take(batch_id, count)
 
     def mark_empty(self, batch_id: str) -> None:
-        """Takes a batch that has nothing to claim out of the turns, until the next word."""
+        """Takes a batch that has nothing to claim out of the allotment, until the next word."""
         self._turns.drop(batch_id)
+        self._allotment = self._allotment.without_late(batch_id)
 
     def _follow(self, allotment: Allotment) -> None:
         self._allotment = allotment
@@ -100,6 +101,7 @@ class AllotmentSource:
             return
         self.alone = True
         window = self._decide(capacity).window
+        # Who is late is not known any more.
         self._allotment = Allotment(window, self._allotment.jobs)
 
     def _decide(self, capacity: ReplicaCapacity) -> Allotment:

@@ -18,10 +18,12 @@ from conserve.engine.contract import (
     EngineStats,
     OfflineResult,
     OnChunk,
+    TokenRecord,
 )
 from conserve.jobs.batch import Batch, ClaimedRequest, FlexKind
 from conserve.jobs.files import FileStore
 from conserve.jobs.results import FinishedRequest, format_error, format_output
+from conserve.policy.resumption import Obstacle, find_obstacle
 from conserve.policy.retry import FaultKind
 
 
@@ -29,12 +31,24 @@ class OfflineEngine(Protocol):
     """The part of `conserve.engine.engine.CoServeEngine` that harvesting needs."""
 
     async def offline(
-        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, *, on_chunk: OnChunk | None = None
+        self,
+        endpoint: str,
+        body: Mapping[str, Any],
+        timeout_s: float,
+        record: TokenRecord | None = None,
+        *,
+        on_chunk: OnChunk | None = None,
     ) -> OfflineResult:
-        """Runs one request. Raises EngineFault when another attempt may succeed."""
+        """Runs one request, goes on after the tokens in `record`, and adds new ones to it.
+
+        Raises EngineFault when another attempt may succeed.
+        """
 
     def stats(self) -> EngineStats:
         """What the engine is doing now."""
+
+    def grant_floor(self, share: float) -> None:
+        """Gives offline requests a share of the time beside online ones, whatever the objectives of those; 0: none."""
 
 
 class ChunkSink(Protocol):
@@ -77,12 +91,23 @@ class AttemptRunner:
         self._timeout_s = timeout_s
         self._chunks = chunks
 
-    async def run(self, claimed: ClaimedRequest, batch: Batch) -> FinishedRequest:
-        """Makes one. What it raises, `find_fault` explains."""
+    async def run(self, claimed: ClaimedRequest, batch: Batch, record: TokenRecord | None = None) -> FinishedRequest:
+        """Makes one. What it raises, `find_fault` explains.
+
+        Args:
+            claimed: The request.
+            batch: Its batch.
+            record: What it has produced before, to which new tokens are added; closed where it cannot be continued.
+        """
         raw = await self._store.read_range(batch.input_file_id, claimed.offset, claimed.length)
         custom_id, body = _read(raw)
         place = (claimed.batch_id, claimed.line, custom_id)
-        result = await self._ask(claimed, batch, body)
+        streamed = batch.flex is FlexKind.STREAMED
+        if record is not None and (obstacle := Obstacle.STREAM if streamed else find_obstacle(batch.endpoint, body)):
+            record.begin_anew(obstacle)
+            record.close()
+        kept = record if record is not None and record.open else None
+        result = await self._ask(claimed, batch, body, kept)
         request_id = str(result.body.get("id") or f"req-{claimed.batch_id}-{claimed.line}")
         try:
             content = format_output(*place, result.status_code, request_id, result.body)
@@ -99,10 +124,12 @@ class AttemptRunner:
             completion_tokens=result.output_tokens,
         )
 
-    async def _ask(self, claimed: ClaimedRequest, batch: Batch, body: Mapping[str, Any]) -> OfflineResult:
+    async def _ask(
+        self, claimed: ClaimedRequest, batch: Batch, body: Mapping[str, Any], record: TokenRecord | None
+    ) -> OfflineResult:
         chunks = self._chunks
         if batch.flex is not FlexKind.STREAMED or chunks is None:
-            return await self._engine.offline(batch.endpoint, body, self._timeout_s)
+            return await self._engine.offline(batch.endpoint, body, self._timeout_s, record)
         result = await self._engine.offline(batch.endpoint, body, self._timeout_s, on_chunk=chunks.begin(claimed))
         with suppress(RedisError, OSError):
             await chunks.flush()  # Before the result, which makes up for what does not get there.

@@ -7,7 +7,7 @@ behind of each other at that moment is forgotten.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 from redis.exceptions import RedisError
@@ -18,7 +18,7 @@ from conserve.jobs.batch import ActiveBatch, BatchStatus
 from conserve.jobs.queue import JobQueue
 from conserve.policy.allotment import Allotment, WindowRule, allot
 from conserve.policy.fair_shares import FairShares, JobUse
-from conserve.policy.ordering import JobDemand
+from conserve.policy.ordering import JobDemand, list_late
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +33,7 @@ def rule_of(settings: HarvestSettings) -> WindowRule:
         open_at_online_requests=settings.open_at_online_requests,
         shut_at_kv_usage=settings.shut_at_kv_usage,
         open_at_kv_usage=settings.open_at_kv_usage,
+        deadline_floor=settings.deadline_floor,
     )
 
 
@@ -41,8 +42,8 @@ def weights_of(tenants: Mapping[str, TenantSettings]) -> dict[str, float]:
     return {name: tenant.weight for name, tenant in tenants.items()}
 
 
-def demands_of(batches: Sequence[ActiveBatch]) -> list[JobDemand]:
-    """The batches that have work to give."""
+def demands_of(batches: Sequence[ActiveBatch], urgencies: Mapping[str, float] | None = None) -> list[JobDemand]:
+    """The batches that have work to give; those that are not on track have their urgency, by id."""
     return [
         JobDemand(
             batch_id=batch.batch_id,
@@ -54,6 +55,7 @@ def demands_of(batches: Sequence[ActiveBatch]) -> list[JobDemand]:
             tenant=batch.tenant,
             request_tokens=batch.request_tokens,
             prefix=batch.prefix,
+            urgency=(urgencies or {}).get(batch.batch_id, 0.0),
         )
         for batch in batches
         if batch.status is BatchStatus.IN_PROGRESS and not batch.paused and batch.model is not None
@@ -73,9 +75,11 @@ class HarvestController:
     """Decides which jobs' work goes to which replica and how much of it is in flight there.
 
     Args:
-        board, queue: What is read and written.
-        settings: Thresholds and times.
-        weights: Of tenants; 1 where it is not said.
+        board: has the reports, and gets the allotments.
+        queue: has the batches.
+        settings: how much is harvested.
+        weights: of tenants; 1 where it is not said.
+        find_urgencies: says how urgent batches are, by id; without it none is.
     """
 
     def __init__(
@@ -84,11 +88,13 @@ class HarvestController:
         queue: JobQueue,
         settings: HarvestSettings,
         weights: Mapping[str, float] | None = None,
+        find_urgencies: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self._board = board
         self._queue = queue
         self._rule = rule_of(settings)
         self._period_s = settings.report_period_ms / 1000
+        self._find_urgencies = find_urgencies
         self._windows: dict[str, int] = {}
         self._shares = FairShares(weights)
 
@@ -100,8 +106,10 @@ class HarvestController:
         """
         reports = await self._board.read_reports()
         batches = await self._queue.active_summaries()
-        self._shares.settle(demands_of(batches), uses_of(batches))
-        allotments = allot([report.to_capacity() for report in reports], self._shares, self._rule, self._windows)
+        demands = demands_of(batches, self._find_urgencies())
+        self._shares.settle(demands, uses_of(batches))
+        capacities = [report.to_capacity() for report in reports]
+        allotments = allot(capacities, self._shares, self._rule, self._windows, list_late(demands))
         await self._board.publish_allotments(allotments)
         self._windows = {replica_id: allotment.window for replica_id, allotment in allotments.items()}
         return allotments

@@ -17,17 +17,19 @@ import structlog
 from redis.exceptions import RedisError
 
 from conserve.config import Settings
+from conserve.engine.contract import TokenRecord
 from conserve.harvest.allotment_source import AllotmentSource
 from conserve.harvest.attempt import AttemptRunner, Fault, OfflineEngine, find_fault
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.controller import weights_of
 from conserve.harvest.held_work import HeldWork
+from conserve.harvest.journaling import REST_S, Journaling
 from conserve.harvest.messages import CapacityReport
 from conserve.jobs.batch import Batch, ClaimedRequest
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.results import ResultWriter
-from conserve.policy.allotment import ReplicaState
+from conserve.policy.allotment import JobShare, ReplicaState
 from conserve.policy.retry import FaultKind
 
 log = structlog.get_logger(__name__)
@@ -53,6 +55,7 @@ class Harvester:
         settings: ConServe's settings.
         replica_id: this replica's name in reports.
         model: the served model; only its batches are worked on.
+        revision: of that model as it is served here: requests go on on no other one. None: nothing is journaled.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Harvester:
         settings: Settings,
         replica_id: str,
         model: str,
+        revision: str | None = None,
     ) -> None:
         self._engine = engine
         self._queue = queue
@@ -78,6 +82,7 @@ class Harvester:
         self._writer = ResultWriter(queue, store, self._epoch)
         self._source = AllotmentSource(board, queue, settings.harvest, replica_id, weights=weights_of(settings.tenants))
         self._held = HeldWork()
+        self._journaling = Journaling(queue, self._held, settings.jobs, revision)
         self._batches: dict[str, Batch] = {}
         self._wake = asyncio.Event()
         self._ended = asyncio.Event()
@@ -94,10 +99,11 @@ class Harvester:
             group.create_task(self._repeat("renew", self._renewal_period_s, self._renew))
             group.create_task(self._repeat("commit", self._jobs.commit_period_ms / 1000, self._commit))
             group.create_task(self._repeat("stream", STREAM_PERIOD_S, self._chunks.flush))
+            group.create_task(self._repeat("journal", REST_S, self._journaling.step))
             group.create_task(self._claim_forever())
 
     async def drain(self) -> None:
-        """Claims nothing more, commits what is finished and gives the rest back, not counted as an attempt.
+        """Claims nothing more, commits what is finished, journals the rest and gives it back; no attempt is counted.
 
         What cannot be given back because Redis is away is freed when its lease runs out.
         """
@@ -105,6 +111,7 @@ class Harvester:
         tasks = [task for batch_id in self._held.batch_ids() for task in self._cancel_running(batch_id)]
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+        await self._journaling.flush()
         try:
             await self._commit()
             for batch_id in self._held.batch_ids():
@@ -145,12 +152,16 @@ class Harvester:
             window=self._source.allotment.window,
             alone=self._source.alone,
             **dataclasses.asdict(self._engine.stats()),
+            **dataclasses.asdict(self._journaling.counts),
         )
         try:
             await self._board.publish_report(report)
         finally:
             # Also without Redis: the window then follows the replica's own load.
-            await self._source.refresh(report.to_capacity())
+            try:
+                await self._source.refresh(report.to_capacity())
+            finally:
+                self._grant_floor()
             self._wake.set()
 
     async def _claim_forever(self) -> NoReturn:
@@ -168,23 +179,46 @@ class Harvester:
             return
         if self._held.has_alone:
             return
+        for share in self._source.allotment.late:
+            room = self._find_room_of_late(share)
+            if room > 0 and await self._take(share.batch_id, room) is None:
+                return
         while (turn := self._source.turn) is not None:
-            batch_id = turn.batch_id
             room = min(self._source.allotment.window - self._held.running_count, turn.most)
             if room <= 0:
                 return
-            batch = await self._find_batch(batch_id)
-            if batch is None:
-                continue
-            claimed = await self._claim(batch_id, room)
-            self._source.mark_taken(batch_id, len(claimed))
-            for request in claimed:
-                task = asyncio.create_task(self._run(request, batch))
-                self._held.add(request, task)
-            if any(request.alone for request in claimed):
+            taken = await self._take(turn.batch_id, room)
+            if taken is None:
                 return
-            if len(claimed) < room:
-                self._source.mark_empty(batch_id)
+            self._source.mark_taken(turn.batch_id, taken)
+
+    async def _take(self, batch_id: str, room: int) -> int | None:
+        """Begins up to so many requests of a batch; how many. None: no other may begin beside one of them."""
+        batch = await self._find_batch(batch_id)
+        if batch is None:
+            return 0
+        claimed = await self._claim(batch_id, room)
+        for request in claimed:
+            record = self._journaling.open(request)
+            task = asyncio.create_task(self._run(request, batch, record))
+            self._held.add(request, task, record)
+        if any(request.alone for request in claimed):
+            return None
+        if len(claimed) < room:
+            self._source.mark_empty(batch_id)
+        return len(claimed)
+
+    def _find_room_of_late(self, share: JobShare) -> int:
+        """Requests of a late batch that may be claimed now, also on the floor."""
+        allotment = self._source.allotment
+        return min(
+            share.most - len(self._held.running_lines(share.batch_id)),
+            max(allotment.window, allotment.floor) - self._held.running_count,
+        )
+
+    def _grant_floor(self) -> None:
+        """While a batch is late and requests run here, the engine gives them what the operator grants."""
+        self._engine.grant_floor(self._source.allotment.floor_share if self._held.running_count else 0.0)
 
     async def _claim(self, batch_id: str, room: int) -> list[ClaimedRequest]:
         # Unanswered or cancelled, it may have happened all the same: asked again with its token it has the same leases.
@@ -209,12 +243,12 @@ class Harvester:
             self._batches[batch_id] = batch
         return batch
 
-    async def _run(self, claimed: ClaimedRequest, batch: Batch) -> None:
+    async def _run(self, claimed: ClaimedRequest, batch: Batch, record: TokenRecord | None) -> None:
         try:
             if claimed.alone and not await self._begin_alone(claimed):
                 self._held.drop(claimed.batch_id, {claimed.line: claimed.fence})
                 return
-            finished = await self._runner.run(claimed, batch)
+            finished = await self._runner.run(claimed, batch, record)
         except Exception as error:
             # Whatever it is, the request must not stay leased to a task that has ended.
             fault = find_fault(error)
@@ -233,6 +267,7 @@ class Harvester:
             self._writer.add(finished)
             self._held.finish(claimed)
         finally:
+            self._journaling.count(claimed, record)
             self._ended.set()
             self._wake.set()
 
@@ -251,6 +286,7 @@ class Harvester:
             self._claim_from_s = now_s + self._fault_pause_s
             self._fault_pause_s = min(2 * self._fault_pause_s, LONGEST_FAULT_PAUSE_S)
         fences = {claimed.line: claimed.fence}
+        await self._journaling.flush()
         self._held.drop(claimed.batch_id, fences)
         try:
             if fault.kind is None:

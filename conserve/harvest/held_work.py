@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from conserve.engine.contract import TokenRecord
 from conserve.jobs.batch import ClaimedRequest
 
 
@@ -13,6 +14,7 @@ from conserve.jobs.batch import ClaimedRequest
 class _Held:
     claimed: ClaimedRequest
     task: asyncio.Task[None] | None = None
+    record: TokenRecord | None = None
 
 
 @dataclass
@@ -31,15 +33,15 @@ class HeldWork:
         """Whether one of those is to run alone: nothing may be claimed beside it."""
         return any(held.claimed.alone and held.task for lines in self._held.values() for held in lines.values())
 
-    def add(self, claimed: ClaimedRequest, task: asyncio.Task[None]) -> None:
-        """Takes a request that `task` works on."""
-        self._held.setdefault(claimed.batch_id, {})[claimed.line] = _Held(claimed, task)
+    def add(self, claimed: ClaimedRequest, task: asyncio.Task[None], record: TokenRecord | None = None) -> None:
+        """Takes a request that `task` works on; `record` has the tokens that it produces, if they are kept."""
+        self._held.setdefault(claimed.batch_id, {})[claimed.line] = _Held(claimed, task, record)
 
     def finish(self, claimed: ClaimedRequest) -> None:
         """Marks a request as done and waiting for its commit."""
         held = self._held.get(claimed.batch_id, {}).get(claimed.line)
         if held is not None and held.claimed.fence == claimed.fence:
-            held.task = None
+            held.task = held.record = None
 
     def drop(self, batch_id: str, fences: Mapping[int, str]) -> list[asyncio.Task[None]]:
         """Forgets claims (line -> fence), but none that is newer than the one named.
@@ -81,3 +83,8 @@ class HeldWork:
     def running_tasks(self, batch_id: str) -> list[asyncio.Task[None]]:
         """The tasks that work on a batch."""
         return [held.task for held in self._held.get(batch_id, {}).values() if held.task is not None]
+
+    def records(self, batch_id: str) -> list[tuple[ClaimedRequest, TokenRecord]]:
+        """What is being worked on of a batch and has a record."""
+        lines = self._held.get(batch_id, {})
+        return [(held.claimed, held.record) for held in lines.values() if held.record is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from conserve.policy.allotment import Allotment, JobShare, ReplicaCapacity, ReplicaState
+from conserve.policy.harvest_rate import IterationCosts
 
 
 class _Message(BaseModel):
@@ -17,7 +18,9 @@ class CapacityReport(_Message):
 
     Counts are requests in the engine now; `*_busy_s`, `*_tokens` and `engine_cpu_s` are totals since the replica
     started (see `conserve.engine.engine.EngineStats`). `window` is the number of offline requests that it may have in
-    flight, and `alone` says that it goes by its own rule because no allotment reaches it.
+    flight, and `alone` says that it goes by its own rule because no allotment reaches it. `journaled_tokens` to
+    `restarts` are those of `conserve.harvest.journaling.JournalCounts`, and `costs` are what its latency model has
+    learnt, if it has one that is ready.
     """
 
     replica_id: str
@@ -36,6 +39,11 @@ class CapacityReport(_Message):
     offline_requests: int = 0
     offline_prompt_tokens: int = 0
     offline_output_tokens: int = 0
+    journaled_tokens: int = 0
+    resumed_requests: int = 0
+    reused_tokens: int = 0
+    restarts: dict[str, int] = Field(default_factory=dict)
+    costs: IterationCosts = IterationCosts()
 
     def to_capacity(self) -> ReplicaCapacity:
         """The part that decisions are made from."""
@@ -55,12 +63,21 @@ class AllotmentMessage(_Message):
 
     window: int = Field(ge=0)
     jobs: tuple[JobShare, ...] = ()
+    late: tuple[JobShare, ...] = ()
+    floor: int = Field(0, ge=0)
+    floor_share: float = Field(0.0, ge=0, le=1)
 
     @classmethod
     def of(cls, allotment: Allotment) -> AllotmentMessage:
         """The message that carries `allotment`."""
-        return cls(window=allotment.window, jobs=allotment.jobs)
+        return cls(
+            window=allotment.window,
+            jobs=allotment.jobs,
+            late=allotment.late,
+            floor=allotment.floor,
+            floor_share=allotment.floor_share,
+        )
 
     def to_allotment(self) -> Allotment:
         """The allotment that the message carries."""
-        return Allotment(window=self.window, jobs=self.jobs)
+        return Allotment(self.window, self.jobs, self.late, self.floor, self.floor_share)

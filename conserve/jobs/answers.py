@@ -69,6 +69,17 @@ def file_too_large(max_bytes: int) -> ApiError:
     return ApiError(413, f"The file is larger than {max_bytes} bytes, which is the limit.", param="file")
 
 
+def window_too_short(message: str, earliest: str | None) -> ApiError:
+    """400: a batch does not fit its completion window; `earliest` is the shortest one that would do, if any does."""
+    return ApiError(
+        400,
+        message,
+        param="completion_window",
+        code="window_too_short",
+        details={"earliest_completion_window": earliest},
+    )
+
+
 def overloaded(message: str, code: str, retry_after_s: int) -> ApiError:
     """429: too many of something at once; later there may be room."""
     return ApiError(429, message, error_type="rate_limit_error", code=code, retry_after_s=retry_after_s)

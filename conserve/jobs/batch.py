@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from conserve.config import DEFAULT_TENANT
+from conserve.jobs.journal import Journal
 from conserve.policy.request_size import UNKNOWN_REQUEST_TOKENS, mean_request_tokens
 
 BATCH_ID = re.compile(r"batch_[A-Za-z0-9]{8,64}")
@@ -56,6 +57,7 @@ class RequestState(StrEnum):
     | retry | leased | delayed, or failed when it is given up | the same, or the keeper once the lease has run out |
     | commit | leased; also ready or delayed, as long as the claim is the newest | completed or failed | the same |
 
+    `journal` moves nothing: it adds to what the next claim gets, and needs the newest claim, as `commit` does.
     `cancel` and `expire` move the whole batch: from then on nothing is claimed, and once its results are frozen what is
     neither completed nor failed goes to the error file as `batch_cancelled` or `batch_expired`.
     """
@@ -90,12 +92,16 @@ ENDPOINTS_BY_TASK = {
 
 
 class BatchError(BaseModel):
-    """One thing that is wrong with an input file. `line` counts from 1."""
+    """One thing that is wrong with an input file. `line` counts from 1.
+
+    `earliest_completion_window` is not OpenAI's: with `window_too_short`, the shortest window that would do.
+    """
 
     code: str
     message: str
     param: str | None = None
     line: int | None = None
+    earliest_completion_window: str | None = None
 
 
 class BatchErrors(BaseModel):
@@ -138,8 +144,16 @@ class BatchUsage(BaseModel):
 class Batch(BaseModel):
     """The Batch object. Times are Unix seconds by the clock of the Redis server.
 
-    `priority` and `paused_at` are not OpenAI's: batches of higher priority go first, and of one that was paused at that
-    time no further request is begun. `tenant` and `flex` are not shown: whose it is, and how its one request waits.
+    Not OpenAI's are the fields from `priority` on; `tenant` and `flex` are not shown:
+
+    - Batches of higher `priority` go first, and of one that was paused at `paused_at` no further request is begun.
+    - `predicted_end_at` is when it will be done by all that is known now; null where that is nothing, and of what is
+      paused or has ended.
+    - `admission` says whether it was found to fit its window: `fits`; `unknown`, too little was seen yet;
+      `window_too_short`, it was taken with that warning; null, nobody has looked.
+    - `earliest_completion_window` is with that warning the shortest window that would have done; null if none that is
+      allowed would.
+    - `tenant` is whose it is, `flex` how its one request is waited for.
     """
 
     id: str
@@ -166,6 +180,9 @@ class Batch(BaseModel):
     metadata: dict[str, str] | None = None
     priority: int = 0
     paused_at: int | None = None
+    predicted_end_at: int | None = None
+    admission: Literal["fits", "unknown", "window_too_short"] | None = None
+    earliest_completion_window: str | None = None
     tenant: str = Field(DEFAULT_TENANT, exclude=True)
     flex: FlexKind | None = Field(None, exclude=True)
 
@@ -220,8 +237,9 @@ class ActiveBatch:
     `outcome` is the status the batch will end with, from the moment its results are frozen. Of a `paused` batch nothing
     can be claimed. `output_expires_after_s` is counted from the creation of the output files; None: they stay.
     `prompt_tokens` and `completion_tokens` are those of its committed requests, `tokens_guessed` what one was expected
-    to take at first; of two batches with the same `prefix` the prompts begin alike. Since `let_go_at_ms` nobody waits
-    for a flex request.
+    to take at first, `work_tokens` what it is taken for in all; its input file has `file_bytes`, of which
+    `prompt_bytes` are the text of prompts (0: not known). Of two batches with the same `prefix` the prompts begin
+    alike. Since `let_go_at_ms` nobody waits for a flex request.
     """
 
     batch_id: str
@@ -245,6 +263,9 @@ class ActiveBatch:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     tokens_guessed: int = UNKNOWN_REQUEST_TOKENS
+    work_tokens: int = 0
+    file_bytes: int = 0
+    prompt_bytes: int = 0
     prefix: str = ""
     flex: FlexKind | None = None
     let_go_at_ms: int | None = None
@@ -266,6 +287,7 @@ class ClaimedRequest:
 
     `fence` identifies this claim; every further move needs it. `attempt` counts from 1. One that is to run `alone` is
     suspected of bringing replicas down: it waits until nothing else of a batch runs there, then calls `begin`.
+    `journal` is what it has produced before, if it was journaled.
     """
 
     batch_id: str
@@ -275,6 +297,7 @@ class ClaimedRequest:
     fence: str
     attempt: int
     alone: bool = False
+    journal: Journal | None = None
 
 
 @dataclass(frozen=True, slots=True)

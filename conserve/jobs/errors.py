@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
 class ApiError(Exception):
     """A refused call of the Files or Batch API.
 
-    `body()` is the JSON body: https://platform.openai.com/docs/guides/error-codes/api-errors.
+    `body()` is the JSON body: https://platform.openai.com/docs/guides/error-codes/api-errors. It has further fields,
+    `details`, where a program is to read more than the code.
     """
 
     def __init__(
@@ -20,6 +22,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: int | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -28,10 +31,12 @@ class ApiError(Exception):
         self.param = None if param is None else _printable(param)
         self.code = code
         self.retry_after_s = retry_after_s
+        self.details = dict(details or {})
 
     def body(self) -> dict[str, Any]:
         """The body of the HTTP answer."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error | self.details}
 
     def headers(self) -> dict[str, str]:
         """Headers of the HTTP answer besides its content type."""

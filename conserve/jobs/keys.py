@@ -27,6 +27,7 @@ class BatchKeys(NamedTuple):
     delayed: str  # sorted set: line -> time from which it can be claimed again, server milliseconds
     attempts: str  # hash: line -> its failed attempts as JSON, see `attempts.py`; only of lines that have any
     claims: str  # hash: epoch of a claimer -> token and lines of its last claim
+    journal: str  # hash: line -> `tokens|revision`, and `line:0`, `line:1` ... -> the tokens, see `journal.py`
     stream: str  # stream: what a flex request has produced, and that it is done; see `flex_feed.py`
 
 
@@ -40,6 +41,7 @@ class Keys:
         self.held = f"{namespace}:{{index}}:held"  # hash: batch or file -> tenant and amounts, see `lua/_ledger.lua`
         self.used = f"{namespace}:{{index}}:used"  # hash: tenant and name of a quota -> sum of the amounts
         self.due_files = f"{namespace}:{{index}}:files:due"  # sorted set: file id -> when to look at it, milliseconds
+        self.usage = f"{namespace}:{{seen}}:usage"  # hash: model and endpoint -> what finished requests took, JSON
         self._namespace = namespace
 
     def batch(self, batch_id: str) -> BatchKeys:
@@ -63,6 +65,14 @@ class Keys:
     def file_users(self, file_id: str) -> str:
         """Sorted set: batch that reads the file -> when it was created, milliseconds."""
         return f"{self._namespace}:file:{{{file_id}}}:users"
+
+    def capacity(self, model: str) -> str:
+        """Hash: number of a five-minute interval since the epoch -> `tokens seconds`, see `capacity_store.py`."""
+        return f"{self._namespace}:{{seen}}:capacity:{model}"
+
+    def watched(self, model: str) -> str:
+        """Hash: replica -> offline tokens since its start that are in `capacity`; and `.at_ms`, `.proof`."""
+        return f"{self._namespace}:{{seen}}:watched:{model}"
 
     def barrier(self, tag: str) -> str:
         """A short-lived key in the slot of a batch or file: what is written just before waiting for the disk."""

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from conserve.config import Settings
+from conserve.jobs.admission import WINDOW_TOO_SHORT, AdmissionDesk, Assessment
 from conserve.jobs.assembly import assemble, delete_leftovers
 from conserve.jobs.batch import ActiveBatch, BatchError, BatchStatus, RequestCounts
 from conserve.jobs.catalog import FileCatalog
@@ -68,6 +69,7 @@ class BatchKeeper:
         self._catalog = FileCatalog(redis, settings.jobs.namespace)
         self._holdings = BatchHoldings(self._queue.ledger)
         self._flex = FlexCleanup(self._queue, self._catalog, store)
+        self._desk = AdmissionDesk(redis, self._queue, settings, models)
         self._validator_token = secrets.token_hex(16)
         self._server_run_id: str | None = None
         self._reap_from_s = 0.0
@@ -208,14 +210,33 @@ class BatchKeeper:
                 raise
             message = f"The input file could not be read within the completion window: {error.strerror or error}"
             validator.problems.append(BatchError(code="input_file_unreadable", message=message, param="input_file_id"))
+        # A flex request is promised nothing.
+        promised = not validator.problems and batch.flex is None
+        assessment = await self._assess(batch, token, validator) if promised else None
         if validator.problems:
             await self._queue.fail(batch.batch_id, token, validator.problems)
         else:
+            fields = assessment.to_fields() if assessment is not None else None
             prefix = validator.prefix.digest
-            await self._queue.start(batch.batch_id, token, validator.total, validator.model or "", prefix)
+            await self._queue.start(batch.batch_id, token, validator.total, validator.model or "", prefix, fields)
         _log.info(
             "validated batch", batch_id=batch.batch_id, requests=validator.total, problems=len(validator.problems)
         )
+
+    async def _assess(self, batch: ActiveBatch, token: str, validator: InputValidator) -> Assessment:
+        """Looks whether the batch fits its window; if not, and that is to be refused, it is a problem of it."""
+        await self._queue.enqueue(batch.batch_id, token, validator.total, [])  # Prolongs the token.
+        assessment = await self._desk.assess_validated(batch, validator.model or "", validator.size)
+        if assessment.is_too_short and self._desk.refuses and batch.status is BatchStatus.VALIDATING:
+            validator.problems.append(
+                BatchError(
+                    code=WINDOW_TOO_SHORT,
+                    message=assessment.message,
+                    param="completion_window",
+                    earliest_completion_window=assessment.earliest_window,
+                )
+            )
+        return assessment
 
     async def _enqueue(self, batch: ActiveBatch, token: str, validator: InputValidator) -> None:
         chunks = self._store.storage.chunks(self._store.file_path(batch.input_file_id))
@@ -246,6 +267,7 @@ class BatchKeeper:
             error_file_id=error.id if error else None,
             counts=counts,
         )
+        await self._desk.record(batch)
         _log.info("batch ended", batch_id=batch.batch_id, status=batch.outcome, **counts.model_dump())
 
     async def _retire(self, batch: ActiveBatch) -> None:

@@ -17,6 +17,7 @@ from conserve.jobs.attempts import AttemptEnder, unpack
 from conserve.jobs.batch import ClaimedRequest, RenewResult, RequestState, ResultRef, StoredResult
 from conserve.jobs.errors import ValidatorReplacedError
 from conserve.jobs.flex_stream import ChunkWriter
+from conserve.jobs.journal import JournalEntry, JournalWriter, read_journal
 from conserve.jobs.registry import BatchRegistry
 from conserve.jobs.validation import RequestRange
 from conserve.policy.retry import FailedAttempt, FaultKind
@@ -34,6 +35,7 @@ class JobQueue(BatchRegistry):
     def __init__(self, redis: Redis, settings: Settings) -> None:
         super().__init__(redis, settings)
         self._attempts = AttemptEnder(self._scripts, settings.jobs)
+        self._journals = JournalWriter(self._scripts)
 
     async def claim(
         self, batch_id: str, count: int, lease_ms: int, epoch: str, token: str | None = None
@@ -54,10 +56,11 @@ class JobQueue(BatchRegistry):
         keys = self._keys.batch(batch_id)
         found = await self._scripts.run("claim", keys, [count, lease_ms, epoch, token or secrets.token_hex(4)])
         claimed = []
-        for entry, fence in zip(found[::2], found[1::2], strict=True):
+        for entry, fence, journal in zip(found[::3], found[1::3], found[2::3], strict=True):
             line, offset, length, attempts, *mark = entry.split(":")
             place = (int(line), int(offset), int(length))
-            claimed.append(ClaimedRequest(batch_id, *place, fence, int(attempts) + 1, alone=bool(mark)))
+            before = read_journal(journal)
+            claimed.append(ClaimedRequest(batch_id, *place, fence, int(attempts) + 1, bool(mark), before))
         return claimed
 
     async def begin(self, request: ClaimedRequest) -> bool:
@@ -70,6 +73,10 @@ class JobQueue(BatchRegistry):
         args: list[str | int] = [lease_ms, *_pairs(fences)]
         ended, *lost = await self._scripts.run("renew", self._keys.batch(batch_id), args)
         return RenewResult(lost=frozenset(int(line) for line in lost), cancelled=bool(ended))
+
+    async def journal(self, batch_id: str, revision: str, entries: Sequence[JournalEntry]) -> dict[int, int]:
+        """Adds tokens that requests have produced, so that their next claim gets them; see `JournalWriter.write`."""
+        return await self._journals.write(self._keys.batch(batch_id), revision, entries)
 
     async def release(self, batch_id: str, fences: Mapping[int, str]) -> int:
         """Gives leased requests (line -> fence) back to the front of the queue; returns how many were the caller's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -58,6 +58,9 @@ _SUMMARY_FIELDS = (
     "prompt_tokens",
     "completion_tokens",
     "tokens_guessed",
+    "work_tokens",
+    "file_bytes",
+    "prompt_bytes",
     "prefix",
     "flex",
     "let_go_at_ms",
@@ -92,11 +95,13 @@ class BatchRegistry:
         holding: Holding = Holding(),  # noqa: B008 - a tuple.
         limits: Limits = NO_LIMITS,
         flex: FlexKind | None = None,
+        assessment: Mapping[str, str | int] | None = None,
     ) -> Batch:
         """Records a new batch, to be validated. It is on disk when this returns.
 
         What it has of the tenant's quotas is `holding`; its keeper sets that anew while the batch is worked on, and
-        gives back what is left in the end. A flex request stands in no list of batches.
+        gives back what is left in the end. A flex request stands in no list of batches. `assessment` are the fields
+        that `admission.Assessment` has.
 
         Raises:
             TooManyBatchesError: `max_active_batches` are active.
@@ -122,6 +127,7 @@ class BatchRegistry:
             args += ["metadata", json.dumps(metadata)]
         if output_expires_after_s is not None:
             args += ["output_expires_after_s", output_expires_after_s]
+        args += _pair(assessment)
         await self._scripts.run("create", self._keys.batch(batch_id), args)
         try:
             await asyncio.gather(self._barrier.wait("index"), self._barrier.wait(batch_id))
@@ -225,15 +231,32 @@ class BatchRegistry:
         """Forgets all that is known of a batch; to be retired then."""
         await self._redis.unlink(*self._keys.batch(batch_id))
 
-    async def start(self, batch_id: str, token: str, total: int, model: str, prefix: str = "") -> None:
-        """Makes the queued requests of a validated batch claimable. Raises ValidatorReplacedError."""
-        done = await self._scripts.run("start", self._keys.batch(batch_id), [token, total, model, prefix])
+    async def start(
+        self,
+        batch_id: str,
+        token: str,
+        total: int,
+        model: str,
+        prefix: str = "",
+        assessment: Mapping[str, str | int] | None = None,
+    ) -> None:
+        """Makes the queued requests of a validated batch claimable. Raises ValidatorReplacedError.
+
+        `assessment` as in `create`.
+        """
+        args: list[str | int] = [token, total, model, prefix, *_pair(assessment)]
+        done = await self._scripts.run("start", self._keys.batch(batch_id), args)
         _check_validator(batch_id, int(done))
 
     async def fail(self, batch_id: str, token: str, errors: Sequence[BatchError]) -> None:
         """Ends a batch whose input file is not valid. Raises ValidatorReplacedError."""
         text = BatchErrors(data=list(errors)).model_dump_json()
         _check_validator(batch_id, int(await self._scripts.run("fail", self._keys.batch(batch_id), [token, text])))
+
+    async def predict(self, ends_ms: Mapping[str, int | None]) -> None:
+        """Says when batches in progress will be done, Unix milliseconds; None: that is not known. One round trip."""
+        calls = [(self._keys.batch(one), ["" if end_ms is None else end_ms]) for one, end_ms in ends_ms.items()]
+        await self._scripts.run_all("predict", calls)
 
     async def expire(self, batch_id: str) -> bool:
         """Freezes a batch in progress whose completion window is over; True when this call did it."""
@@ -272,6 +295,10 @@ class BatchRegistry:
         await self.ledger.retire(batch_id, self._keys.batches(tenant or DEFAULT_TENANT))
 
 
+def _pair(fields: Mapping[str, str | int] | None) -> list[str | int]:
+    return [part for pair in (fields or {}).items() for part in pair]
+
+
 def _check_validator(batch_id: str, answer: int) -> None:
     if answer == -1:
         raise ValidatorReplacedError(f"Batch {batch_id} is validated by another process, or not any more.")
@@ -286,6 +313,8 @@ def _to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
     times = {name.removesuffix("_ms"): int(value) // 1000 for name, value in fields.items() if name.endswith("_at_ms")}
     if fields["status"] not in _LIVE:
         times.pop("paused_at", None)  # What has ended is not paused any more.
+    if fields["status"] != BatchStatus.IN_PROGRESS or "paused_at" in times:
+        times.pop("predicted_end_at", None)  # An old one.
     prompt, completion = count("prompt_tokens"), count("completion_tokens")
     return Batch.model_validate(
         {
@@ -300,6 +329,8 @@ def _to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
             "tenant": fields.get("tenant", DEFAULT_TENANT),
             "flex": fields.get("flex"),
             "usage": BatchUsage(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion),
+            "admission": fields.get("admission") or None,
+            "earliest_completion_window": fields.get("earliest_completion_window") or None,
         }
     )
 
@@ -333,6 +364,9 @@ def _to_summary(batch_id: str, values: list[Any]) -> ActiveBatch:
         prompt_tokens=number("prompt_tokens"),
         completion_tokens=number("completion_tokens"),
         tokens_guessed=number("tokens_guessed") or UNKNOWN_REQUEST_TOKENS,
+        work_tokens=number("work_tokens"),
+        file_bytes=number("file_bytes"),
+        prompt_bytes=number("prompt_bytes"),
         prefix=fields["prefix"] or "",
         flex=FlexKind(fields["flex"]) if fields["flex"] else None,
         let_go_at_ms=number("let_go_at_ms") or None,

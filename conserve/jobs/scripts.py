@@ -34,6 +34,14 @@ class Scripts:
                 await script(keys=list(keys), args=values, client=pipe)
             return await pipe.execute()
 
+    async def run_all(self, name: str, calls: Iterable[tuple[Iterable[str], Iterable[str | int]]]) -> list[Any]:
+        """Runs a script once for each pair of keys and arguments, in one round trip."""
+        script = self._script(name)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for keys, args in calls:
+                await script(keys=list(keys), args=list(args), client=pipe)
+            return await pipe.execute()
+
     def _script(self, name: str) -> AsyncScript:
         script = self._scripts.get(name)
         if script is None:

@@ -9,7 +9,16 @@ from contextlib import aclosing
 from redis.asyncio import Redis
 
 from conserve.config import Settings
-from conserve.jobs.answers import answers_unavailable, check_limit, invalid, no_batch, over_quota, overloaded
+from conserve.jobs.admission import AdmissionDesk, Assessment
+from conserve.jobs.answers import (
+    answers_unavailable,
+    check_limit,
+    invalid,
+    no_batch,
+    over_quota,
+    overloaded,
+    window_too_short,
+)
 from conserve.jobs.batch import (
     BATCH_ID,
     ENDPOINTS_BY_TASK,
@@ -47,6 +56,7 @@ class JobService(FileService):
         self._feed = ResultFeed(self._queue, store)
         self._streams: list[str] = []  # The batches; shared by the services of all tenants.
         self.models = frozenset(models)
+        self._desk = AdmissionDesk(redis, self._queue, settings, self.models)
         self.endpoints = ENDPOINTS_BY_TASK[settings.model.task]
 
     @answers_unavailable
@@ -60,7 +70,11 @@ class JobService(FileService):
         output_expires_after: ExpiresAfter | None = None,
         priority: int = 0,
     ) -> Batch:
-        """Accepts a batch; it is on disk when this returns, and validated afterwards."""
+        """Accepts a batch; it is on disk when this returns, and validated afterwards.
+
+        One that does not fit its window on the capacity seen lately is refused, as `jobs.admission` says; the error has
+        `earliest_completion_window`.
+        """
         if endpoint not in self.endpoints:
             served = ", ".join(self.endpoints)
             raise invalid(f"'{endpoint[:80]}' is not supported by the served model. Use one of: {served}.", "endpoint")
@@ -78,6 +92,7 @@ class JobService(FileService):
         try:
             if purpose != "batch":
                 raise invalid(f"File {input_file_id} has purpose '{purpose}', not 'batch'.", "input_file_id")
+            assessment = await self._assess(batch_id, input_file_id, endpoint, window_s)
             return await self._queue.create(
                 batch_id,
                 input_file_id=input_file_id,
@@ -90,6 +105,7 @@ class JobService(FileService):
                 tenant=self._tenant,
                 holding=await self._measure(input_file_id),
                 limits=self.tenants.limits(self._tenant),
+                assessment=assessment.to_fields(),
             )
         except (ApiError, TooManyBatchesError, QuotaExceededError) as error:
             await self._catalog.unpin(input_file_id, [batch_id])
@@ -98,6 +114,13 @@ class JobService(FileService):
             if isinstance(error, QuotaExceededError):
                 raise over_quota(error, "input_file_id") from None
             raise overloaded(str(error), "too_many_batches", _RETRY_FULL_AFTER_S) from None
+
+    async def _assess(self, batch_id: str, input_file_id: str, endpoint: str, window_s: int) -> Assessment:
+        file = await self._catalog.get(input_file_id)
+        assessment = await self._desk.assess_new(batch_id, endpoint, file.bytes if file else 0, window_s)
+        if assessment.is_too_short and self._desk.refuses:
+            raise window_too_short(assessment.message, assessment.earliest_window)
+        return assessment
 
     @answers_unavailable
     async def get_batch(self, batch_id: str) -> Batch:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 from conserve.jobs.batch import BatchEndpoint, BatchError
+from conserve.jobs.input_size import SizeCounter
 from conserve.jobs.prompt_prefix import PromptPrefix
+from conserve.policy.batch_work import InputSize
 
 MAX_CUSTOM_ID_LENGTH = 512
 MAX_PROBLEMS = 100
@@ -64,7 +66,7 @@ def split_lines(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[RawLin
 
 @dataclass
 class InputValidator:
-    """Checks one input file. After `check` was read to its end, `problems`, `total`, `model` and `prefix` are known."""
+    """Checks one input file. With `check` read to its end, `problems`, `total`, `model`, `prefix`, `size` are known."""
 
     endpoint: str
     models: Collection[str]
@@ -76,11 +78,22 @@ class InputValidator:
     prefix: PromptPrefix = field(default_factory=PromptPrefix)
     _inputs: int = 0
     _seen: dict[str, int] = field(default_factory=dict)
+    _file_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._counter = SizeCounter(self.endpoint)
+
+    @property
+    def size(self) -> InputSize:
+        """How much the file asks for; for a file without problems."""
+        return self._counter.to_size(self._file_bytes)
 
     def check(self, chunks: Iterable[bytes]) -> Iterator[RequestRange]:
         """Yields the ranges of valid requests. Stops early at 100 problems or at too many lines."""
         blank: RequestRange | None = None
         for raw in split_lines(chunks, self.max_line_bytes):
+            # With the line end, which the last line may lack.
+            self._file_bytes = raw.place.offset + raw.place.length + 1
             if raw.text is not None and not raw.text.strip():
                 blank = blank or raw.place
                 continue
@@ -160,6 +173,7 @@ class InputValidator:
         self.prefix.compare(body)
         if self.endpoint == BatchEndpoint.EMBEDDINGS:
             self._count_inputs(body.get("input"))
+        self._counter.add(body)
 
     def _count_inputs(self, value: object) -> None:
         # A list of numbers is one input: its tokens.

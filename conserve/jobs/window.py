@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _WINDOW = re.compile(r"([1-9][0-9]{0,8})([mhd])", re.ASCII)
@@ -29,3 +30,19 @@ def format_window(seconds: int) -> str:
         if seconds % _UNIT_S[unit] == 0:
             return f"{seconds // _UNIT_S[unit]}{unit}"
     return f"{seconds} s"
+
+
+def round_up_window(seconds: float, max_window_s: int) -> str | None:
+    """The shortest window that is no shorter, in whole minutes up to three hours, in hours up to three days, in days.
+
+    Returns:
+        None if all windows up to `max_window_s` are shorter.
+    """
+    for unit, most in (("m", 180), ("h", 72), ("d", 1_000_000_000)):
+        count = max(1, math.ceil(seconds / _UNIT_S[unit]))
+        if count < most:
+            break
+    if count * _UNIT_S[unit] <= max_window_s:
+        return f"{count}{unit}"
+    # The longest window may not be a whole number of that unit.
+    return format_window(max_window_s) if seconds <= max_window_s and max_window_s % 60 == 0 else None

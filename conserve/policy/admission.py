@@ -6,13 +6,13 @@ by then fits into the capacity until then (Jackson's rule; Horn 1974 for one mac
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 
 class Capacity(Protocol):
-    """What can be promised, as `policy.capacity.PromisedCapacity`."""
+    """What can be promised, as `policy.forecast.PromisedCapacity`."""
 
     def until(self, at_s: float) -> float:
         """Tokens until a time."""
@@ -26,6 +26,28 @@ class Promise(NamedTuple):
 
     deadline_s: float
     tokens: float
+
+
+class Decision(NamedTuple):
+    """Whether work can be promised by its deadline, and the earliest one by which it can; None: too far away."""
+
+    fits: bool
+    earliest_s: float | None
+
+
+def decide(promises: Collection[Promise], own: Promise, capacity: Capacity, now_s: float) -> Decision:
+    """Whether more work can be promised.
+
+    Args:
+        promises: What was promised before, as much of it as is left to do.
+        own: The new work.
+        capacity: What can be promised.
+        now_s: Now, in seconds since the epoch.
+    """
+    earliest_s = find_earliest_deadline(promises, own.tokens, capacity, now_s)
+    if earliest_s is not None and earliest_s <= own.deadline_s:
+        return Decision(True, earliest_s)
+    return Decision(False, earliest_s)
 
 
 def find_earliest_deadline(
@@ -60,15 +82,3 @@ def find_earliest_deadline(
         if index + 1 >= len(starts) or at_s < starts[index + 1]:
             return at_s
     return None
-
-
-def predict_end(promises: Iterable[Promise], own: Promise, capacity: Capacity) -> float | None:
-    """When work will be done if all is done in the order of deadlines; None if it is too far away.
-
-    Args:
-        promises: All other work.
-        own: This one.
-        capacity: What is to be expected, or what can be promised.
-    """
-    before = sum(promise.tokens for promise in promises if promise.deadline_s <= own.deadline_s)
-    return capacity.when(before + own.tokens)

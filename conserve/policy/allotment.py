@@ -2,16 +2,20 @@
 
 A first, simple rule: a replica's window is open while its online load and its KV use are low, narrows as online load
 rises, and is shut when either is high. Two thresholds for each (shut at, open at) keep it from flapping.
+
+Batches that are not on track go before the others, each up to a part of the window that is as large as its urgency. A
+floor, if the operator grants one, is open to them even where the window is shut.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
 from conserve.policy.fair_shares import FairShares
+from conserve.policy.ordering import JobDemand
 
 ReplicaState = Literal["starting", "serving", "draining"]
 
@@ -45,6 +49,7 @@ class WindowRule:
     open_at_online_requests: int
     shut_at_kv_usage: float
     open_at_kv_usage: float
+    deadline_floor: float = 0.0
 
 
 class JobShare(NamedTuple):
@@ -56,10 +61,25 @@ class JobShare(NamedTuple):
 
 @dataclass(frozen=True)
 class Allotment:
-    """What a replica may harvest: so many offline requests in flight, taken in these turns; see `turns.ShareTurns`."""
+    """What a replica may harvest.
+
+    Attributes:
+        window: So many offline requests in flight.
+        jobs: They are taken in these turns; see `turns.ShareTurns`.
+        late: Before that from these, each up to so many requests in flight here, in this order.
+        floor: So many requests of `late` may be in flight even where the window is smaller.
+        floor_share: Share of the engine's time that offline requests get beside online ones, whatever those leave.
+    """
 
     window: int
     jobs: tuple[JobShare, ...] = ()
+    late: tuple[JobShare, ...] = ()
+    floor: int = 0
+    floor_share: float = 0.0
+
+    def without_late(self, batch_id: str) -> Allotment:
+        """The same without a late batch."""
+        return replace(self, late=tuple(share for share in self.late if share.batch_id != batch_id))
 
 
 def window_of(capacity: ReplicaCapacity, rule: WindowRule, previous_window: int | None) -> int:
@@ -83,11 +103,34 @@ def window_of(capacity: ReplicaCapacity, rule: WindowRule, previous_window: int 
     return math.ceil(rule.max_window * room)
 
 
+def floor_share_of(capacity: ReplicaCapacity, rule: WindowRule, late: Sequence[JobDemand]) -> float:
+    """The share that late batches have whatever the online load: as much of the granted one as they are urgent."""
+    if capacity.state != "serving" or not late:
+        return 0.0
+    return rule.deadline_floor * max(job.urgency for job in late)
+
+
+def share_out(late: Iterable[JobDemand], requests: int) -> tuple[JobShare, ...]:
+    """So many places for late batches: for each in turn, of those that are left, a part as large as its urgency.
+
+    So a batch that begins to be late gets one place, and more as it gets later; one that will be late gets all.
+    """
+    shares = []
+    for job in late:
+        if requests <= 0:
+            break
+        most = min(requests, math.ceil(requests * job.urgency))
+        shares.append(JobShare(job.batch_id, most))
+        requests -= most
+    return tuple(shares)
+
+
 def allot(
     capacities: Iterable[ReplicaCapacity],
     shares: FairShares,
     rule: WindowRule,
     previous_windows: Mapping[str, int],
+    late: Sequence[JobDemand] = (),
 ) -> dict[str, Allotment]:
     """The allotment of every replica, by replica id. A job goes only where its model is served.
 
@@ -96,6 +139,7 @@ def allot(
         shares: Whose turn it is, settled just before.
         rule: The thresholds.
         previous_windows: The windows that they had so far.
+        late: Batches that are not on track, the most urgent one first.
     """
     replicas = list(capacities)
     windows = {one.replica_id: window_of(one, rule, previous_windows.get(one.replica_id)) for one in replicas}
@@ -104,7 +148,25 @@ def allot(
         serving = [one for one in replicas if one.model == model]
         dealt = shares.deal(model, LOOKAHEAD * sum(windows[one.replica_id] for one in serving))
         jobs |= _hand_out(dealt, serving, windows)
-    return {replica_id: Allotment(window, jobs.get(replica_id, ())) for replica_id, window in windows.items()}
+    return {
+        one.replica_id: _put_late_first(
+            Allotment(windows[one.replica_id], jobs.get(one.replica_id, ())),
+            one,
+            rule,
+            [job for job in late if job.model == one.model],
+        )
+        for one in replicas
+    }
+
+
+def _put_late_first(
+    allotment: Allotment, capacity: ReplicaCapacity, rule: WindowRule, late: Sequence[JobDemand]
+) -> Allotment:
+    # Also for requests of late batches that run already and are their last ones.
+    floor_share = floor_share_of(capacity, rule, late)
+    floor = math.ceil(rule.max_window * floor_share - 1e-9)
+    shares = share_out((job for job in late if job.ready > 0), max(allotment.window, floor))
+    return replace(allotment, late=shares, floor=floor, floor_share=floor_share)
 
 
 def _hand_out(

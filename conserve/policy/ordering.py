@@ -11,8 +11,9 @@ class JobDemand:
     """Work that one batch still has to offer.
 
     Times are seconds since the epoch. `ready` counts requests that nobody has claimed. Of two batches the one of the
-    higher `priority` goes first. `request_tokens` is what one request takes on average, prompt and output; of two
-    batches with the same `prefix` the prompts begin alike (empty: with nothing in common).
+    higher `priority` goes first. `urgency` is 0 for one that is on track and rises to 1 for one that will be late
+    (`policy.laxity`). `request_tokens` is what one request takes on average, prompt and output; of two batches with the
+    same `prefix` the prompts begin alike (empty: with nothing in common).
     """
 
     batch_id: str
@@ -24,6 +25,7 @@ class JobDemand:
     tenant: str = "default"
     request_tokens: float = 1_024.0
     prefix: str = ""
+    urgency: float = 0.0
 
 
 def order_jobs(jobs: Iterable[JobDemand]) -> list[JobDemand]:
@@ -32,3 +34,8 @@ def order_jobs(jobs: Iterable[JobDemand]) -> list[JobDemand]:
     The id breaks ties, so the order is stable.
     """
     return sorted(jobs, key=lambda job: (-job.priority, job.expires_at, job.created_at, job.batch_id))
+
+
+def list_late(jobs: Iterable[JobDemand]) -> list[JobDemand]:
+    """Those that are not on track, the most urgent one first, then as in `order_jobs`."""
+    return sorted((job for job in order_jobs(jobs) if job.urgency > 0), key=lambda job: -job.urgency)

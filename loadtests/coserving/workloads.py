@@ -72,7 +72,7 @@ class Workload:
         offline: The backlog.
         offline_in_flight: Offline requests in the engine at any time, running or waiting.
         decoding_share: Of the sequences that the engine runs, those whose prompt is computed, at any time on average.
-        fill_s: Seconds of offline work before anything is measured: as long as one of its requests takes.
+        fill_s: Seconds of offline work before anything is measured.
         lead_s: Seconds of online requests before that; engines fill themselves faster without them, and not all alike.
         length_scale: Lengths of the trace are multiplied by this.
         burst_cv: Online arrivals come in bursts of this variation of their gaps, in place of the trace's arrivals.

@@ -49,6 +49,18 @@ class Application:
                 process.kill()
         psutil.wait_procs(self.processes(), timeout=20)
 
+    def kill_replicas(self) -> int:
+        """SIGKILL to all replicas with their engines, which Serve starts anew; returns how many there were."""
+        replicas = [
+            one for one in self.processes() if "ServeReplica:conserve:ConServeReplica" in " ".join(one.cmdline())
+        ]
+        killed = [one for replica in replicas for one in (replica, *replica.children(recursive=True))]
+        for process in killed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(killed, timeout=20)
+        return len(replicas)
+
     def processes(self) -> list[psutil.Process]:
         """Everything that runs for this stack."""
         record = read_record(self.state_dir)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from openai.types import Batch
 from openai.types.chat import ChatCompletionMessageParam
 
 from tests.e2e.conftest import MODEL, Application, make_lines
@@ -232,3 +235,39 @@ def test_everything_killed_in_the_middle_and_nothing_lost(application: Applicati
     assert len(replicas) == 2
     assert all(replica["offline_requests"] > 0 for replica in replicas)
     assert "Paris" in ask(application)
+
+
+def test_answers_go_on_where_they_were_when_the_replicas_are_killed(application: Application) -> None:
+    lines = make_lines(6, words=12, max_tokens=100)
+    for line in lines:
+        line["body"]["ignore_eos"] = True
+    undisturbed = read_answers(application, application.wait_for(application.submit(lines).id))
+    assert {tokens for _, tokens in undisturbed.values()} == {100}
+
+    def count(name: str) -> int:
+        return sum(int(replica[name]) for replica in application.status()["replicas"])
+
+    before = count("journaled_tokens")
+    batch = application.submit(lines)
+    deadline_s = time.monotonic() + 120
+    while count("journaled_tokens") < before + 200:
+        assert time.monotonic() < deadline_s, application.status()
+        time.sleep(0.05)
+    assert application.client().batches.retrieve(batch.id).status == "in_progress"
+    assert application.kill_replicas() > 0
+    assert read_answers(application, application.wait_for(batch.id)) == undisturbed
+    assert count("resumed_requests") > 0
+    assert count("reused_tokens") > 100
+
+
+def read_answers(application: Application, batch: Batch) -> dict[str, tuple[str, int]]:
+    """Custom id -> text and tokens of each answer in the output file."""
+    assert batch.output_file_id is not None
+    answers = {}
+    for text in application.client().files.content(batch.output_file_id).text.splitlines():
+        line = json.loads(text)
+        body = line["response"]["body"]
+        message = body["choices"][0]["message"]["content"]
+        answers[line["custom_id"]] = (message, body["usage"]["completion_tokens"])
+    assert len(answers) == 6
+    return answers

@@ -4,7 +4,8 @@
 -- A request in the queue is an entry `line:offset:length:attempts`; `attempts` are those that failed. One under
 -- suspicion, to be run alone, ends with `:alone`. While it is leased or delayed its entry stands in ENTRIES instead;
 -- while leased with `@` behind it and the time at which the attempt began, which is empty until then.
-local BATCH, QUEUE, LEASES, ENTRIES, FENCES, RESULTS, VALIDATOR, SETTLED, DELAYED, ATTEMPTS, CLAIMS, STREAM = unpack(KEYS)
+local BATCH, QUEUE, LEASES, ENTRIES, FENCES, RESULTS, VALIDATOR, SETTLED, DELAYED, ATTEMPTS = unpack(KEYS, 1, 10)
+local CLAIMS, JOURNAL, STREAM = unpack(KEYS, 11)
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -26,6 +27,42 @@ local function holds_lease(line, fence)
   return redis.call('HGET', FENCES, line) == fence and redis.call('ZSCORE', LEASES, line) ~= false
 end
 
+-- The journal of a line: a head `tokens|revision` and parts `line:0`, `line:1` ... of as many tokens each. See journal.py.
+local PART_TOKENS, TOKEN_CHARACTERS = 128, 3
+
+-- How many tokens are journaled of a line (0: none), and of which revision of the model.
+local function read_journal_head(line)
+  local head = redis.call('HGET', JOURNAL, line)
+  if not head then
+    return 0, nil
+  end
+  local count, revision = string.match(head, '^(%d+)|(.*)$')
+  return tonumber(count), revision
+end
+
+-- `revision|tokens`, or an empty text where nothing is journaled.
+local function read_journal(line)
+  local count, revision = read_journal_head(line)
+  if count == 0 then
+    return ''
+  end
+  local fields = {}
+  for part = 0, math.floor((count - 1) / PART_TOKENS) do
+    fields[#fields + 1] = line .. ':' .. part
+  end
+  return revision .. '|' .. table.concat(redis.call('HMGET', JOURNAL, unpack(fields)))
+end
+
+local function forget_journal(line)
+  local count = read_journal_head(line)
+  if count > 0 then
+    redis.call('HDEL', JOURNAL, line)
+    for part = 0, math.floor((count - 1) / PART_TOKENS) do
+      redis.call('HDEL', JOURNAL, line .. ':' .. part)
+    end
+  end
+end
+
 -- Records the one result of a line; the caller counts it. Whoever comes later finds the result, so that the fence is not
 -- needed any more.
 local function settle(line, result)
@@ -36,6 +73,7 @@ local function settle(line, result)
   end
   redis.call('HDEL', ENTRIES, line)
   redis.call('HDEL', FENCES, line)
+  forget_journal(line)
 end
 
 -- Moves a batch in progress to `finalizing` in the same instant in which its last result is recorded. Who waits for a flex

@@ -1,5 +1,6 @@
 -- Leases requests: those whose delay is over, then from the front of the queue.
--- ARGV: how many, lease in ms, epoch of the claimer, token of this call. Result: entry, fence, entry, fence ...
+-- ARGV: how many, lease in ms, epoch of the claimer, token of this call. Result: entry, fence, journal, entry ... (see
+-- read_journal).
 -- The epoch keeps fences apart when a failover rewinds the counter. A repeated call (the same token: a retry after a lost
 -- answer) gets what the first one got; those leases would otherwise run out, and count as attempts that failed.
 -- A request to be run alone is handed out by itself. Entries of requests that a late commit has settled are dropped on the
@@ -20,6 +21,7 @@ if previous and string.sub(previous, 1, #token + 1) == token .. ' ' then
       redis.call('ZADD', LEASES, now + lease_ms, line)
       claimed[#claimed + 1] = string.match(redis.call('HGET', ENTRIES, line), '^[^@]*')
       claimed[#claimed + 1] = fence
+      claimed[#claimed + 1] = read_journal(line)
     end
   end
   if #claimed > 0 then
@@ -37,6 +39,7 @@ local function lease(line, entry, began)
   redis.call('ZADD', LEASES, now + lease_ms, line)
   claimed[#claimed + 1] = entry
   claimed[#claimed + 1] = fence
+  claimed[#claimed + 1] = read_journal(line)
   lines[#lines + 1] = line
 end
 

@@ -14,7 +14,7 @@ end
 if ARGV[2] ~= '' then
   redis.call('HSET', BATCH, 'error_file_id', ARGV[2])
 end
-redis.call('DEL', QUEUE, LEASES, ENTRIES, DELAYED, CLAIMS)
+redis.call('DEL', QUEUE, LEASES, ENTRIES, DELAYED, CLAIMS, JOURNAL)
 for _, key in ipairs({ FENCES, RESULTS, ATTEMPTS, SETTLED }) do
   redis.call('PEXPIRE', key, ARGV[5])
 end

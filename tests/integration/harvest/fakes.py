@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from conserve.engine.chunk_assembly import ChunkAssembly
-from conserve.engine.contract import AttemptTimeout, EngineDied, EngineFault, EngineStats, OfflineResult, OnChunk
+from conserve.engine.contract import (
+    AttemptTimeout,
+    EngineDied,
+    EngineFault,
+    EngineStats,
+    OfflineResult,
+    OnChunk,
+    TokenRecord,
+)
 from tests.integration.bench import MODEL
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
@@ -41,9 +49,16 @@ class FakeEngine:
         self.word_gate = asyncio.Event()
         self.word_gate.set()
         self.breaks: dict[str, int] = {}
+        self.floor = 0.0
 
     async def offline(
-        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, *, on_chunk: OnChunk | None = None
+        self,
+        endpoint: str,
+        body: Mapping[str, Any],
+        timeout_s: float,
+        record: TokenRecord | None = None,
+        *,
+        on_chunk: OnChunk | None = None,
     ) -> OfflineResult:
         content = body["messages"][0]["content"]
         self.asked.append(content)
@@ -108,6 +123,9 @@ class FakeEngine:
         chunk |= {"choices": choices} | more
         assembly.add(chunk)
         on_chunk(chunk)
+
+    def grant_floor(self, share: float) -> None:
+        self.floor = share
 
     def stats(self) -> EngineStats:
         return EngineStats(

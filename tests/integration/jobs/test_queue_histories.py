@@ -30,6 +30,7 @@ from hypothesis.stateful import (
 from conserve.config import Settings
 from conserve.jobs.batch import ClaimedRequest, RequestState, ResultRef
 from conserve.jobs.connection import connect
+from conserve.jobs.journal import Journal, JournalEntry
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.validation import RequestRange
 from conserve.policy.retry import FaultKind
@@ -38,6 +39,7 @@ from tests.integration.bench import LONG_MS, MODEL, URL
 LINES = 6
 WORKERS = ("alice", "bob")
 MOST_ATTEMPTS, SUSPICIONS = 4, 2
+REVISION = "0123456789abcdef"
 FAULTS = [FaultKind.ENGINE_FAULT, FaultKind.ENGINE_DIED, FaultKind.TIMEOUT, FaultKind.UNUSABLE]
 
 
@@ -53,6 +55,7 @@ class Line:
     alone: bool = False
     failures: list[FaultKind] = field(default_factory=list)
     result: str | None = None
+    journal: tuple[int, ...] = ()
 
     @property
     def claimable(self) -> bool:
@@ -113,6 +116,7 @@ class Histories(RuleBasedStateMachine):
         assert line.result is None, "counted twice"
         line.result = result
         line.state = RequestState.COMPLETED if result.startswith("output") else RequestState.FAILED
+        line.journal = ()
         if self.open and all(one.result for one in self.lines.values()):
             self.status, self.frozen = "finalizing", True
 
@@ -152,6 +156,7 @@ class Histories(RuleBasedStateMachine):
             assert line.claimable
             assert one.fence != line.fence
             assert (one.attempt, one.alone) == (len(line.failures) + 1, line.alone)
+            assert one.journal == (Journal(REVISION, line.journal) if line.journal else None)
             assert not one.alone or len(first) == 1
             line.state, line.fence, line.lapsed, line.begun = RequestState.LEASED, one.fence, False, not one.alone
         return first
@@ -169,6 +174,30 @@ class Histories(RuleBasedStateMachine):
         assert answer.lost == (frozenset() if self._is_held(claim) else {claim.line})
         if self._is_held(claim):
             self.lines[claim.line].lapsed = False
+
+    @rule(
+        one=claims,
+        other=claims,
+        token_ids=st.lists(st.integers(0, 750_000), min_size=1, max_size=150),
+        anew=st.booleans(),
+        off=st.sampled_from([0, 0, 0, 1]),
+        repeats=st.integers(1, 2),
+    )
+    def journal(
+        self, one: ClaimedRequest, other: ClaimedRequest, token_ids: list[int], anew: bool, off: int, repeats: int
+    ) -> None:
+        """Written by the newest claims, from where the journal ends or from the beginning; elsewhere not at all."""
+        entries, expected = [], {}
+        for claim in [one] if one == other else [one, other]:
+            line = self.lines[claim.line]
+            start = 0 if anew else len(line.journal) + off
+            entries.append(JournalEntry(claim.line, claim.fence, start, token_ids))
+            if line.result is None and line.fence == claim.fence and not self.frozen:
+                if start == 0 or start == len(line.journal):
+                    line.journal = (*line.journal[:start], *token_ids)
+                expected[claim.line] = len(line.journal)
+        for _ in range(repeats):
+            assert self.do(self.queue.journal(self.batch_id, REVISION, entries)) == expected
 
     @rule(claim=claims, repeats=st.integers(1, 2))
     def release(self, claim: ClaimedRequest, repeats: int) -> None:

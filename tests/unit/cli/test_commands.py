@@ -171,6 +171,23 @@ def test_what_openai_s_client_has_no_method_for(
     assert (json.loads(application.calls[-1][2]) if application.calls[-1][2] else None) == body
 
 
+@pytest.mark.parametrize(("end_at", "late"), [(90_000, False), (200_000, True)])
+def test_status_says_when_a_batch_will_end(application: Any, end_at: int, late: bool) -> None:
+    batch = BATCH | {"status": "in_progress", "expires_at": 100_000, "predicted_end_at": end_at}
+    application.answers["GET", "/v1/batches/batch_1"] = (200, batch)
+    result = run("batch", "status", "batch_1", "--url", application.base_url)
+    assert "will end about 1970-01-0" in result.stdout, result.output
+    assert ("too late" in result.stdout) == late
+
+
+def test_status_says_that_a_window_was_too_short(application: Any) -> None:
+    batch = BATCH | {"admission": "window_too_short", "earliest_completion_window": "4h"}
+    application.answers["GET", "/v1/batches/batch_1"] = (200, batch)
+    result = run("batch", "status", "batch_1", "--url", application.base_url)
+    assert "the earliest was 4h" in result.stdout, result.output
+    assert "will end" not in result.stdout
+
+
 def test_list_shows_batches(application: Any) -> None:
     page = {"object": "list", "data": [BATCH], "first_id": "batch_1", "last_id": "batch_1", "has_more": False}
     application.answers["GET", "/v1/batches?limit=5"] = (200, page)

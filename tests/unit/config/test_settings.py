@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conserve.config import Settings, SettingsError, load_settings
 
@@ -38,6 +39,9 @@ def test_structured_setting_from_environment() -> None:
         ({"replicas": 0}, {}, ["replicas", "greater than or equal to 1", "0"]),
         ({"jobs": {"redis_url": "http://x"}}, {}, ["jobs.redis_url", "redis://", "'http://x'"]),
         ({"jobs": {"retry_delay_s": 61}}, {}, ["jobs", "retry_delay_s", "max_retry_delay_s"]),
+        ({"jobs": {"journal_tokens": -1}}, {}, ["jobs.journal_tokens", "greater than or equal to 0"]),
+        ({"jobs": {"journal_tokens": 10_000}}, {}, ["jobs.journal_tokens", "4096"]),
+        ({"jobs": {"journal_period_s": -2}}, {}, ["jobs.journal_period_s", "greater than or equal to 0"]),
         ({"harvest": {"open_at_kv_usage": 0.9}}, {}, ["harvest", "open_at_kv_usage", "less than"]),
         ({"harvest": {"allotment_ttl_ms": 300}}, {}, ["harvest", "allotment_ttl_ms", "twice"]),
         ({"engine": {"extra_args": {"scheduling_policy": "fcfs"}}}, {}, ["engine.extra_args", "scheduling_policy"]),
@@ -47,6 +51,10 @@ def test_structured_setting_from_environment() -> None:
         ({"http": {"max_queued_requests": 0}}, {}, ["http.max_queued_requests", "at least 1", "(it is 0)"]),
         ({"model": {"task": "embed"}}, {}, ["model.task", "engine.mode: stock"]),
         ({"jobs": {"input_files_kept_s": 60}}, {}, ["jobs.input_files_kept_s", "3600"]),
+        ({"jobs": {"admission": "maybe"}}, {}, ["jobs.admission", "'refuse'", "'maybe'"]),
+        ({"jobs": {"admission": True}}, {}, ["jobs.admission", "'off'"]),
+        ({"jobs": {"forecast_quantile": 0.6}}, {}, ["jobs.forecast_quantile", "0.5"]),
+        ({"harvest": {"deadline_floor": 1.5}}, {}, ["harvest.deadline_floor", "1"]),
         ({"engine": {"mode": "fast"}}, {}, ["engine.mode", "'conserve'", "'fast'"]),
         ({"slo": {"ttft_slo_ms": 0}}, {}, ["slo.ttft_slo_ms", "greater than 0"]),
         ({"slo": {"tbt_slo_ms": ".inf"}}, {}, ["slo.tbt_slo_ms", "'.inf'"]),
@@ -61,6 +69,13 @@ def test_wrong_setting_is_refused_by_name(args: dict[str, Any], environ: dict[st
         load_settings(args, environ)
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["off", "'off'", "warn"])
+def test_admission_is_what_is_written_whatever_yaml_makes_of_it(text: str) -> None:
+    settings = load_settings(yaml.safe_load(f"jobs: {{admission: {text}}}"), {})
+    assert settings.jobs.admission == text.strip("'")
+    assert load_settings({}, {"CONSERVE_JOBS__ADMISSION": text}).jobs.admission == text.strip("'")
 
 
 def test_variables_that_are_no_settings_are_left_alone() -> None:

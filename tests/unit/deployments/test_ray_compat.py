@@ -60,3 +60,8 @@ def test_engine_is_started_through_the_method_we_override() -> None:
     expected = ["self", "vllm_engine_args", "vllm_engine_config", "placement_group"]
     assert list(inspect.signature(ray_compat.VLLMEngine._start_async_llm_engine).parameters) == expected
     assert "engine_cls" in inspect.signature(LLMServer.__init__).parameters
+
+
+def test_a_started_engine_s_client_is_found() -> None:
+    client = object()
+    assert ray_compat.find_client(SimpleNamespace(_engine_client=client)) is client

@@ -10,10 +10,12 @@ import pytest
 
 from conserve.config import EngineSettings, SloSettings
 from conserve.engine.arguments import scheduler_arguments
+from conserve.engine.continuation import RecordingGenerate
 from conserve.engine.executor import SleepingMultiprocExecutor
 from conserve.engine.options import SchedulerOptions
 from conserve.engine.page import Counters, EnginePage
 from conserve.engine.scheduler import create_scheduler
+from deployments import serving_engine
 from deployments.ray_compat import VLLMEngine
 from deployments.serving_engine import ServingEngine
 
@@ -96,3 +98,18 @@ def test_stock_engine_has_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = start(monkeypatch, config, lambda config: "client")
     assert engine.page is None
     assert config.additional_config == {}
+
+
+async def test_a_started_engine_keeps_records_and_knows_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace(model_config=SimpleNamespace())
+    client = SimpleNamespace(generate=lambda: None, vllm_config=config)
+
+    async def start(self: Any) -> None:
+        self._engine_client = client
+
+    monkeypatch.setattr(VLLMEngine, "start", start)
+    monkeypatch.setattr(serving_engine, "find_revision", lambda given: "abc" if given is config else None)
+    engine = object.__new__(ServingEngine)
+    await engine.start()
+    assert engine.revision == "abc"
+    assert isinstance(client.generate, RecordingGenerate)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from vllm.v1.kv_cache_interface import SlidingWindowSpec
 
+from conserve.engine.checkpoints import _InFlight
 from conserve.engine.copy_plan import CopyPlan, read_copies
 from conserve.engine.page import EnginePage, Knobs
 from conserve.engine.testing.scheduling import EngineSize, FakeEngine
@@ -133,6 +134,56 @@ def test_who_has_lost_its_slot_only_gets_its_last_block_back(start: Start, fails
     finish(engine, EXPECTED)
 
 
+def test_a_last_block_is_of_no_use_without_those_before_it(start: Start) -> None:
+    """Who lost its slot only has full blocks in the prefix cache, from which others take them."""
+    engine = start(EngineSize(kv_blocks=100, max_num_seqs=1, max_model_len=2_048), has_safepoints=True, host_slots=64)
+    engine.add_offline("offline", *EXPECTED["offline"])
+    run_until_answered(engine, "offline")
+    engine.add("online", prompt(40, 500), 4)
+    engine.step()
+    engine.add("long", prompt(1_500, 600), 4)
+    while "long" not in engine.finished:
+        engine.step()
+    checkpoints = engine.scheduler._kv.checkpoints
+    assert checkpoints is not None
+    assert (checkpoints._pool.count_saved("offline"), checkpoints._pool.used_slots) == (0, 1)
+    finish(engine, EXPECTED)
+    assert engine.scheduler._counters.restored_blocks == 0
+
+
+def test_a_last_block_is_put_behind_the_blocks_that_it_came_with_only(start: Start) -> None:
+    """Another request may have put more of the same text into the prefix cache meanwhile."""
+    engine = start_beside_another(start)
+    checkpoints = engine.scheduler._kv.checkpoints
+    assert checkpoints is not None
+    next_with_loads(engine)
+    landing = checkpoints._landings._held["offline"]
+    assert landing.tail_tokens
+    request = engine.scheduler.requests["offline"]
+    for blocks, is_extended in ((landing.landed.blocks, True), ([*landing.landed.blocks, landing.landed.tail], False)):
+        found = engine.scheduler.kv_cache_manager.create_kv_cache_blocks((blocks,))
+        hit = (found, len(blocks) * SIZE)
+        assert (checkpoints.extend_hit(request, hit) != hit) == is_extended
+    finish(engine, TWO)
+
+
+def test_a_batch_that_comes_back_late_leaves_who_was_preempted_since_its_last_block(start: Start) -> None:
+    engine = start_small(start)
+    engine.step()
+    checkpoints = engine.scheduler._kv.checkpoints
+    assert checkpoints is not None
+    for name in ("waits", "runs"):
+        checkpoints._pool.add_tail(name, 3, 5)
+        checkpoints._unproved[name] = checkpoints._batches
+    checkpoints._preempted.add("waits")
+    checkpoints._in_flight.append(_InFlight(checkpoints._batches, {"waits": 1, "runs": 1}))
+    checkpoints.end(None, None)
+    assert checkpoints._pool.find_tail("waits") is not None
+    assert checkpoints._pool.find_tail("runs") is None
+    checkpoints.release_gone(["waits"])
+    finish(engine, EXPECTED)
+
+
 def test_a_last_block_that_is_copied_is_used_last_by_others(start: Start) -> None:
     engine = start_small(start)
     interrupt(engine, 2)
@@ -195,6 +246,21 @@ def test_what_is_given_back_before_it_has_come_is_not_found_in_the_prefix_cache(
     assert len(copies.loads) == 1, "a piece is a block, if copying one takes so long"
     assert checkpoints.release_landed()
     finish(engine, TWO)
+
+
+def test_a_copy_that_had_to_wait_is_soon_forgotten(start: Start) -> None:
+    checkpoints = start_beside_another(start).scheduler._kv.checkpoints
+    assert checkpoints is not None
+    saving = checkpoints._saving
+    saving._block_s = 0.001
+    saving.note_copied(1, 1.0)
+    assert saving._block_s == pytest.approx(0.0016, rel=0.05)
+    for _ in range(3):
+        saving.note_copied(1, 0.001)
+    assert saving._block_s < 0.0011
+    for _ in range(40):
+        saving.note_copied(1, 0.1)
+    assert saving._block_s == pytest.approx(0.1, rel=0.1), "where all of them take long, that is how long they take"
 
 
 def test_where_nobody_else_runs_blocks_come_with_the_batch_that_needs_them(start: Start) -> None:

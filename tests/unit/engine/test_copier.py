@@ -56,6 +56,33 @@ def test_a_block_comes_back_as_it_was(copier: Copier, memory: list[torch.Tensor]
     assert copier.take_note().copied_blocks == 0
 
 
+def test_slots_are_got_ready_ahead_and_what_they_hold_stays(
+    memory: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copier_module, "AHEAD_BYTES", 2 * LAYERS * PAGE)
+    copier = ThreadCopier(memory, slots=4)
+
+    def wait_until_ready(slots: int) -> None:
+        until_s = time.monotonic() + 10
+        while copier._ready_slots != slots:
+            assert time.monotonic() < until_s, copier._ready_slots
+            time.sleep(0.001)
+
+    try:
+        wait_until_ready(2)
+        before = memory[0][1].clone()
+        assert before[0].all(), "zeros would not show"
+        for job, slot, ready in ((1, 0, 3), (2, 3, 4)):
+            copier.submit(CopyPlan(job=job, saves=((1, slot),)))
+            copier.wait_for(job)
+            wait_until_ready(ready)
+        copier.submit(CopyPlan(job=3, loads=((0, 2), (3, 5))))
+        copier.wait_for(3)
+        assert all(torch.equal(memory[0][block], before) for block in (2, 5))
+    finally:
+        copier.close()
+
+
 def test_a_block_can_be_saved_before_another_one_is_loaded_into_it(copier: Copier, memory: list[torch.Tensor]) -> None:
     before = [memory[0][block].clone() for block in range(BLOCKS)]
     copier.submit(CopyPlan(job=1, saves=((1, 3),)))

@@ -12,9 +12,10 @@ from pydantic import BaseModel
 from conserve.engine.arrival_board import SLOTS, ArrivalBoard
 from conserve.engine.contract import AttemptTimeout, EngineDied, EngineFault, EngineGone, InvalidRequest
 from conserve.engine.engine import CoServeEngine
-from conserve.engine.page import Counters, EnginePage
+from conserve.engine.page import Counters, EnginePage, Knobs
 from conserve.engine.pass_control import ANNOUNCEMENT
 from conserve.engine.vllm_compat import ChatCompletionRequest, CompletionRequest, EngineDeadError
+from conserve.policy.harvest_rate import IterationCosts
 from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
 
 CHAT = "/v1/chat/completions"
@@ -407,3 +408,25 @@ async def test_a_stream_may_end_with_an_error() -> None:
     ):
         with pytest.raises(EngineFault):
             await CoServeEngine(StreamingServing(*events)).offline(CHAT, BODY, 10, on_chunk=lambda chunk: None)
+
+
+def test_costs_of_iterations_are_read_from_the_page_and_a_floor_is_written_to_it() -> None:
+    page = EnginePage.create()
+    try:
+        engine = CoServeEngine(FakeServing(), page=page)
+        assert not engine.stats().costs.known
+        page.write_counters(Counters(iteration_ms=20.0, prompt_token_ms=0.5, decode_ms=1.0))
+        assert engine.stats().costs == IterationCosts(20.0, 0.5, 1.0)
+        page.write_knobs(Knobs(safepoints_off=1.0))
+        engine.grant_floor(0.25)
+        assert page.read_knobs() == Knobs(safepoints_off=1.0, offline_floor=0.25)
+        engine.grant_floor(0.0)
+        assert page.read_knobs() == Knobs(safepoints_off=1.0)
+    finally:
+        page.remove()
+
+
+def test_stock_scheduler_has_no_floor_and_no_costs() -> None:
+    engine = CoServeEngine(FakeServing())
+    engine.grant_floor(0.25)
+    assert not engine.stats().costs.known

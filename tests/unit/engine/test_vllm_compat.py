@@ -106,6 +106,7 @@ def test_the_scheduler_has_what_ours_relies_on() -> None:
         "coordinator": manager.coordinator,
         "block_manager": manager.coordinator.single_type_managers[0],
         "request": request,
+        "scheduler_config": scheduler.scheduler_config,
     }
     assert found.keys() == vllm_compat.RELIED_ON.keys()
     assert BLOCKS_RELIED_ON.keys() <= found.keys()

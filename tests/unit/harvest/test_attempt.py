@@ -17,6 +17,7 @@ from conserve.engine.contract import (
     EngineStats,
     OfflineResult,
     OnChunk,
+    TokenRecord,
 )
 from conserve.harvest.attempt import AttemptRunner, UnusableLineError, find_fault
 from conserve.jobs.batch import Batch, BatchStatus, ClaimedRequest
@@ -39,11 +40,20 @@ class FakeEngine:
         self.result = result
 
     async def offline(
-        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, *, on_chunk: OnChunk | None = None
+        self,
+        endpoint: str,
+        body: Mapping[str, Any],
+        timeout_s: float,
+        record: TokenRecord | None = None,
+        *,
+        on_chunk: OnChunk | None = None,
     ) -> OfflineResult:
         return self.result
 
     def stats(self) -> EngineStats:
+        raise NotImplementedError
+
+    def grant_floor(self, share: float) -> None:
         raise NotImplementedError
 
 
@@ -96,3 +106,30 @@ def test_faults_are_told_apart(error: Exception, kind: FaultKind | None) -> None
     fault = find_fault(error)
     assert fault.kind == kind
     assert str(error) in fault.reason
+
+
+@pytest.mark.parametrize(
+    ("body", "kept", "restarted"),
+    [({"temperature": 0}, True, None), ({"temperature": 1}, False, "sampling"), ({}, False, "sampling")],
+)
+async def test_only_requests_that_can_be_continued_keep_their_record(
+    tmp_path: Path, body: dict[str, Any], kept: bool, restarted: str | None
+) -> None:
+    given: list[TokenRecord | None] = []
+
+    class RecordingEngine(FakeEngine):
+        async def offline(
+            self, endpoint: str, body: Mapping[str, Any], timeout_s: float, record: TokenRecord | None = None
+        ) -> OfflineResult:
+            given.append(record)
+            return self.result
+
+    store = FileStore(str(tmp_path))
+    line = json.dumps({"custom_id": "a", "body": body}).encode()
+    with store.storage.create(store.file_path(FILE_ID)) as file:
+        file.write(line)
+    claimed = ClaimedRequest(BATCH.id, 1, 0, len(line), "1-a", 1)
+    record = TokenRecord(token_ids=[1, 2], journaled=2)
+    await AttemptRunner(RecordingEngine(OfflineResult(200, {})), store, 10).run(claimed, BATCH, record)
+    assert given == ([record] if kept else [None])
+    assert (record.open, record.restarted, record.token_ids) == (kept, restarted, [1, 2] if kept else [])

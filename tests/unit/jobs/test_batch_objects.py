@@ -9,7 +9,7 @@ from openai.types import FileObject as OpenAIFile
 from conserve.jobs.batch import Batch, BatchError, BatchErrors, BatchStatus, FileObject
 from conserve.jobs.errors import ApiError
 from conserve.jobs.results import format_error, format_output
-from conserve.jobs.window import format_window, parse_window
+from conserve.jobs.window import format_window, parse_window, round_up_window
 
 
 def test_the_batch_object_is_the_one_of_openai() -> None:
@@ -55,6 +55,26 @@ def test_a_window_too_long_names_the_limit() -> None:
     with pytest.raises(ValueError, match="at most 30d"):
         parse_window("31d", 30 * 86_400)
     assert [format_window(s) for s in (60, 7_200, 61)] == ["1m", "2h", "61 s"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most_s", "window"),
+    [
+        (0.5, 86_400, "1m"),
+        (61, 86_400, "2m"),
+        (179 * 60, 86_400, "179m"),
+        (179 * 60 + 1, 86_400, "3h"),
+        (71 * 3_600, 30 * 86_400, "71h"),
+        (71 * 3_600 + 1, 30 * 86_400, "3d"),
+        (3_601 * 3, 10_860, "181m"),
+        (86_401, 86_400, None),
+    ],
+)
+def test_windows_are_rounded_up(seconds: float, most_s: int, window: str | None) -> None:
+    found = round_up_window(seconds, most_s)
+    assert found == window
+    if found is not None:
+        assert parse_window(found, most_s) >= seconds
 
 
 def test_result_lines() -> None:

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conserve.policy.admission import Promise, find_earliest_deadline, predict_end
-from conserve.policy.laxity import FIRST_CONCERN, find_laxity_s, find_urgency
+from conserve.policy.admission import Promise, decide, find_earliest_deadline
 
 
 class Steady:
@@ -74,22 +73,11 @@ def test_no_promise_is_broken_and_no_earlier_deadline_would_do(
             assert not can_be_kept([*promises, Promise(sooner_s, tokens)], rate)
 
 
-def test_the_end_is_predicted_in_the_order_of_deadlines() -> None:
-    others = [Promise(5, 50), Promise(50, 300)]
-    assert predict_end(others, Promise(20, 100), Steady(10)) == 15
-    assert predict_end(others, Promise(20, 100), Steady(10, horizon_s=12)) is None
-
-
-def test_urgency_begins_early_rises_smoothly_and_is_1_when_it_is_too_late() -> None:
-    others = [Promise(5, 50)]
-    assert find_laxity_s(others, Promise(20, 100), Steady(10)) == 5
-    assert find_laxity_s(others, Promise(20, 100), Steady(10, horizon_s=12)) == -math.inf
-    left_s = 1_000.0
-    urgencies = [find_urgency(laxity_s, left_s) for laxity_s in (1_000, 250, 200, 125, 1, 0, -5)]
-    assert urgencies[:2] == [0, 0]
-    assert urgencies[2:5] == [pytest.approx(1 - laxity / (FIRST_CONCERN * left_s)) for laxity in (200, 125, 1)]
-    assert urgencies[5:] == [1, 1]
-    assert find_urgency(5, 0) == 1
+def test_the_decision_names_the_earliest_deadline() -> None:
+    promises = [Promise(5, 50)]
+    assert decide(promises, Promise(6, 10), Steady(10), 0.0) == (True, 6)
+    assert decide(promises, Promise(5.9, 10), Steady(10), 0.0) == (False, 6)
+    assert decide(promises, Promise(50, 100), Steady(10, horizon_s=12), 0.0) == (False, None)
 
 
 def test_work_done_in_that_order_keeps_what_was_admitted() -> None:

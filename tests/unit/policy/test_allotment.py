@@ -1,14 +1,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conserve.policy.allotment import LOOKAHEAD, Allotment, JobShare, ReplicaCapacity, WindowRule, allot, window_of
+from conserve.policy.allotment import (
+    LOOKAHEAD,
+    Allotment,
+    JobShare,
+    ReplicaCapacity,
+    WindowRule,
+    allot,
+    floor_share_of,
+    share_out,
+    window_of,
+)
 from conserve.policy.fair_shares import FairShares
-from conserve.policy.ordering import JobDemand, order_jobs
+from conserve.policy.ordering import JobDemand, list_late, order_jobs
 
 RULE = WindowRule(
     max_window=8, shut_at_online_requests=8, open_at_online_requests=4, shut_at_kv_usage=0.8, open_at_kv_usage=0.5
@@ -100,3 +111,74 @@ def test_replicas_are_offered_more_than_fits_and_no_request_twice() -> None:
     assert sum(share.most for share in offered if share.batch_id == "x") == 50
     assert sum(share.most for share in offered) == 2 * LOOKAHEAD * RULE.max_window
     assert all(allotment.jobs[0].batch_id == "x" for allotment in allotments.values())
+
+
+# Batches that are not on track.
+
+
+def urgent(batch_id: str, urgency: float, **changes: float) -> JobDemand:
+    return replace(job(batch_id), urgency=urgency, **changes)  # type: ignore[arg-type]
+
+
+def test_late_ones_are_listed_by_urgency_whatever_their_priority() -> None:
+    jobs = [urgent("a", 0.1, priority=5), job("on-track"), urgent("b", 0.9, priority=-5), urgent("c", 0.1)]
+    assert [one.batch_id for one in list_late(jobs)] == ["b", "a", "c"]
+
+
+def test_a_late_batch_gets_one_place_first_and_more_as_it_gets_later() -> None:
+    places = [dict(share_out([urgent("a", urgency / 100)], 8))["a"] for urgency in range(1, 101)]
+    assert places == sorted(places)
+    assert (places[0], places[-1]) == (1, 8)
+    assert max(after - before for before, after in pairwise(places)) == 1
+
+
+def test_the_next_one_gets_its_part_of_what_is_left() -> None:
+    late = [urgent("a", 0.5), urgent("b", 0.5), urgent("c", 0.1)]
+    assert share_out(late, 8) == (("a", 4), ("b", 2), ("c", 1))
+    assert share_out([urgent("a", 1.0), urgent("b", 1.0)], 8) == (("a", 8),)
+    assert share_out(late, 0) == ()
+
+
+@given(st.lists(st.floats(0.001, 1), max_size=20), st.integers(0, 64))
+def test_no_more_places_are_given_out_than_there_are(urgencies: list[float], requests: int) -> None:
+    shares = share_out([urgent(str(index), urgency) for index, urgency in enumerate(urgencies)], requests)
+    assert sum(most for _, most in shares) <= requests
+    assert all(most > 0 for _, most in shares)
+
+
+def allot_late(jobs: list[JobDemand], rule: WindowRule, capacity: ReplicaCapacity = IDLE) -> Allotment:
+    return allot([capacity], settled(jobs), rule, {}, list_late(jobs))["r1"]
+
+
+def test_late_batches_stand_before_the_turns_and_in_them() -> None:
+    allotment = allot_late([job("a"), urgent("b", 0.25, expires_at=500)], RULE)
+    assert allotment == Allotment(8, (JobShare("a", 1), JobShare("b", 1)), (JobShare("b", 2),))
+    assert allotment.without_late("b") == replace(allotment, late=())
+
+
+def test_a_floor_is_open_to_late_batches_where_the_window_is_shut() -> None:
+    busy = replace(IDLE, online_running=20)
+    granted = replace(RULE, deadline_floor=0.25)
+    jobs = [job("a"), urgent("b", 1.0), urgent("c", 0.2)]
+    assert allot_late(jobs, RULE, busy) == Allotment(0)
+    assert allot_late(jobs, granted, busy) == Allotment(0, (), (JobShare("b", 2),), 2, 0.25)
+    assert allot_late([job("a")], granted, busy).floor == 0
+
+
+def test_a_floor_grows_with_urgency_and_is_whole_requests() -> None:
+    granted = replace(RULE, deadline_floor=0.5)
+    allotments = [allot_late([urgent("a", share)], granted) for share in (0.01, 0.5, 1.0)]
+    assert [allotment.floor for allotment in allotments] == [1, 2, 4]
+    assert [allotment.floor_share for allotment in allotments] == [0.005, 0.25, 0.5]
+    assert floor_share_of(IDLE, RULE, [urgent("a", 1.0)]) == 0
+    assert floor_share_of(replace(IDLE, state="draining"), granted, [urgent("a", 1.0)]) == 0
+
+
+def test_the_floor_stays_for_the_last_requests_of_a_late_batch() -> None:
+    granted = replace(RULE, deadline_floor=0.25)
+    assert allot_late([urgent("a", 1.0, ready=0)], granted) == Allotment(8, (), (), 2, 0.25)
+
+
+def test_only_batches_of_the_replica_s_model_are_late_for_it() -> None:
+    other = replace(urgent("x", 1.0), model="other")
+    assert allot_late([other], replace(RULE, deadline_floor=1.0)) == Allotment(8)

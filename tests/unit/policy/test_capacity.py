@@ -1,88 +1,52 @@
 from __future__ import annotations
 
 import math
-import random
 
-import pytest
+import numpy as np
 
-from conserve.policy.capacity import DAY_S, HISTORY_DAYS, INTERVAL_S, CapacityHistory, PromisedCapacity
+from conserve.policy.capacity import INTERVAL_S, INTERVALS_PER_DAY, CapacityHistory, SteadyCapacity
 
-NOW_S = 20_000 * DAY_S + 9 * 3_600.0
-
-
-def rate_at(at_s: float) -> float:
-    """Much at night, little at noon."""
-    return 1_000 * (1 + math.cos(2 * math.pi * (at_s % DAY_S) / DAY_S)) + 50
+FIRST = 6_000_000
 
 
-def fill(days: float, factor: float = 1.0) -> CapacityHistory:
-    history = CapacityHistory()
-    at_s = NOW_S - days * DAY_S
-    while at_s < NOW_S:
-        history.observe(at_s, factor * rate_at(at_s) * 60, 60)
-        at_s += 60
-    return history
+def test_what_is_seen_in_one_interval_is_added_up() -> None:
+    history = CapacityHistory({FIRST: (100.0, 10.0)})
+    history.observe(FIRST * INTERVAL_S + 20, 50.0, 5.0)
+    history.observe(FIRST * INTERVAL_S + 20, 50.0, 0.0)
+    assert history.rate(FIRST) == 10.0
+    assert history.rate(FIRST + 1) is None
+    assert history.seen_s == 15.0
 
 
-def expect(start_s: float, end_s: float) -> float:
-    steps = 2_000
-    step_s = (end_s - start_s) / steps
-    return sum(rate_at(start_s + (number + 0.5) * step_s) for number in range(steps)) * step_s
+def test_what_is_forgotten_is_said_once() -> None:
+    history = CapacityHistory({FIRST: (1.0, 1.0), FIRST + 1: (1.0, 1.0)})
+    later_s = (FIRST + 8 * INTERVALS_PER_DAY + 1) * INTERVAL_S
+    assert history.observe(later_s, 1.0, 1.0) == [FIRST]
+    assert history.observe(later_s, 1.0, 1.0) == []
+    assert list(history.intervals) == [FIRST + 1, FIRST + 8 * INTERVALS_PER_DAY + 1]
 
 
-@pytest.mark.parametrize("hours", [0.5, 3, 12, 24, 60])
-def test_it_follows_the_time_of_day(hours: float) -> None:
-    promised = PromisedCapacity(fill(3), NOW_S, 4 * DAY_S, quantile=0.1)
-    end_s = NOW_S + hours * 3_600
-    assert promised.until(end_s) == pytest.approx(expect(NOW_S, end_s), rel=0.03)
-    assert promised.when(promised.until(end_s)) == pytest.approx(end_s, abs=1.0)
+def test_days_are_rows_and_what_is_not_known_has_no_number() -> None:
+    history = CapacityHistory({FIRST - 1: (10.0, 5.0), FIRST - 2 * INTERVALS_PER_DAY: (9.0, 3.0)})
+    assert history.count_days(FIRST) == 2
+    days = history.list_days(FIRST, 2)
+    assert days.shape == (2, INTERVALS_PER_DAY)
+    assert (days[0, 0], days[1, -1]) == (3.0, 2.0)
+    assert int(np.isnan(days).sum()) == 2 * INTERVALS_PER_DAY - 2
 
 
-def test_a_margin_is_kept_back() -> None:
-    whole, part = (PromisedCapacity(fill(2), NOW_S, DAY_S, 0.1, margin) for margin in (1.0, 0.7))
-    assert part.until(NOW_S + 7_200) == pytest.approx(0.7 * whole.until(NOW_S + 7_200))
+def test_rates_come_in_order_and_those_that_are_not_known_are_left_out() -> None:
+    history = CapacityHistory({FIRST + 5: (10.0, 5.0), FIRST: (9.0, 3.0), FIRST + 1: (0.0, 0.0)})
+    assert history.list_rates().tolist() == [3.0, 2.0]
 
 
-def test_the_worst_of_the_days_counts() -> None:
-    history = fill(5)
-    bad = CapacityHistory(
-        {
-            number: (tokens * (0.2 if NOW_S - 3 * DAY_S <= number * INTERVAL_S < NOW_S - 2 * DAY_S else 1.0), seconds)
-            for number, (tokens, seconds) in history.intervals.items()
-        }
-    )
-    low, middle = (PromisedCapacity(bad, NOW_S, DAY_S, quantile) for quantile in (0.1, 0.5))
-    assert low.until(NOW_S + 3_600) == pytest.approx(0.2 * middle.until(NOW_S + 3_600), rel=0.05)
+def test_nothing_is_known_of_nothing() -> None:
+    assert CapacityHistory().count_days(FIRST) == 0
+    assert len(CapacityHistory().list_rates()) == 0
 
 
-def test_with_little_history_the_low_rates_count_and_with_less_nothing_is_promised() -> None:
-    promised = PromisedCapacity(fill(0.1), NOW_S, DAY_S, quantile=0.1)
-    lowest = min(rate_at(NOW_S), rate_at(NOW_S - 0.1 * DAY_S))
-    assert 0 < promised.until(NOW_S + 3_600) < 1.3 * lowest * 3_600
-    with pytest.raises(ValueError, match="1800 are needed"):
-        PromisedCapacity(fill(0.01), NOW_S, DAY_S, quantile=0.1)
-
-
-def test_beyond_the_horizon_there_is_no_more() -> None:
-    promised = PromisedCapacity(fill(2), NOW_S, 3_600, quantile=0.1)
-    assert promised.until(NOW_S + DAY_S) == promised.until(NOW_S + 2 * DAY_S)
-    assert promised.when(promised.until(NOW_S + DAY_S) + 1) is None
-    assert promised.when(0) == NOW_S
-    assert promised.until(NOW_S - 5) == 0
-
-
-def test_what_is_promised_never_gets_less_with_time() -> None:
-    generator = random.Random(1)
-    history = CapacityHistory()
-    for number in range(HISTORY_DAYS * 288):
-        history.observe(NOW_S - number * INTERVAL_S, generator.uniform(0, 500), generator.uniform(1, 300))
-    promised = PromisedCapacity(history, NOW_S, 3 * DAY_S, quantile=0.3)
-    values = [promised.until(NOW_S + minutes * 60) for minutes in range(0, 4_000, 7)]
-    assert values == sorted(values)
-    assert values[-1] > 0
-
-
-def test_old_days_are_forgotten() -> None:
-    history = fill(HISTORY_DAYS + 3)
-    assert min(history.intervals) * INTERVAL_S >= NOW_S - (HISTORY_DAYS + 1) * DAY_S - INTERVAL_S
-    assert history.seen_s == pytest.approx((HISTORY_DAYS + 1) * DAY_S, rel=0.01)
+def test_a_steady_rate_goes_on_for_ever() -> None:
+    steady = SteadyCapacity(10.0, 100.0)
+    assert (steady.until(50.0), steady.until(110.0)) == (0.0, 100.0)
+    assert (steady.when(0.0), steady.when(100.0)) == (100.0, 110.0)
+    assert math.isfinite(steady.when(1e12) or math.inf)
