@@ -28,7 +28,8 @@ from rich.table import Table
 
 from conserve.config import EMBEDDED_REDIS, Settings
 from conserve.jobs import embedded
-from conserve.jobs.batch import BatchEndpoint, BatchStatus, ClaimedRequest, ResultRef
+from conserve.jobs.batch import BatchEndpoint, BatchStatus
+from conserve.jobs.claims import ClaimedRequest, ResultRef
 from conserve.jobs.connection import connect
 from conserve.jobs.files import FileStore
 from conserve.jobs.keys import Keys

@@ -8,12 +8,10 @@ values are refused with the setting's name, the value given and what is allowed 
 from __future__ import annotations
 
 from conserve.config.loading import ENV_NOT_SETTINGS, ENV_PREFIX, ENV_TEST_PREFIX, SettingsError, load_settings
+from conserve.config.offline_sections import EMBEDDED_REDIS, HarvestSettings, JobsSettings
 from conserve.config.sections import (
     DEFAULT_CLASS,
-    EMBEDDED_REDIS,
     EngineSettings,
-    HarvestSettings,
-    JobsSettings,
     RequestClass,
     Settings,
     SloSettings,

@@ -10,11 +10,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ValidationError
-
 from conserve.config import DEFAULT_CLASS
 from conserve.engine.arrival_board import ArrivalBoard
-from conserve.engine.chunk_assembly import ChunkAssembly, read_events
 from conserve.engine.continuation import recording
 from conserve.engine.contract import (
     AttemptTimeout,
@@ -28,28 +25,15 @@ from conserve.engine.contract import (
     TokenRecord,
 )
 from conserve.engine.cpu_clock import ChildCpuClock
+from conserve.engine.offline_request import CLASS_FIELD, EMBEDDINGS, parse_request, read_answer
 from conserve.engine.page import Counters, EnginePage
 from conserve.engine.pass_control import ANNOUNCEMENT
 from conserve.engine.stats import GAUGES
 from conserve.engine.vllm_compat import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    EmbeddingChatRequest,
-    EmbeddingCompletionRequest,
     EngineDeadError,
 )
 from conserve.policy.harvest_rate import IterationCosts
-from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
-
-_EMBEDDINGS = "/v1/embeddings"
-_REQUEST_TYPES: dict[str, type[BaseModel]] = {
-    "/v1/chat/completions": ChatCompletionRequest,
-    "/v1/completions": CompletionRequest,
-    _EMBEDDINGS: EmbeddingCompletionRequest,
-}
-
-CLASS_FIELD = "slo_class"
-"""The field of an online request's body that names its class; not one of OpenAI's."""
+from conserve.policy.priority import ONLINE_PRIORITY
 
 Item = TypeVar("Item")
 
@@ -215,28 +199,16 @@ class CoServeEngine:
             EngineFault: the engine failed in another way. Another attempt may succeed, as after the three above.
             asyncio.CancelledError: the caller gave up; the engine has let go of the request.
         """
-        offline_body = {name: value for name, value in body.items() if name not in (CLASS_FIELD, "stream")}
-        offline_body["priority"] = OFFLINE_PRIORITY
-        if endpoint != _EMBEDDINGS:
-            offline_body["stream"] = on_chunk is not None
-        if on_chunk is not None:
-            offline_body["stream_options"] = {"include_usage": True}
-        try:
-            request: Any = _find_type(endpoint, offline_body).model_validate(offline_body)
-        except ValidationError as error:
-            return _refuse(_explain(error))
-        except Exception as error:  # noqa: BLE001 - vLLM 0.32's validators let all kinds through; the body is at fault
-            return _refuse(str(error) or type(error).__name__)
-        if getattr(request, "use_beam_search", False):
-            # vLLM 0.32 hands the priority of a request on to everything but the steps of a beam search.
-            return _refuse("use_beam_search: not available in a batch", param="use_beam_search")
+        request = parse_request(endpoint, body, streamed=on_chunk is not None)
+        if isinstance(request, OfflineResult):
+            return request
         if self._is_gone():
             raise EngineGone("the engine has ended")
         serve = self._find_entrance(endpoint)
         with self._offline.hold(), recording(record):
             try:
                 async with asyncio.timeout(timeout_s) as limit, aclosing(serve(request)) as responses:
-                    answer = await _read_answer(responses, on_chunk)
+                    answer = await read_answer(responses, on_chunk)
             except TimeoutError:
                 raise AttemptTimeout(f"not answered within {timeout_s:g} s") from None
             except (asyncio.CancelledError, GeneratorExit):
@@ -253,7 +225,7 @@ class CoServeEngine:
         return self._as_result(answer)
 
     def _find_entrance(self, endpoint: str) -> Callable[[Any], AsyncGenerator[Any, None]]:
-        if endpoint == _EMBEDDINGS:
+        if endpoint == EMBEDDINGS:
             return self._serving.embeddings
         return self._serving.chat if endpoint == "/v1/chat/completions" else self._serving.completions
 
@@ -310,40 +282,3 @@ class CoServeEngine:
         self._offline_prompt_tokens += prompt_tokens
         self._offline_output_tokens += output_tokens
         return OfflineResult(200, body, prompt_tokens, output_tokens)
-
-
-def _find_type(endpoint: str, body: Mapping[str, Any]) -> type[BaseModel]:
-    # Of the kinds that vLLM tries one after the other, so that errors are those of the one that is meant.
-    if endpoint == _EMBEDDINGS and "messages" in body:
-        return EmbeddingChatRequest  # type: ignore[no-any-return] # vLLM's types are not followed
-    return _REQUEST_TYPES[endpoint]
-
-
-async def _read_answer(responses: AsyncGenerator[Any, None], on_chunk: OnChunk | None) -> dict[str, Any]:
-    """The body of an answer, or of an error; chunks are put together, and passed on as they come."""
-    assembly = ChunkAssembly()
-    async for response in responses:
-        if not isinstance(response, str):
-            body: dict[str, Any] = response.model_dump(mode="json")
-            return body
-        for chunk in read_events(response):
-            if "error" in chunk:
-                return chunk
-            assembly.add(chunk)
-            if on_chunk is not None:
-                on_chunk(chunk)
-    if assembly.is_empty:
-        raise RuntimeError("the engine has answered nothing")
-    return assembly.body()
-
-
-def _refuse(message: str, param: str | None = None) -> OfflineResult:
-    error = {"message": message, "type": "invalid_request_error", "param": param, "code": 400}
-    return OfflineResult(400, {"error": error})
-
-
-def _explain(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'body'}: {problem['msg']}"
-        for problem in error.errors()[:5]
-    )

@@ -20,7 +20,8 @@ from conserve.engine.contract import (
     OnChunk,
     TokenRecord,
 )
-from conserve.jobs.batch import Batch, ClaimedRequest, FlexKind
+from conserve.jobs.batch import Batch, FlexKind
+from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.files import FileStore
 from conserve.jobs.results import FinishedRequest, format_error, format_output
 from conserve.policy.resumption import Obstacle, find_obstacle

@@ -21,11 +21,13 @@ from conserve.engine.contract import TokenRecord
 from conserve.harvest.allotment_source import AllotmentSource
 from conserve.harvest.attempt import AttemptRunner, Fault, OfflineEngine, find_fault
 from conserve.harvest.board import CapacityBoard
+from conserve.harvest.claimer import Claimer
 from conserve.harvest.controller import weights_of
 from conserve.harvest.held_work import HeldWork
 from conserve.harvest.journaling import REST_S, Journaling
 from conserve.harvest.messages import CapacityReport
-from conserve.jobs.batch import Batch, ClaimedRequest
+from conserve.jobs.batch import Batch
+from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.results import ResultWriter
@@ -83,14 +85,12 @@ class Harvester:
         self._source = AllotmentSource(board, queue, settings.harvest, replica_id, weights=weights_of(settings.tenants))
         self._held = HeldWork()
         self._journaling = Journaling(queue, self._held, settings.jobs, revision)
-        self._batches: dict[str, Batch] = {}
+        self._claimer = Claimer(queue, settings.jobs, model, self._epoch)
         self._wake = asyncio.Event()
         self._ended = asyncio.Event()
         self._state: ReplicaState = "serving"
         self._fault_pause_s = FAULT_PAUSE_S
         self._claim_from_s = 0.0
-        self._claiming: asyncio.Future[list[ClaimedRequest]] | None = None
-        self._claim_tokens: dict[str, str] = {}
 
     async def run(self) -> None:
         """Harvests until cancelled; then call `drain`."""
@@ -118,18 +118,10 @@ class Harvester:
                 fences = self._held.fences(batch_id)
                 await self._queue.release(batch_id, fences)
                 self._held.drop(batch_id, fences)
-            await self._release_unknown()
+            await self._claimer.release_unknown(STOP_TIMEOUT_S)
             await self._board.remove_report(self._replica_id)
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("leases not given back; they will run out", error=str(error))
-
-    async def _release_unknown(self) -> None:
-        """Gives back what claims have leased whose answer never came: for nothing more, asked again they tell."""
-        if self._claiming is not None:
-            await asyncio.wait([self._claiming], timeout=STOP_TIMEOUT_S)
-        for batch_id, token in self._claim_tokens.items():
-            claimed = await self._queue.claim(batch_id, 0, self._jobs.lease_ms, self._epoch, token)
-            await self._queue.release(batch_id, {one.line: one.fence for one in claimed})
 
     @property
     def _renewal_period_s(self) -> float:
@@ -194,10 +186,11 @@ class Harvester:
 
     async def _take(self, batch_id: str, room: int) -> int | None:
         """Begins up to so many requests of a batch; how many. None: no other may begin beside one of them."""
-        batch = await self._find_batch(batch_id)
+        batch = await self._claimer.find_batch(batch_id)
         if batch is None:
+            self._source.mark_empty(batch_id)
             return 0
-        claimed = await self._claim(batch_id, room)
+        claimed = await self._claimer.claim(batch_id, room)
         for request in claimed:
             record = self._journaling.open(request)
             task = asyncio.create_task(self._run(request, batch, record))
@@ -219,29 +212,6 @@ class Harvester:
     def _grant_floor(self) -> None:
         """While a batch is late and requests run here, the engine gives them what the operator grants."""
         self._engine.grant_floor(self._source.allotment.floor_share if self._held.running_count else 0.0)
-
-    async def _claim(self, batch_id: str, room: int) -> list[ClaimedRequest]:
-        # Unanswered or cancelled, it may have happened all the same: asked again with its token it has the same leases.
-        token = self._claim_tokens.setdefault(batch_id, secrets.token_hex(4))
-        self._claiming = asyncio.ensure_future(
-            self._queue.claim(batch_id, room, self._jobs.lease_ms, self._epoch, token)
-        )
-        claimed = await asyncio.shield(self._claiming)
-        self._claiming = None
-        del self._claim_tokens[batch_id]
-        return claimed
-
-    async def _find_batch(self, batch_id: str) -> Batch | None:
-        batch = self._batches.get(batch_id)
-        if batch is None:
-            batch = await self._queue.get(batch_id)
-            if batch is None or (batch.model or self._model) != self._model:
-                self._source.mark_empty(batch_id)
-                return None
-            if len(self._batches) >= self._jobs.max_active_batches:
-                self._batches.clear()
-            self._batches[batch_id] = batch
-        return batch
 
     async def _run(self, claimed: ClaimedRequest, batch: Batch, record: TokenRecord | None) -> None:
         try:
@@ -312,7 +282,7 @@ class Harvester:
         fences = {line: fence for line, fence in self._held.fences(batch_id).items() if line in running}
         self._cancel_running(batch_id)
         self._held.drop(batch_id, fences)
-        self._batches.pop(batch_id, None)
+        self._claimer.forget(batch_id)
         await self._commit()
         if fences:
             await self._queue.release(batch_id, fences)

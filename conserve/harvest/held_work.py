@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from conserve.engine.contract import TokenRecord
-from conserve.jobs.batch import ClaimedRequest
+from conserve.jobs.claims import ClaimedRequest
 
 
 @dataclass

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from conserve.config import JobsSettings
 from conserve.engine.contract import TokenRecord
 from conserve.harvest.held_work import HeldWork
-from conserve.jobs.batch import ClaimedRequest
+from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.journal import MOST_TOKENS, JournalEntry, can_pack
 from conserve.jobs.queue import JobQueue
 from conserve.policy.resumption import Obstacle

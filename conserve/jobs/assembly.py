@@ -10,7 +10,8 @@ from typing import IO, Literal
 
 from pydantic import BaseModel
 
-from conserve.jobs.batch import ActiveBatch, BatchStatus, StoredResult
+from conserve.jobs.batch import ActiveBatch, BatchStatus
+from conserve.jobs.claims import StoredResult
 from conserve.jobs.files import FileStore
 from conserve.jobs.results import format_error
 from conserve.jobs.segments import SegmentReader

@@ -20,9 +20,10 @@ from redis.exceptions import RedisError
 
 from conserve.config import Settings
 from conserve.jobs.answers import answers_unavailable, over_quota, overloaded
-from conserve.jobs.batch import ENDPOINTS_BY_TASK, HIGHEST_PRIORITY, BatchStatus, FlexKind, StoredResult
+from conserve.jobs.batch import ENDPOINTS_BY_TASK, HIGHEST_PRIORITY, BatchStatus, FlexKind
 from conserve.jobs.catalog import FileCatalog
 from conserve.jobs.chunk_merge import ChunkMerge, DivergedError
+from conserve.jobs.claims import StoredResult
 from conserve.jobs.errors import ApiError, NotDurableError, QuotaExceededError, TooManyWaitingError
 from conserve.jobs.files import FileStore
 from conserve.jobs.flex_feed import FlexFeed, Subscription

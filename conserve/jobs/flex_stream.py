@@ -15,7 +15,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from conserve.jobs.batch import ClaimedRequest
+from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.keys import Keys
 
 MOST_ENTRIES: Final = 4_096

@@ -14,7 +14,8 @@ from redis.asyncio import Redis
 
 from conserve.config import Settings
 from conserve.jobs.attempts import AttemptEnder, unpack
-from conserve.jobs.batch import ClaimedRequest, RenewResult, RequestState, ResultRef, StoredResult
+from conserve.jobs.batch import RequestState
+from conserve.jobs.claims import ClaimedRequest, RenewResult, ResultRef, StoredResult
 from conserve.jobs.errors import ValidatorReplacedError
 from conserve.jobs.flex_stream import ChunkWriter
 from conserve.jobs.journal import JournalEntry, JournalWriter, read_journal

@@ -20,10 +20,10 @@ from conserve.jobs.batch import (
     BatchErrors,
     BatchList,
     BatchStatus,
-    BatchUsage,
     FlexKind,
     RequestCounts,
 )
+from conserve.jobs.batch_fields import LIVE_STATUSES, SUMMARY_FIELDS, to_batch, to_summary
 from conserve.jobs.errors import (
     BatchEndedError,
     NotDurableError,
@@ -34,38 +34,10 @@ from conserve.jobs.errors import (
 from conserve.jobs.keys import Keys
 from conserve.jobs.ledger import NO_LIMITS, Holding, Ledger, Limits
 from conserve.jobs.scripts import Scripts
-from conserve.policy.request_size import UNKNOWN_REQUEST_TOKENS
 
 _log = structlog.get_logger(__name__)
 
 _RESULTS_KEPT_MS = 7 * 86_400_000
-_SUMMARY_FIELDS = (
-    "status",
-    "created_at_ms",
-    "expires_at_ms",
-    "cancelling_at_ms",
-    "endpoint",
-    "input_file_id",
-    "model",
-    "total",
-    "completed",
-    "failed",
-    "outcome",
-    "priority",
-    "paused_at_ms",
-    "output_expires_after_s",
-    "tenant",
-    "prompt_tokens",
-    "completion_tokens",
-    "tokens_guessed",
-    "work_tokens",
-    "file_bytes",
-    "prompt_bytes",
-    "prefix",
-    "flex",
-    "let_go_at_ms",
-)
-_LIVE = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 
 
 class BatchRegistry:
@@ -145,7 +117,7 @@ class BatchRegistry:
     async def get(self, batch_id: str) -> Batch | None:
         """The Batch object, or None. `input_file_id`, `endpoint` and, once in progress, `model` never change."""
         fields = await self._redis.hgetall(self._keys.batch(batch_id).batch)
-        return _to_batch(batch_id, fields) if fields else None
+        return to_batch(batch_id, fields) if fields else None
 
     async def page(self, after: str | None = None, limit: int = 20, tenant: str = DEFAULT_TENANT) -> BatchList | None:
         """A page of a tenant's batches, newest first, behind the batch `after`; None when that is unknown."""
@@ -161,7 +133,7 @@ class BatchRegistry:
             for batch_id in ids[:limit]:
                 pipe.hgetall(self._keys.batch(batch_id).batch)
             found = await pipe.execute()
-        data = [_to_batch(batch_id, fields) for batch_id, fields in zip(ids, found, strict=False) if fields]
+        data = [to_batch(batch_id, fields) for batch_id, fields in zip(ids, found, strict=False) if fields]
         return BatchList(
             data=data,
             first_id=data[0].id if data else None,
@@ -177,8 +149,8 @@ class BatchRegistry:
     async def active_summaries(self, batch_ids: Sequence[str] | None = None) -> list[ActiveBatch]:
         """What the controller needs to know of the active batches, oldest first; two round trips however many."""
         ids = list(await self.active_ids()) if batch_ids is None else list(batch_ids)
-        found = await self._scripts.run_each("summary", (self._keys.batch(one) for one in ids), _SUMMARY_FIELDS)
-        return [_to_summary(one, json.loads(text)) for one, text in zip(ids, found, strict=True) if text is not None]
+        found = await self._scripts.run_each("summary", (self._keys.batch(one) for one in ids), SUMMARY_FIELDS)
+        return [to_summary(one, json.loads(text)) for one, text in zip(ids, found, strict=True) if text is not None]
 
     async def cancel(self, batch_id: str) -> Batch | None:
         """Cancels a batch that is being validated or in progress; again is no error. None when it is unknown.
@@ -194,7 +166,7 @@ class BatchRegistry:
         Raises:
             BatchEndedError: it is neither being validated nor in progress.
         """
-        return await self._change("pause", batch_id, _LIVE)
+        return await self._change("pause", batch_id, LIVE_STATUSES)
 
     async def resume(self, batch_id: str) -> Batch | None:
         """Undoes `pause`, also of a batch that is not paused. None when it is unknown.
@@ -202,7 +174,7 @@ class BatchRegistry:
         Raises:
             BatchEndedError: it is neither being validated nor in progress.
         """
-        return await self._change("resume", batch_id, _LIVE)
+        return await self._change("resume", batch_id, LIVE_STATUSES)
 
     async def prioritise(self, batch_id: str, priority: int) -> Batch | None:
         """Gives a batch another priority. None when it is unknown.
@@ -210,7 +182,7 @@ class BatchRegistry:
         Raises:
             BatchEndedError: it is neither being validated nor in progress.
         """
-        return await self._change("prioritise", batch_id, _LIVE, [priority])
+        return await self._change("prioritise", batch_id, LIVE_STATUSES, [priority])
 
     async def _change(
         self, action: str, batch_id: str, expected: Collection[str], args: Sequence[str | int] = ()
@@ -304,70 +276,3 @@ def _check_validator(batch_id: str, answer: int) -> None:
         raise ValidatorReplacedError(f"Batch {batch_id} is validated by another process, or not any more.")
     if answer < 0:
         raise ValidatorReplacedError(f"The queue of batch {batch_id} is not as this validator left it.")
-
-
-def _to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
-    def count(name: str) -> int:
-        return int(fields.get(name, 0))
-
-    times = {name.removesuffix("_ms"): int(value) // 1000 for name, value in fields.items() if name.endswith("_at_ms")}
-    if fields["status"] not in _LIVE:
-        times.pop("paused_at", None)  # What has ended is not paused any more.
-    if fields["status"] != BatchStatus.IN_PROGRESS or "paused_at" in times:
-        times.pop("predicted_end_at", None)  # An old one.
-    prompt, completion = count("prompt_tokens"), count("completion_tokens")
-    return Batch.model_validate(
-        {
-            "id": batch_id,
-            **times,
-            **{name: fields[name] for name in ("endpoint", "input_file_id", "completion_window", "status")},
-            **{name: fields.get(name) for name in ("model", "output_file_id", "error_file_id")},
-            "errors": json.loads(fields["errors"]) if "errors" in fields else None,
-            "metadata": json.loads(fields["metadata"]) if "metadata" in fields else None,
-            "request_counts": RequestCounts(total=count("total"), completed=count("completed"), failed=count("failed")),
-            "priority": count("priority"),
-            "tenant": fields.get("tenant", DEFAULT_TENANT),
-            "flex": fields.get("flex"),
-            "usage": BatchUsage(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion),
-            "admission": fields.get("admission") or None,
-            "earliest_completion_window": fields.get("earliest_completion_window") or None,
-        }
-    )
-
-
-def _to_summary(batch_id: str, values: list[Any]) -> ActiveBatch:
-    *stored, ready, leased = values
-    fields = dict(zip(_SUMMARY_FIELDS, stored, strict=True))
-
-    def number(name: str) -> int:
-        return int(fields[name] or 0)
-
-    return ActiveBatch(
-        batch_id=batch_id,
-        status=BatchStatus(fields["status"]),
-        created_at_ms=number("created_at_ms"),
-        expires_at_ms=number("expires_at_ms"),
-        cancelling_at_ms=number("cancelling_at_ms") if fields["cancelling_at_ms"] else None,
-        endpoint=fields["endpoint"],
-        input_file_id=fields["input_file_id"],
-        model=fields["model"] or None,
-        total=number("total"),
-        completed=number("completed"),
-        failed=number("failed"),
-        ready=ready,
-        leased=leased,
-        outcome=BatchStatus(fields["outcome"]) if fields["outcome"] else None,
-        priority=number("priority"),
-        paused=bool(fields["paused_at_ms"]),
-        output_expires_after_s=number("output_expires_after_s") or None,
-        tenant=fields["tenant"] or DEFAULT_TENANT,
-        prompt_tokens=number("prompt_tokens"),
-        completion_tokens=number("completion_tokens"),
-        tokens_guessed=number("tokens_guessed") or UNKNOWN_REQUEST_TOKENS,
-        work_tokens=number("work_tokens"),
-        file_bytes=number("file_bytes"),
-        prompt_bytes=number("prompt_bytes"),
-        prefix=fields["prefix"] or "",
-        flex=FlexKind(fields["flex"]) if fields["flex"] else None,
-        let_go_at_ms=number("let_go_at_ms") or None,
-    )

@@ -7,7 +7,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import takewhile
 
-from conserve.jobs.batch import Batch, StoredResult
+from conserve.jobs.batch import Batch
+from conserve.jobs.claims import StoredResult
 from conserve.jobs.errors import ApiError
 from conserve.jobs.files import FileStore
 from conserve.jobs.final_results import FinalResults

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import structlog
 from redis.exceptions import RedisError
 
-from conserve.jobs.batch import ResultRef
+from conserve.jobs.claims import ResultRef
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from redis.asyncio import Redis
 
 from conserve.config import Settings
-from conserve.jobs.batch import Batch, ClaimedRequest, ResultRef
+from conserve.jobs.batch import Batch
+from conserve.jobs.claims import ClaimedRequest, ResultRef
 from conserve.jobs.files import FileStore
 from conserve.jobs.lifecycle import BatchKeeper
 from conserve.jobs.queue import JobQueue

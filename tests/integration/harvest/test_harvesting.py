@@ -15,7 +15,7 @@ from conserve.harvest.board import CapacityBoard
 from conserve.harvest.controller import HarvestController
 from conserve.harvest.harvester import Harvester
 from conserve.harvest.messages import CapacityReport
-from conserve.jobs.batch import ClaimedRequest
+from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from conserve.policy.allotment import Allotment, JobShare

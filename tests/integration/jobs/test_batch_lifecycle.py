@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from conserve.jobs.batch import ClaimedRequest
+from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.results import FinishedRequest, ResultWriter

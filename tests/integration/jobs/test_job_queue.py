@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from redis.asyncio import Redis
 
-from conserve.jobs.batch import RenewResult, ResultRef
+from conserve.jobs.claims import RenewResult, ResultRef
 from conserve.jobs.errors import ValidatorReplacedError
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.validation import RequestRange

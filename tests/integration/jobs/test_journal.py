@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from conserve.jobs.batch import ClaimedRequest
+from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.journal import MOST_TOKENS, Journal, JournalEntry
 from conserve.jobs.queue import JobQueue
 from conserve.policy.retry import FaultKind

@@ -28,7 +28,8 @@ from hypothesis.stateful import (
 )
 
 from conserve.config import Settings
-from conserve.jobs.batch import ClaimedRequest, RequestState, ResultRef
+from conserve.jobs.batch import RequestState
+from conserve.jobs.claims import ClaimedRequest, ResultRef
 from conserve.jobs.connection import connect
 from conserve.jobs.journal import Journal, JournalEntry
 from conserve.jobs.queue import JobQueue

@@ -20,7 +20,8 @@ from conserve.engine.contract import (
     TokenRecord,
 )
 from conserve.harvest.attempt import AttemptRunner, UnusableLineError, find_fault
-from conserve.jobs.batch import Batch, BatchStatus, ClaimedRequest
+from conserve.jobs.batch import Batch, BatchStatus
+from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.files import FileStore
 from conserve.policy.retry import FaultKind
 

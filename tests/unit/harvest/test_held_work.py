@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 
 from conserve.harvest.held_work import HeldWork
-from conserve.jobs.batch import ClaimedRequest
+from conserve.jobs.claims import ClaimedRequest
 
 
 def claim(line: int, fence: str = "f1") -> ClaimedRequest:

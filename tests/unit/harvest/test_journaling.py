@@ -12,7 +12,7 @@ from conserve.engine.contract import TokenRecord
 from conserve.harvest import journaling as journaling_module
 from conserve.harvest.held_work import HeldWork
 from conserve.harvest.journaling import Journaling
-from conserve.jobs.batch import ClaimedRequest
+from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.journal import Journal, JournalEntry
 
 REVISION = "0123456789abcdef"

@@ -12,7 +12,8 @@ from typing import Any
 
 from conserve.jobs import assembly, storage
 from conserve.jobs.assembly import assemble, delete_leftovers, file_id_of
-from conserve.jobs.batch import ActiveBatch, BatchStatus, StoredResult
+from conserve.jobs.batch import ActiveBatch, BatchStatus
+from conserve.jobs.claims import StoredResult
 from conserve.jobs.files import FileStore
 from conserve.jobs.results import format_output
 
