@@ -27,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from conserve.config import EngineSettings, Settings
-from conserve.engine.contract import EngineStats, OfflineResult, TokenRecord
+from conserve.engine.contract import EngineStats, OfflineResult, OnChunk, TokenRecord
 from conserve.engine.direct import DirectEngine, DirectEngineConfig
 from conserve.engine.options import Objective
 from conserve.harvest.board import CapacityBoard
@@ -97,7 +97,13 @@ class BatchEngine:
         self.running: dict[int, TokenRecord | None] = {}
 
     async def offline(
-        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, record: TokenRecord | None = None
+        self,
+        endpoint: str,
+        body: Mapping[str, Any],
+        timeout_s: float,
+        record: TokenRecord | None = None,
+        *,
+        on_chunk: OnChunk | None = None,
     ) -> OfflineResult:
         """Runs one request."""
         key = id(body)
@@ -107,6 +113,9 @@ class BatchEngine:
         finally:
             del self.running[key]
         return OfflineResult(200, {"id": "cmpl-1"}, len(body["prompt"]), tokens)
+
+    def grant_floor(self, share: float) -> None:
+        """There are no online requests to take it from."""
 
     def stats(self) -> EngineStats:
         """Nothing online runs here."""

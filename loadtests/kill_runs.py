@@ -1,8 +1,9 @@
 """`python -m loadtests.kill_runs`: batches run while processes of the offline queue are killed at random moments.
 
 Replicas, the controller, the front and Redis. Everything but the engine is what runs in the application: harvesters,
-the controller with its keeper and its watch over the embedded Redis, and the HTTP routes. In the end every request of
-every accepted batch must have exactly one answer, the right one. Exits with 1 if not.
+the controller with its keeper and its watch over the embedded Redis, and the HTTP routes; with `--real` it is the
+application itself, with a real model. In the end every request of every accepted batch must have exactly one answer,
+the right one. Exits with 1 if not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final
@@ -24,22 +25,39 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from conserve.config import Settings
+from conserve.config import JobsSettings
 from conserve.jobs.batch import Batch
+from loadtests.killing.application import ApplicationHousehold
 from loadtests.killing.client import PatientClient
-from loadtests.killing.ledger import Verdict, make_input
-from loadtests.killing.roles import FRONT_SOCKET
-from loadtests.killing.victims import Household, Victim
+from loadtests.killing.household import Household, Victim
+from loadtests.killing.ledger import Verdict
+from loadtests.killing.light import LightHousehold
+from loadtests.killing.questions import Questions, make_input
+from loadtests.killing.regeneration import Regeneration, read_log
+from loadtests.killing.roles import ENGINE_LOG
 from loadtests.report import describe_machine
 
 BATCHES_AT_A_TIME: Final = 3
 REQUESTS: Final = (1, 120)
 """Of a batch, drawn evenly."""
+REAL_REQUESTS: Final = (4, 24)
 WEIGHTS: Final[dict[Victim, int]] = {"replica": 4, "controller": 2, "front": 2, "redis": 2}
 POLL_S: Final = 0.2
-END_LIMIT_S: Final = 180.0
+END_LIMIT_S: Final = 600.0
 """So long batches may take after the last kill."""
+JOURNAL_TOKENS: Final = JobsSettings().journal_tokens
+PAUSE_MS: Final = {False: 300, True: 20_000}
+"""From one kill to the next, on average, without and with a real model."""
 SHOWN: Final = 10
+
+
+class Again(BaseModel):
+    """Tokens that were generated again; see `KillReport`."""
+
+    attempts: int
+    continued: int
+    most: int
+    over_interval: int
 
 
 class KillReport(BaseModel):
@@ -51,6 +69,8 @@ class KillReport(BaseModel):
         requests: Of all of them.
         lost, twice, wrong, unfinished: As in `Verdict`.
         forgotten: Batches that were acknowledged and are not there.
+        again: Further attempts, those that went on behind the beginning, most tokens that one of them has generated
+            again, and attempts with more than a journal interval of them; None where engines write no log.
         duration_s: Of the whole.
     """
 
@@ -63,6 +83,7 @@ class KillReport(BaseModel):
     wrong: list[str]
     unfinished: list[str]
     forgotten: list[str]
+    again: Again | None
     duration_s: float
 
     @property
@@ -75,19 +96,32 @@ class KillRun:
     """One run.
 
     Args:
-        folder: For Redis, files and logs.
+        household: In which is killed.
         kills: How many.
         pause_s: From one to the next, on average.
-        replicas: Of the deployment.
-        seed: Of everything that is drawn.
+        requests: Fewest and most of a batch.
+        generator: Draws everything.
+        weights: How often each is killed, relative to the others.
+        token_log: What the engines write down, if they do.
     """
 
-    def __init__(self, folder: Path, kills: int, pause_s: float, replicas: int, seed: int) -> None:
+    def __init__(
+        self,
+        household: Household,
+        kills: int,
+        pause_s: float,
+        requests: tuple[int, int],
+        generator: random.Random,
+        weights: Mapping[Victim, int] = WEIGHTS,
+        token_log: Path | None = None,
+    ) -> None:
+        self._household = household
         self._kills_wanted = kills
         self._pause_s = pause_s
-        self._generator = random.Random(seed)
-        self._settings = make_settings(folder)
-        self._household = Household(self._settings, replicas, random.Random(seed + 1), folder / "processes.log")
+        self._requests = requests
+        self._generator = generator
+        self._weights = weights
+        self._token_log = token_log
         self._kills: Counter[str] = Counter()
         self._sizes: dict[str, int] = {}
         self._acknowledged: list[str] = []
@@ -97,22 +131,24 @@ class KillRun:
         """Starts everything, kills, waits for the batches, counts, and stops everything."""
         began_s = time.monotonic()
         task = progress.add_task("killing", total=self._kills_wanted)
-        client = PatientClient(str(self._settings.state_dir / FRONT_SOCKET))
+        client: PatientClient | None = None
         try:
             await asyncio.to_thread(self._household.start)
+            client = self._household.connect()
+            questions = await self._household.learn(client)
             async with asyncio.TaskGroup() as group:
                 for _ in range(BATCHES_AT_A_TIME):
-                    group.create_task(self._submit_on_end(client))
+                    group.create_task(self._submit_on_end(client, questions))
                 await self._kill_on_end(lambda: progress.advance(task))
                 self._is_over.set()
             self._household.check()
-            batches = await self._wait_for_all(client)
-            verdict = Verdict()
+            batches = [batch for batch in await self._wait_for_all(client) if _name(batch)]
+            verdict = Verdict(questions)
             for batch in batches:
-                name = (batch.metadata or {})["name"]
-                verdict.check(batch, name, self._sizes[name], await client.read_lines(batch))
+                verdict.check(batch, _name(batch), self._sizes[_name(batch)], await client.read_lines(batch))
         finally:
-            await client.close()
+            if client is not None:
+                await client.close()
             await asyncio.to_thread(self._household.stop)
         return KillReport(
             kills=dict(self._kills),
@@ -124,22 +160,23 @@ class KillRun:
             wrong=verdict.wrong,
             unfinished=verdict.unfinished,
             forgotten=sorted(set(self._acknowledged) - {batch.id for batch in batches}),
+            again=_read_again(self._token_log),
             duration_s=time.monotonic() - began_s,
         )
 
     async def _kill_on_end(self, advance: Callable[[], None]) -> None:
         while self._kills.total() < self._kills_wanted:
             await asyncio.sleep(self._generator.expovariate(1.0 / self._pause_s))
-            victim = self._generator.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+            victim = self._generator.choices(list(self._weights), list(self._weights.values()))[0]
             if await self._household.kill(victim):
                 self._kills[victim] += 1
                 advance()
 
-    async def _submit_on_end(self, client: PatientClient) -> None:
+    async def _submit_on_end(self, client: PatientClient, questions: Questions) -> None:
         while not self._is_over.is_set():
             name = f"b{len(self._sizes)}"
-            self._sizes[name] = self._generator.randint(*REQUESTS)
-            batch = await client.submit(make_input(name, self._sizes[name]), {"name": name})
+            self._sizes[name] = self._generator.randint(*self._requests)
+            batch = await client.submit(make_input(questions, name, self._sizes[name]), {"name": name})
             self._acknowledged.append(batch.id)
             while not (await client.get(batch.id)).status.ended:
                 with suppress(TimeoutError):
@@ -155,11 +192,21 @@ class KillRun:
             await asyncio.sleep(POLL_S)
 
 
-def make_settings(folder: Path) -> Settings:
-    """Short leases, and no request is given up: whoever holds it when it is killed is not to blame."""
-    jobs = {"lease_ms": 1_500, "max_attempts": 100, "suspicions": 100, "retry_delay_s": 0.05, "commit_period_ms": 50}
-    harvest = {"report_period_ms": 100, "allotment_ttl_ms": 1_000, "max_window": 16}
-    return Settings.model_validate({"state_dir": folder, "jobs": jobs, "harvest": harvest, "model": {"name": "light"}})
+def _name(batch: Batch) -> str:
+    return (batch.metadata or {}).get("name", "")
+
+
+def _read_again(token_log: Path | None) -> Again | None:
+    if token_log is None:
+        return None
+    with token_log.open(encoding="ascii") as lines:
+        found: Regeneration = read_log(lines)
+    return Again(
+        attempts=len(found.again),
+        continued=found.continued,
+        most=max(found.again, default=0),
+        over_interval=found.count_over(JOURNAL_TOKENS),
+    )
 
 
 def render(report: KillReport) -> Table:
@@ -173,24 +220,40 @@ def render(report: KillReport) -> Table:
     table.add_row("requests lost", str(len(report.lost)))
     table.add_row("requests answered twice", str(len(report.twice)))
     table.add_row("wrong answers or counts", str(len(report.wrong)))
+    if report.again is not None:
+        again = report.again
+        table.add_row("further attempts, continued", f"{again.attempts:,}, {again.continued:,}")
+        table.add_row("most tokens that one generated again", str(again.most))
+        table.add_row(f"that generated more than {JOURNAL_TOKENS} again", str(again.over_interval))
     table.add_row("took", f"{report.duration_s:.0f} s")
     return table
 
 
 def main(
     kills: Annotated[int, typer.Option(min=1, help="How often something is killed.")] = 300,
-    pause_ms: Annotated[int, typer.Option(min=1, help="From one kill to the next, on average.")] = 300,
+    pause_ms: Annotated[int | None, typer.Option(min=1, help="From one kill to the next, on average.")] = None,
     replicas: Annotated[int, typer.Option(min=1, max=16, help="Of the deployment.")] = 3,
+    only: Annotated[
+        list[Victim] | None, typer.Option(help="Kill nothing but this; may be given several times.")
+    ] = None,
+    real: Annotated[bool, typer.Option("--real", help="The whole application with a real model.")] = False,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder for kills.json.")] = None,
 ) -> None:
     """Prints what became of the requests; exits with 1 if one was lost, done twice or answered wrongly."""
     console = Console(highlight=False)
+    weights = {victim: weight for victim, weight in WEIGHTS.items() if not only or victim in only}
+    pause_s = (PAUSE_MS[real] if pause_ms is None else pause_ms) / 1e3
     with (
-        tempfile.TemporaryDirectory(prefix="conserve-kills-") as folder,
+        tempfile.TemporaryDirectory(prefix="conserve-kills-") as name,
         Progress(console=Console(stderr=True), transient=True) as progress,
     ):
-        report = asyncio.run(KillRun(Path(folder), kills, pause_ms / 1e3, replicas, seed).run(progress))
+        folder, generator = Path(name), random.Random(seed)
+        household: Household = (ApplicationHousehold if real else LightHousehold)(folder, replicas, generator)
+        token_log = None if real else folder / ENGINE_LOG
+        requests = REAL_REQUESTS if real else REQUESTS
+        run = KillRun(household, kills, pause_s, requests, generator, weights, token_log)
+        report = asyncio.run(run.run(progress))
     console.print(render(report))
     for name in ("forgotten", "unfinished", "lost", "twice", "wrong"):
         for problem in getattr(report, name)[:SHOWN]:

@@ -10,10 +10,11 @@ from typing import Any, Final
 import httpx
 
 from conserve.jobs.batch import Batch, BatchList
-from loadtests.killing.ledger import ENDPOINT
+from loadtests.killing.questions import ENDPOINT
 
 RETRY_S: Final = 0.1
-PATIENCE_S: Final = 120.0
+TIMEOUT_S: Final = 20.0
+PATIENCE_S: Final = 240.0
 """So long an answer is tried to be had."""
 
 
@@ -22,15 +23,17 @@ class PatienceLostError(RuntimeError):
 
 
 class PatientClient:
-    """Calls the Files and Batch API over a socket.
+    """Calls the Files and Batch API.
 
     Args:
-        socket: Path of the front's.
+        base_url: Of the front.
+        socket: Path of its socket, if it has one.
     """
 
-    def __init__(self, socket: str) -> None:
-        transport = httpx.AsyncHTTPTransport(uds=socket)
-        self._http = httpx.AsyncClient(transport=transport, base_url="http://front", timeout=20.0)
+    def __init__(self, base_url: str, socket: str | None = None) -> None:
+        self._http = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=socket), base_url=base_url, timeout=TIMEOUT_S
+        )
 
     async def close(self) -> None:
         """Ends its connections."""

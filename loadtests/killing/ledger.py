@@ -1,28 +1,14 @@
-"""What was asked for, and whether there is exactly one right answer to each of it."""
+"""Whether there is exactly one right answer to each request."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from conserve.jobs.batch import Batch, BatchEndpoint, BatchStatus
-from loadtests.killing.roles import MODEL
-from loadtests.killing.testing import OUTPUT_TOKENS, PROMPT_TOKENS, make_answer
-
-ENDPOINT: Final = BatchEndpoint.CHAT_COMPLETIONS
-
-
-def make_input(name: str, requests: int) -> bytes:
-    """An input file; its requests ask for their own custom ids, which begin with `name`."""
-    lines = []
-    for number in range(requests):
-        custom_id = f"{name}-{number}"
-        body = {"model": MODEL, "messages": [{"role": "user", "content": custom_id}]}
-        lines.append(json.dumps({"custom_id": custom_id, "method": "POST", "url": ENDPOINT, "body": body}))
-    return "\n".join(lines).encode() + b"\n"
+from conserve.jobs.batch import Batch, BatchStatus
+from loadtests.killing.questions import Questions, make_id
 
 
 @dataclass
@@ -30,6 +16,7 @@ class Verdict:
     """What has become of the requests of some batches.
 
     Attributes:
+        questions: Have the right answers.
         requests: How many were accepted.
         lost: Custom ids that are in neither file.
         twice: Custom ids that are there more than once.
@@ -37,6 +24,7 @@ class Verdict:
         unfinished: Batches that did not complete.
     """
 
+    questions: Questions
     requests: int = 0
     lost: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
@@ -61,20 +49,23 @@ class Verdict:
         if batch.status is not BatchStatus.COMPLETED:
             self.unfinished.append(f"{batch.id}: {batch.status}")
             return
-        asked = [f"{name}-{number}" for number in range(requests)]
+        expected = {make_id(name, number): self.questions.expect(name, number) for number in range(requests)}
         found = Counter(str(line["custom_id"]) for line in lines)
-        self.lost += [custom_id for custom_id in asked if not found[custom_id]]
+        self.lost += [custom_id for custom_id in expected if not found[custom_id]]
         self.twice += [custom_id for custom_id, count in found.items() if count > 1]
-        self.wrong += [f"{custom_id}: nobody asked for it" for custom_id in found.keys() - set(asked)]
         for line in lines:
             custom_id = str(line["custom_id"])
-            if (answer := _find_answer(line)) != make_answer(custom_id):
+            if custom_id not in expected:
+                self.wrong.append(f"{custom_id}: nobody asked for it")
+            elif (answer := _find_answer(line)) != expected[custom_id].text:
                 self.wrong.append(f"{custom_id}: {answer or line.get('error')}")
         counts = batch.request_counts
         if (counts.total, counts.completed, counts.failed) != (requests, requests, 0):
             self.wrong.append(f"{batch.id}: {counts}")
+        prompt_tokens = sum(answer.prompt_tokens for answer in expected.values())
+        output_tokens = sum(answer.output_tokens for answer in expected.values())
         usage = batch.usage
-        if (usage.input_tokens, usage.output_tokens) != (PROMPT_TOKENS * requests, OUTPUT_TOKENS * requests):
+        if (usage.input_tokens, usage.output_tokens) != (prompt_tokens, output_tokens):
             self.wrong.append(f"{batch.id}: {usage}")
 
 

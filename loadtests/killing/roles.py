@@ -26,11 +26,12 @@ from conserve.telemetry.logs import configure_service_logs
 from deployments.api_errors import install_api_error_handlers
 from deployments.batch_routes import build_batch_router
 from deployments.controller import ConServeController
-from loadtests.killing.testing import LightEngine
+from loadtests.killing.testing import MODEL, LightEngine
 
 Role = Literal["replica", "controller", "front"]
-MODEL: Final = "light"
 FRONT_SOCKET: Final = "front.sock"
+ENGINE_LOG: Final = "engines.log"
+"""What the engines have produced; in the state folder, as the socket."""
 
 
 def play(role: Role, settings: Settings, redis_url: str, name: str, log: Path) -> None:
@@ -53,13 +54,14 @@ def play(role: Role, settings: Settings, redis_url: str, name: str, log: Path) -
 async def _run_replica(settings: Settings, redis_url: str, name: str) -> None:
     async def harvest(redis: RedisClient) -> None:
         harvester = Harvester(
-            engine=LightEngine(random.Random(name)),
+            engine=LightEngine(random.Random(name), settings.state_dir / ENGINE_LOG),
             queue=JobQueue(redis, settings),
             store=FileStore(settings.files_url),
             board=CapacityBoard(redis, settings.jobs.namespace, settings.harvest.allotment_ttl_ms),
             settings=settings,
             replica_id=f"{name}-{os.getpid()}",
             model=MODEL,
+            revision="light",
         )
         try:
             await harvester.run()

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from conserve.jobs.batch import Batch
-from loadtests.killing.ledger import Verdict, make_input
-from loadtests.killing.testing import OUTPUT_TOKENS, PROMPT_TOKENS, make_answer
+from loadtests.killing.ledger import Verdict
+from loadtests.killing.questions import make_input
+from loadtests.killing.testing import PROMPT_TOKENS, LightQuestions, make_answer
 
 REQUESTS = 3
+QUESTIONS = LightQuestions()
+OUTPUT_TOKENS = sum(len(make_answer(f"a-{number}")) for number in range(REQUESTS))
 
 
 def make_batch(**changes: Any) -> Batch:
@@ -26,8 +29,8 @@ def make_batch(**changes: Any) -> Batch:
         "request_counts": {"total": REQUESTS, "completed": REQUESTS, "failed": 0},
         "usage": {
             "input_tokens": PROMPT_TOKENS * REQUESTS,
-            "output_tokens": OUTPUT_TOKENS * REQUESTS,
-            "total_tokens": (PROMPT_TOKENS + OUTPUT_TOKENS) * REQUESTS,
+            "output_tokens": OUTPUT_TOKENS,
+            "total_tokens": PROMPT_TOKENS * REQUESTS + OUTPUT_TOKENS,
         },
     }
     return Batch.model_validate(whole | changes)
@@ -43,13 +46,13 @@ LINES = [make_line(f"a-{number}") for number in range(REQUESTS)]
 
 
 def check(batch: Batch, lines: list[dict[str, Any]]) -> Verdict:
-    verdict = Verdict()
+    verdict = Verdict(QUESTIONS)
     verdict.check(batch, "a", REQUESTS, lines)
     return verdict
 
 
 def test_the_input_asks_for_its_own_ids() -> None:
-    lines = [json.loads(line) for line in make_input("a", REQUESTS).splitlines()]
+    lines = [json.loads(line) for line in make_input(QUESTIONS, "a", REQUESTS).splitlines()]
     assert [line["custom_id"] for line in lines] == [line["custom_id"] for line in LINES]
     assert all(line["body"]["messages"][0]["content"] == line["custom_id"] for line in lines)
 

@@ -1,41 +1,47 @@
-"""The processes, how one of them is killed, and how it comes back."""
+"""The application without Ray and with a light engine, as a household whose processes are killed."""
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
 import random
-import signal
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Final, Literal
-
-import psutil
+from typing import Final
 
 from conserve.config import Settings
 from conserve.jobs import embedded
-from loadtests.killing.roles import Role, play
+from loadtests.killing.client import PatientClient
+from loadtests.killing.household import Victim, kill_redis
+from loadtests.killing.questions import Questions
+from loadtests.killing.roles import FRONT_SOCKET, Role, play
+from loadtests.killing.testing import MODEL, LightQuestions
 
-Victim = Literal["replica", "controller", "front", "redis"]
 END_LIMIT_S: Final = 20.0
 LONGEST_ABSENCE_S: Final = 0.5
 """Before a process that was killed is started again; Redis comes back when the controller has noticed."""
 
 
-class Household:
+def make_settings(folder: Path) -> Settings:
+    """Short leases, and no request is given up: whoever holds it when it is killed is not to blame."""
+    jobs = {"lease_ms": 1_500, "max_attempts": 100, "suspicions": 100, "retry_delay_s": 0.05, "commit_period_ms": 50}
+    harvest = {"report_period_ms": 100, "allotment_ttl_ms": 1_000, "max_window": 16}
+    return Settings.model_validate({"state_dir": folder, "jobs": jobs, "harvest": harvest, "model": {"name": MODEL}})
+
+
+class LightHousehold:
     """All processes of a small deployment.
 
     Args:
-        settings: Of it.
+        folder: For Redis, files and logs.
         replicas: How many replicas it has.
         generator: Draws who is killed.
-        log: What the processes say goes there.
     """
 
-    def __init__(self, settings: Settings, replicas: int, generator: random.Random, log: Path) -> None:
-        self._settings = settings
+    def __init__(self, folder: Path, replicas: int, generator: random.Random) -> None:
+        self._settings = make_settings(folder)
         self._generator = generator
-        self._log = log
+        self._log = folder / "processes.log"
         self._redis_url = ""
         self._roles: dict[str, Role] = {f"replica-{number}": "replica" for number in range(replicas)}
         self._roles |= {"controller": "controller", "front": "front"}
@@ -68,10 +74,18 @@ class Household:
             if not process.is_alive():
                 raise RuntimeError(f"{name} has ended with {process.exitcode}; see {self._log}")
 
+    def connect(self) -> PatientClient:
+        """A client of the front."""
+        return PatientClient("http://front", str(self._settings.state_dir / FRONT_SOCKET))
+
+    async def learn(self, client: PatientClient) -> Questions:
+        """What the light engine answers is known."""
+        return LightQuestions()
+
     async def kill(self, victim: Victim) -> bool:
         """Kills one and lets it come back; False if there was none to kill."""
         if victim == "redis":
-            return self._kill_redis()
+            return kill_redis(self._settings.state_dir)
         name = self._generator.choice([name for name, role in self._roles.items() if role == victim])
         process = self._processes.pop(name)
         process.kill()
@@ -86,13 +100,3 @@ class Household:
         )
         process.start()
         self._processes[name] = process
-
-    def _kill_redis(self) -> bool:
-        try:
-            process = psutil.Process(int((self._settings.state_dir / "redis" / "redis.pid").read_text()))
-            if not embedded.is_running(self._settings.state_dir):
-                return False
-            process.send_signal(signal.SIGKILL)
-        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
-            return False
-        return True
