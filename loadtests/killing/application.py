@@ -14,7 +14,8 @@ import psutil
 from conserve.jobs.batch import BatchStatus
 from conserve.launch.ports import find_free_ports
 from conserve.launch.processes import find_processes
-from conserve.launch.stack import LocalStack, read_record
+from conserve.launch.record import read_record
+from conserve.launch.stack import LocalStack
 from conserve.models import DEFAULT_MODEL
 from loadtests.killing.client import PatientClient
 from loadtests.killing.household import Victim, kill_redis
