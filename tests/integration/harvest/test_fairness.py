@@ -11,7 +11,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from conserve.config import Settings
-from conserve.engine.contract import OfflineResult, OnChunk
+from conserve.engine.contract import OfflineResult, OnChunk, TokenRecord
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.controller import HarvestController
 from conserve.harvest.harvester import Harvester
@@ -26,10 +26,16 @@ class ThirstyEngine(FakeEngine):
     """Its requests take so many tokens that turns are short, and so long that the controller hears of each."""
 
     async def offline(
-        self, endpoint: str, body: Mapping[str, Any], timeout_s: float, *, on_chunk: OnChunk | None = None
+        self,
+        endpoint: str,
+        body: Mapping[str, Any],
+        timeout_s: float,
+        record: TokenRecord | None = None,
+        *,
+        on_chunk: OnChunk | None = None,
     ) -> OfflineResult:
         await asyncio.sleep(0.05)
-        result = await super().offline(endpoint, body, timeout_s, on_chunk=on_chunk)
+        result = await super().offline(endpoint, body, timeout_s, record, on_chunk=on_chunk)
         return dataclasses.replace(result, prompt_tokens=700, output_tokens=300)
 
 
