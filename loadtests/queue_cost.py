@@ -199,10 +199,10 @@ async def measure_claims(bench: Bench, long_id: str, short_id: str, turns: int) 
     return times[long_id], times[short_id]
 
 
-async def make_input(lines: int, line_bytes: int) -> AsyncIterator[bytes]:
+async def make_input(lines: int, line_bytes: int, model: str = MODEL) -> AsyncIterator[bytes]:
     """An input file, line by line; it is never held whole."""
     for number in range(1, lines + 1):
-        body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": ""}]}
+        body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": ""}]}
         line = {"custom_id": f"request-{number}", "method": "POST", "url": ENDPOINT, "body": body}
         body["messages"][0]["content"] = "x" * max(0, line_bytes - 1 - len(json.dumps(line)))
         yield json.dumps(line).encode() + b"\n"
