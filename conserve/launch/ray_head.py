@@ -23,7 +23,11 @@ TOKEN_TIMEOUT_S = 60.0
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Requests and results are small, and no dataset passes through Ray's object store."""
 
+PROXY_ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy_pacing.build_middlewares"}
+"""What Serve's HTTP proxies need in their environment; on a cluster of somebody else's it has to be set there."""
+
 _ENVIRONMENT = {
+    **PROXY_ENVIRONMENT,
     # Ray gives its workers a lower priority by default; an engine would starve beside any busy process.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
