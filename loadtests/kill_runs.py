@@ -41,8 +41,10 @@ BATCHES_AT_A_TIME: Final = 3
 REQUESTS: Final = (1, 120)
 """Of a batch, drawn evenly."""
 REAL_REQUESTS: Final = (4, 24)
-WEIGHTS: Final[dict[Victim, int]] = {"replica": 4, "controller": 2, "front": 2, "redis": 2}
-POLL_S: Final = 0.2
+WEIGHTS: Final[dict[Victim, int]] = {Victim.REPLICA: 4, Victim.CONTROLLER: 2, Victim.FRONT: 2, Victim.REDIS: 2}
+POLL_S: Final = 0.05
+LONGEST_IDLE_S: Final = 10.0
+"""After a kill, until there has to be work again or something else is killed."""
 END_LIMIT_S: Final = 600.0
 """So long batches may take after the last kill."""
 JOURNAL_TOKENS: Final = JobsSettings().journal_tokens
@@ -166,11 +168,21 @@ class KillRun:
 
     async def _kill_on_end(self, advance: Callable[[], None]) -> None:
         while self._kills.total() < self._kills_wanted:
+            await self._wait_for_work()
             await asyncio.sleep(self._generator.expovariate(1.0 / self._pause_s))
             victim = self._generator.choices(list(self._weights), list(self._weights.values()))[0]
             if await self._household.kill(victim):
                 self._kills[victim] += 1
                 advance()
+
+    async def _wait_for_work(self) -> None:
+        """Until the engines have produced something since the last kill, so that it is work that kills fall into."""
+        if self._token_log is None:
+            return
+        until_s = time.monotonic() + LONGEST_IDLE_S
+        known = _measure(self._token_log)
+        while _measure(self._token_log) == known and time.monotonic() < until_s:  # noqa: ASYNC110 - a file
+            await asyncio.sleep(POLL_S)
 
     async def _submit_on_end(self, client: PatientClient, questions: Questions) -> None:
         while not self._is_over.is_set():
@@ -196,8 +208,12 @@ def _name(batch: Batch) -> str:
     return (batch.metadata or {}).get("name", "")
 
 
+def _measure(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
+
+
 def _read_again(token_log: Path | None) -> Again | None:
-    if token_log is None:
+    if token_log is None or not token_log.exists():
         return None
     with token_log.open(encoding="ascii") as lines:
         found: Regeneration = read_log(lines)

@@ -22,7 +22,11 @@ from loadtests.killing.household import Victim, kill_redis
 from loadtests.killing.questions import Answer, Questions, make_id, make_input
 
 CONFIG: Final = Path(__file__).parents[2] / "serve_config.yaml"
-ACTORS: Final[dict[Victim, str]] = {"replica": "ConServeReplica", "controller": "Controller", "front": "Ingress"}
+ACTORS: Final[dict[Victim, str]] = {
+    Victim.REPLICA: "ConServeReplica",
+    Victim.CONTROLLER: "Controller",
+    Victim.FRONT: "Ingress",
+}
 """How the processes of the deployments are called by Ray Serve."""
 KINDS: Final = 12
 """Different questions; more of them are these again."""
@@ -115,7 +119,7 @@ class ApplicationHousehold:
 
     async def kill(self, victim: Victim) -> bool:
         """Kills one; Serve, or the controller where it is Redis, brings it back."""
-        if victim == "redis":
+        if victim is Victim.REDIS:
             return kill_redis(self._state_dir)
         return await asyncio.to_thread(self._kill_actor, ACTORS[victim])
 

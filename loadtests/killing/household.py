@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import psutil
 
@@ -12,7 +13,14 @@ from conserve.jobs import embedded
 from loadtests.killing.client import PatientClient
 from loadtests.killing.questions import Questions
 
-Victim = Literal["replica", "controller", "front", "redis"]
+
+class Victim(StrEnum):
+    """What is killed."""
+
+    REPLICA = "replica"
+    CONTROLLER = "controller"
+    FRONT = "front"
+    REDIS = "redis"
 
 
 class Household(Protocol):

@@ -84,9 +84,9 @@ class LightHousehold:
 
     async def kill(self, victim: Victim) -> bool:
         """Kills one and lets it come back; False if there was none to kill."""
-        if victim == "redis":
+        if victim is Victim.REDIS:
             return kill_redis(self._settings.state_dir)
-        name = self._generator.choice([name for name, role in self._roles.items() if role == victim])
+        name = self._generator.choice([name for name, role in self._roles.items() if role == victim.value])
         process = self._processes.pop(name)
         process.kill()
         await asyncio.to_thread(process.join, END_LIMIT_S)
