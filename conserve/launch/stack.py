@@ -19,6 +19,8 @@ from filelock import FileLock, Timeout
 
 from conserve.config import EMBEDDED_REDIS
 from conserve.jobs import embedded
+from conserve.jobs.errors import UnsuitableServerError
+from conserve.jobs.preflight import check_server
 from conserve.launch.ports import is_free
 from conserve.launch.processes import STACK_ID_VARIABLE, find_processes
 from conserve.launch.ray_head import ray_temp_dir, start_ray_head, wait_for_ray_head
@@ -117,6 +119,7 @@ class LocalStack:
             is_deployed = is_foreign and self._look_around(ServeApi(str(cluster_url), self._environ), running)
             keeps_running = is_deployed if is_foreign else running is not None
             self._start_redis(on_progress, keep=keeps_running)
+            self._check_redis(on_progress)
             record = running or (self._use_ray() if is_foreign else self._start_ray(on_progress))
             if is_foreign and (running is None or not is_deployed):
                 self._started.record = record
@@ -217,6 +220,14 @@ class LocalStack:
         if not keep and not embedded.is_running(self._state_dir):
             self._started.redis = True
         embedded.ensure_running(self._state_dir)
+
+    def _check_redis(self, on_progress: Progress) -> None:
+        try:
+            trouble = check_server(self._config.settings)
+        except UnsuitableServerError as error:
+            raise StackError(str(error)) from None
+        if trouble is not None:
+            on_progress(f"Redis: not reached from here, so batches may have to wait: {trouble}")
 
     def _use_ray(self) -> StackRecord:
         return StackRecord(

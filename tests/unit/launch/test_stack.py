@@ -13,7 +13,9 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from conserve.config import Settings
 from conserve.jobs import embedded
+from conserve.jobs.errors import UnsuitableServerError
 from conserve.launch import stack as stack_module
 from conserve.launch.ports import find_free_ports
 from conserve.launch.processes import STACK_ID_VARIABLE, find_processes
@@ -35,6 +37,7 @@ class World:
         ours = {"name": "conserve", "import_path": "deployments.app:build_app"}
         self.config.write_text(yaml.safe_dump({"applications": [ours]}))
         self.redis_runs = False
+        self.redis_trouble: str | UnsuitableServerError | None = None
         self.started: list[subprocess.Popen[bytes]] = []
         self.head_environ: Mapping[str, str] = {}
         self.head_error: BaseException | None = None
@@ -64,6 +67,11 @@ class World:
         self.redis_runs = False
         return True
 
+    def check_redis(self, settings: Settings) -> str | None:
+        if isinstance(self.redis_trouble, UnsuitableServerError):
+            raise self.redis_trouble
+        return self.redis_trouble
+
     def record(self, **values: Any) -> StackRecord:
         values = {"stack_id": uuid.uuid4().hex, "application": "conserve", "base_url": "http://b"} | values
         record = StackRecord(**values)
@@ -77,6 +85,7 @@ def world(tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(stack_module, "start_ray_head", world.start_head)
     monkeypatch.setattr(stack_module, "wait_for_ray_head", world.wait_for_head)
     monkeypatch.setattr(stack_module, "is_free", lambda port, host: True)
+    monkeypatch.setattr(stack_module, "check_server", world.check_redis)
     monkeypatch.setattr(embedded, "ensure_running", world.start_redis)
     monkeypatch.setattr(embedded, "is_running", lambda state_dir: world.redis_runs)
     monkeypatch.setattr(embedded, "stop", world.stop_redis)
@@ -101,6 +110,23 @@ def test_own_stack_comes_up_and_goes_down(world: World) -> None:
     assert stack.down()
     assert (find_processes(record.stack_id), world.redis_runs, read_record(world.state)) == ([], False, None)
     assert not stack.down()
+
+
+def test_a_redis_that_will_not_do_is_an_error_before_anything_else_starts(world: World) -> None:
+    world.redis_trouble = UnsuitableServerError("Redis holds batches of schema version '1'.")
+    stack = world.stack()
+    with pytest.raises(StackError, match="schema version"):
+        stack.up()
+    assert world.head_environ == {}
+    assert stack.undo()
+    assert not world.redis_runs
+
+
+def test_a_redis_that_is_not_reached_from_here_is_only_said(world: World) -> None:
+    world.redis_trouble = "Connection refused"
+    said: list[str] = []
+    world.stack().up(said.append)
+    assert [line for line in said if "Connection refused" in line]
 
 
 # Another's cluster.
