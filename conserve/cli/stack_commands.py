@@ -62,7 +62,8 @@ def up(
     out.print(f"[bold]Up:[/] {running.base_url}  (model {escape(name)})", soft_wrap=True)
     out.print(f"Ray dashboard: {running.dashboard_url}   logs: {running.log_dir}", soft_wrap=True)
     hint = "" if running.base_url == DEFAULT_URL else f" --url {running.base_url}"
-    out.print(f"Try: conserve chat{hint} 'What is the capital of France?'", soft_wrap=True)
+    if stack.config.settings.model.task == "generate":
+        out.print(f"Try: conserve chat{hint} 'What is the capital of France?'", soft_wrap=True)
 
 
 def down(config: ConfigOption = DEFAULT_CONFIG) -> None:
