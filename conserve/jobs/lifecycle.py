@@ -11,9 +11,7 @@ from typing import NoReturn
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from conserve.config import Settings
 from conserve.jobs.admission import WINDOW_TOO_SHORT, AdmissionDesk, Assessment
@@ -25,6 +23,7 @@ from conserve.jobs.files import FileStore
 from conserve.jobs.flex_cleanup import FlexCleanup
 from conserve.jobs.holdings import BatchHoldings
 from conserve.jobs.ledger import Holding
+from conserve.jobs.outages import is_out_of_memory, is_outage
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.validation import InputValidator, RequestRange
 
@@ -125,8 +124,9 @@ class BatchKeeper:
                 await self._advance(batch, now_ms)
             for batch_id in self._troubles.keys() - admitted.keys():
                 del self._troubles[batch_id]
-        except (RedisConnectionError, RedisTimeoutError):
-            self._hold_leases()
+        except RedisError as error:
+            if _stops_renewals(error):
+                self._hold_leases()
             raise
 
     async def _notice_restart(self) -> None:
@@ -156,9 +156,9 @@ class BatchKeeper:
             try:
                 await self._tend(batch, now_ms)
                 self._troubles.pop(batch.batch_id, None)
-            except (RedisConnectionError, RedisTimeoutError):
-                raise
-            except Exception:  # noqa: BLE001 - as in `_run_step`.
+            except Exception as error:
+                if _stops_renewals(error):
+                    raise
                 self._put_off(batch)
 
     async def _tend(self, batch: ActiveBatch, now_ms: int) -> None:
@@ -182,7 +182,7 @@ class BatchKeeper:
         except ValidatorReplacedError as error:
             _log.info("validation left to another process", batch_id=batch.batch_id, reason=str(error))
         except Exception as error:  # noqa: BLE001 - one batch's failure, whatever it is, must not stop the others.
-            if isinstance(error, RedisConnectionError | RedisTimeoutError):
+            if _stops_renewals(error):
                 self._hold_leases()
             self._put_off(batch)
         finally:
@@ -276,6 +276,11 @@ class BatchKeeper:
         await asyncio.to_thread(delete_leftovers, self._store, batch.batch_id)
         await self._catalog.unpin(batch.input_file_id, [batch.batch_id])
         await self._queue.retire(batch.batch_id)
+
+
+def _stops_renewals(error: Exception) -> bool:
+    """True for an error of Redis that replicas which renew their leases meet, too."""
+    return is_outage(error) and not is_out_of_memory(error)
 
 
 def _take(ranges: Iterator[RequestRange]) -> list[RequestRange]:

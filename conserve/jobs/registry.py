@@ -79,8 +79,8 @@ class BatchRegistry:
             TooManyBatchesError: `max_active_batches` are active.
             TooManyWaitingError: as many flex requests as allowed are waiting.
             QuotaExceededError: the tenant would have more than `limits`.
-            NotDurableError: the server did not confirm in time. The batch is cancelled if that can be done, as the
-                client is not told of it and will try again.
+            NotDurableError: the server did not confirm in time, or refused. The batch is then cancelled if that can be
+                done, as after a RedisError: the client is not told of it and will try again.
         """
         # Into the index first: an entry without a batch is cleaned up, a batch without an entry would never be found.
         index, most = self._keys.batches(tenant), self._settings.max_active_batches
@@ -103,7 +103,7 @@ class BatchRegistry:
         await self._scripts.run("create", self._keys.batch(batch_id), args)
         try:
             await asyncio.gather(self._barrier.wait("index"), self._barrier.wait(batch_id))
-        except NotDurableError:
+        except (NotDurableError, RedisError):
             try:
                 await self._scripts.run("cancel", self._keys.batch(batch_id))
             except RedisError as error:
