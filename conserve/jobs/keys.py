@@ -36,6 +36,8 @@ class Keys:
 
     def __init__(self, namespace: str) -> None:
         self.schema = f"{namespace}:schema"
+        self.deployment = f"{namespace}:deployment"  # whose all this is, JSON, see `identity.py`
+        self.controller = f"{namespace}:controller"  # string with expiry: cluster whose controller is at work
         self.active_batches = f"{namespace}:{{index}}:active"  # as `batches`, of those that still need the keeper
         self.flex = f"{namespace}:{{index}}:flex"  # the same, of those of them that are flex requests
         self.held = f"{namespace}:{{index}}:held"  # hash: batch or file -> tenant and amounts, see `lua/_ledger.lua`

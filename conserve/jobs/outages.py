@@ -8,7 +8,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-# Error codes of https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors that say so. The client knows
+# Error codes that say so: https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors. The client knows
 # some of them by type, but not where they stand inside the error of a script (before Redis 7) or of a pipeline.
 _PASSING = re.compile(r"\b(?:OOM|MISCONF|READONLY|LOADING|NOREPLICAS|MASTERDOWN|BUSY)\b")
 _OUT_OF_MEMORY = re.compile(r"\bOOM\b|used memory > 'maxmemory'")

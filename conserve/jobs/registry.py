@@ -141,6 +141,11 @@ class BatchRegistry:
             has_more=len(ids) > limit,
         )
 
+    async def leader(self) -> str | None:
+        """The cluster whose controller is at work, see `leadership.py`; None: none is."""
+        found = await self._redis.get(self._keys.controller)
+        return None if found is None else str(found)
+
     async def active_ids(self) -> dict[str, int]:
         """Batches that still need the keeper, oldest first -> when they were created, Unix milliseconds."""
         pairs = await self._redis.zrange(self._keys.active_batches, 0, -1, withscores=True)

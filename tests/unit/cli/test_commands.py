@@ -99,6 +99,17 @@ def test_status_shows_replicas_and_batches(application: Any) -> None:
     assert "open (alone)" in result.stdout
     assert "25%" in result.stdout
     assert "in_progress (paused)" in result.stdout
+    assert "another cluster" not in result.stdout
+
+
+def test_status_says_that_another_controller_is_at_work(application: Any) -> None:
+    application.answers["GET", "/health"] = (200, {})
+    found = {"replicas": [], "batches": [], "controller": "session_2", "controller_elsewhere": True}
+    application.answers["GET", "/conserve/v1/status"] = (200, found)
+    result = run("status", "--url", application.base_url)
+    assert result.exit_code == 0, result.output
+    assert "session_2" in result.stdout
+    assert "jobs.namespace" in result.stdout
 
 
 def test_submit_uploads_and_prints_the_id(application: Any, tmp_path: Path) -> None:
