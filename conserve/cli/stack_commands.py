@@ -87,7 +87,7 @@ def status(url: UrlOption = DEFAULT_URL) -> None:
     found = _read_status(answer)
     if found.get("controller_elsewhere"):
         out.print(
-            "[yellow]The controller of another cluster is at work in this namespace[/], and that of this cluster waits: "
+            "[yellow]The controller of another cluster is at work in this namespace[/], and this one's waits: "
             f"{escape(str(found.get('controller')))}. Give each deployment a jobs.namespace of its own."
         )
     out.print(_replica_table(found["replicas"]))

@@ -230,6 +230,10 @@ class BatchRegistry:
         text = BatchErrors(data=list(errors)).model_dump_json()
         _check_validator(batch_id, int(await self._scripts.run("fail", self._keys.batch(batch_id), [token, text])))
 
+    async def delay(self, batch_id: str, reason: str | None) -> None:
+        """Says why a batch does not get on at the moment; None: it does."""
+        await self._scripts.run("delay", self._keys.batch(batch_id), [reason or ""])
+
     async def predict(self, ends_ms: Mapping[str, int | None]) -> None:
         """Says when batches in progress will be done, Unix milliseconds; None: that is not known. One round trip."""
         calls = [(self._keys.batch(one), ["" if end_ms is None else end_ms]) for one, end_ms in ends_ms.items()]
@@ -264,7 +268,14 @@ class BatchRegistry:
 
     async def retire(self, batch_id: str) -> None:
         """Takes a batch that has ended from the active ones, and gives back what it had of its tenant's quotas."""
-        await self.ledger.retire(batch_id)
+        await self.ledger.retire_ended(batch_id, self._keys.ended_batches)
+
+    async def forget_ended(self, batch_id: str) -> None:
+        """Forgets all that is known of a batch that was retired."""
+        tenant = await self._redis.hget(self._keys.batch(batch_id).batch, "tenant")
+        await self._redis.zrem(self._keys.batches(tenant or DEFAULT_TENANT), batch_id)
+        await self.delete(batch_id)
+        await self._redis.zrem(self._keys.ended_batches, batch_id)
 
     async def forget(self, batch_id: str) -> None:
         """Takes a batch that never came to be from the indexes."""
