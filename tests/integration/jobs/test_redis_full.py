@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
 from starlette.datastructures import UploadFile
 
 from conserve.config import Settings
@@ -21,6 +22,7 @@ from conserve.jobs.connection import connect
 from conserve.jobs.errors import ApiError, NotDurableError
 from conserve.jobs.files import FileStore
 from conserve.jobs.keys import Keys
+from conserve.jobs.validation import RequestRange
 from conserve.policy.retry import FaultKind
 from tests.integration.bench import LONG_MS, URL, Bench, make_input, stream
 from tests.integration.jobs.test_batch_routes import BASE, make_app
@@ -85,6 +87,16 @@ async def test_without_memory_intake_refuses_and_what_runs_comes_to_its_end(
     await bench.finish(await bench.queue.claim(waiting, 2, LONG_MS, "a"))
     assert (await bench.end(waiting))[1] == ["id-1", "id-2"]
     assert (await http.post("/v1/batches", json=body)).status_code == 200
+
+
+async def test_without_memory_a_validation_that_has_begun_waits(bench: Bench, redis: Redis) -> None:
+    batch_id = await bench.submit(make_input(2))
+    assert await bench.queue.begin_enqueue(batch_id, "token")
+    parts = [RequestRange(1, 0, 10), RequestRange(2, 11, 10)]
+    async with out_of_memory(redis):
+        with pytest.raises(OutOfMemoryError):
+            await bench.queue.enqueue(batch_id, "token", 0, parts)
+    assert await bench.queue.enqueue(batch_id, "token", 0, parts) == 2, "nothing of it was taken"
 
 
 async def test_without_memory_a_batch_is_cancelled(bench: Bench, redis: Redis) -> None:

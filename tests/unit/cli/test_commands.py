@@ -146,6 +146,13 @@ def test_batch_status_and_cancel(application: Any) -> None:
     assert application.calls[-1][:2] == ("POST", "/v1/batches/batch_1/cancel")
 
 
+def test_batch_status_says_why_it_does_not_get_on(application: Any) -> None:
+    batch = BATCH | {"status": "finalizing", "delayed_because": "The file storage is not available: [x] No space left."}
+    application.answers["GET", "/v1/batches/batch_1"] = (200, batch)
+    result = run("batch", "status", "batch_1", "--url", application.base_url)
+    assert "does not get on: The file storage is not available: [x] No space left." in result.stdout, result.output
+
+
 def test_submit_with_all_that_goes_beyond(application: Any, tmp_path: Path) -> None:
     lines = tmp_path / "in.jsonl"
     lines.write_text("{}\n")
