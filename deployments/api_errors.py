@@ -40,7 +40,7 @@ _DESCRIPTIONS = {
     413: "The file is too large.",
     408: "The request was not done in time.",
     429: "Too many at once, or a quota is used up; `Retry-After` says when to come back, if that may help.",
-    503: "Redis or the file storage is away; `Retry-After` says when to come back.",
+    503: "Redis or the file storage is away or full; `Retry-After` says when to come back.",
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import socket
 
 import structlog
 
@@ -14,11 +16,13 @@ from conserve.jobs import embedded
 from conserve.jobs.capacity_store import CapacityStore
 from conserve.jobs.errors import EmbeddedServerError
 from conserve.jobs.files import FileStore
+from conserve.jobs.leadership import Leadership
 from conserve.jobs.lifecycle import BatchKeeper
 from conserve.jobs.link import RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.retention import FileRetention
 from conserve.telemetry.logs import configure_service_logs
+from deployments.ray_compat import find_cluster
 
 log = structlog.get_logger(__name__)
 
@@ -35,13 +39,15 @@ class ConServeController:
         settings: ConServe's settings, as configured.
         redis_url: the Redis that `jobs.redis_url` stands for.
         models: names of the served models.
+        cluster: a name that the controllers of this cluster have and no other; Ray's by default.
     """
 
-    def __init__(self, settings: Settings, redis_url: str, models: list[str]) -> None:
+    def __init__(self, settings: Settings, redis_url: str, models: list[str], cluster: str | None = None) -> None:
         configure_service_logs()
         self._settings = settings
         self._redis_url = redis_url
         self._models = models
+        self._cluster = cluster or find_cluster() or f"{socket.gethostname()}-{secrets.token_hex(8)}"
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def check_health(self) -> None:
@@ -73,11 +79,15 @@ class ConServeController:
         controller = HarvestController(board, queue, settings.harvest, weights, lambda: watch.urgencies)
         store = FileStore(settings.files_url)
         keeper = BatchKeeper(redis, store, settings, self._models)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(controller.run())
-            group.create_task(watch.run())
-            group.create_task(keeper.run(KEEPER_PERIOD_S))
-            group.create_task(FileRetention(redis, store, settings).run(SWEEP_PERIOD_S))
+
+        async def lead() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(controller.run())
+                group.create_task(watch.run())
+                group.create_task(keeper.run(KEEPER_PERIOD_S))
+                group.create_task(FileRetention(redis, store, settings).run(SWEEP_PERIOD_S))
+
+        await Leadership(redis, settings.jobs.namespace, self._cluster).work(lead)
 
     async def _watch_embedded(self) -> None:
         """An embedded Redis that died is started again; its append-only file holds what was accepted."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from conserve.jobs.answers import file_too_large
+from conserve.jobs.answers import file_too_large, storage_unavailable
 from conserve.jobs.batch import FileDeleted, FileList, FileObject
 from conserve.jobs.errors import ApiError
 from conserve.jobs.expiry import LONGEST_S, SHORTEST_S, ExpiresAfter
@@ -134,6 +134,8 @@ async def _parse_form(request: Request, max_file_bytes: int) -> FormData:
         return await MultiPartParser(request.headers, stream(), max_files=1, max_part_size=_FORM_BYTES).parse()
     except MultiPartException as error:
         raise ApiError(400, f"The form cannot be read: {error.message}", param="file") from None
+    except OSError as error:  # The disk for temporary files is full.
+        raise storage_unavailable(error) from error
 
 
 def _read_expiry(form: FormData) -> ExpiresAfter | None:

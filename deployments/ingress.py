@@ -25,7 +25,7 @@ from conserve.jobs.tenants import TenantDirectory
 from conserve.telemetry.logs import configure_service_logs
 from deployments.errors import error_response
 from deployments.flex_routes import answer_flex, is_flex
-from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
+from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, find_cluster
 from deployments.readiness import ReadinessProbe
 from deployments.status import Status, build_status
 
@@ -124,13 +124,16 @@ class ConServeIngress(OpenAiIngress):
 
     async def status(self, request: Request) -> Status:
         """Replicas with their harvest windows, and the caller's batches that have not ended."""
-        if self._board is None or self._queue is None:
+        board, queue = self._board, self._queue
+        if board is None or queue is None:
             raise _no_queue()
         tenant = self._find_tenant(request)
         try:
-            return build_status(await self._board.read_reports(), await self._queue.active_summaries(), tenant)
+            reports, batches = await board.read_reports(), await queue.active_summaries()
+            controller = await queue.leader()
         except OUTAGES:
             raise _no_queue() from None
+        return build_status(reports, batches, tenant, controller=controller, cluster=find_cluster())
 
     def _find_tenant(self, request: Request) -> str | None:
         """Whose batches the caller may see; None: nobody's."""

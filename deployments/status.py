@@ -48,18 +48,35 @@ class BatchLine(BaseModel):
 
 
 class Status(BaseModel):
-    """The whole answer. `flex_waiting` are requests of all tenants that wait for harvested capacity."""
+    """The whole answer. `flex_waiting` are requests of all tenants that wait for harvested capacity.
+
+    `controller` is the cluster whose controller is at work (null: none is). With `controller_elsewhere` that is another
+    one, whose deployment has the same namespace by mistake, and the controller of this one waits.
+    """
 
     object: Literal["conserve.status"] = "conserve.status"
     replicas: list[CapacityReport]
     batches: list[BatchLine]
     flex_waiting: int = 0
+    controller: str | None = None
+    controller_elsewhere: bool = False
 
 
 def build_status(
-    reports: Sequence[CapacityReport], batches: Sequence[ActiveBatch], tenant: str | None = DEFAULT_TENANT
+    reports: Sequence[CapacityReport],
+    batches: Sequence[ActiveBatch],
+    tenant: str | None = DEFAULT_TENANT,
+    *,
+    controller: str | None = None,
+    cluster: str | None = None,
 ) -> Status:
-    """Puts the answer together, with the batches of one tenant (None: of nobody)."""
+    """Puts the answer together, with the batches of one tenant (None: of nobody), as seen from a cluster."""
     shown = [BatchLine.of(batch) for batch in batches if batch.flex is None and batch.tenant == tenant]
     waiting = sum(batch.flex is not None and batch.outcome is None for batch in batches)
-    return Status(replicas=list(reports), batches=shown, flex_waiting=waiting)
+    return Status(
+        replicas=list(reports),
+        batches=shown,
+        flex_waiting=waiting,
+        controller=controller,
+        controller_elsewhere=None not in (controller, cluster) and controller != cluster,
+    )

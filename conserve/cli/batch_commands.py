@@ -214,6 +214,8 @@ def _show(batch: Batch) -> None:
     counts = batch.request_counts
     done = f"{counts.completed} completed, {counts.failed} failed of {counts.total}" if counts else "not counted yet"
     out.print(f"{batch.id}: [bold]{_name_status(batch)}[/], {done}")
+    if delay := (batch.model_extra or {}).get("delayed_because"):
+        out.print(f"  does not get on: {delay} It is tried again.", markup=False, soft_wrap=True)
     end_at = _read_more(batch, "predicted_end_at")
     if end_at is not None and batch.expires_at is not None:
         late = ", [bold red]too late[/]" if end_at > batch.expires_at else ""

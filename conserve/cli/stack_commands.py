@@ -86,6 +86,11 @@ def status(url: UrlOption = DEFAULT_URL) -> None:
         answer = httpx.get(f"{url}/conserve/v1/status", headers=make_client(url).auth_headers, timeout=10)
     out.print("Application:", "[green]ready[/]" if health.is_success else "[yellow]not ready[/]", url)
     found = _read_status(answer)
+    if found.get("controller_elsewhere"):
+        out.print(
+            "[yellow]The controller of another cluster is at work in this namespace[/], and this one's waits: "
+            f"{escape(str(found.get('controller')))}. Give each deployment a jobs.namespace of its own."
+        )
     out.print(_replica_table(found["replicas"]))
     if found["batches"]:
         out.print(_batch_table(found["batches"]))

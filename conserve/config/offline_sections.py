@@ -91,6 +91,12 @@ class JobsSettings(_Section):
     input_files_kept_s: int | None = Field(
         2_592_000, ge=3_600, description="Input files are deleted after so long, unless uploaded with `expires_after`."
     )
+    batches_kept_s: int | None = Field(
+        90 * 86_400,
+        ge=3_600,
+        description="A batch is forgotten so long after its end; its output files stay until they expire. None: it is "
+        "kept for ever.",
+    )
     max_file_bytes: int = Field(200_000_000, ge=1, description="Size of an uploaded file.")
     max_batch_requests: int = Field(50_000, ge=1, description="Lines of one batch.")
     max_line_bytes: int = Field(10_000_000, ge=1_000, description="Length of one line of a batch.")

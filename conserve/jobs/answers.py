@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
 import structlog
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 
 from conserve.jobs.errors import ApiError, NotDurableError, QuotaExceededError
+from conserve.jobs.outages import is_outage
 
 _log = structlog.get_logger(__name__)
 
@@ -39,14 +38,21 @@ def answers_unavailable(
     async def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Answer:
         try:
             return await method(*args, **kwargs)
-        except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError, NotDurableError) as error:
+        except (RedisError, NotDurableError) as error:
+            if isinstance(error, RedisError) and not is_outage(error):
+                raise
             _log.warning("batch queue unavailable", reason=str(error))
             raise _unavailable("The batch queue is not available at the moment. Try again later.") from error
         except OSError as error:
-            _log.warning("file storage unavailable", reason=str(error))
-            raise _unavailable("The file storage is not available at the moment. Try again later.") from error
+            raise storage_unavailable(error) from error
 
     return call
+
+
+def storage_unavailable(error: OSError) -> ApiError:
+    """503: the storage of files is away or full, or the place where they are put together."""
+    _log.warning("file storage unavailable", reason=str(error))
+    return _unavailable("The file storage is not available at the moment. Try again later.")
 
 
 def invalid(message: str, param: str, code: str | None = "invalid_value") -> ApiError:

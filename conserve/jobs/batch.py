@@ -152,6 +152,7 @@ class Batch(BaseModel):
       `window_too_short`, it was taken with that warning; null, nobody has looked.
     - `earliest_completion_window` is with that warning the shortest window that would have done; null if none that is
       allowed would.
+    - `delayed_because` says why it does not get on at the moment, a full disk for example; it is tried again and again.
     - `tenant` is whose it is, `flex` how its one request is waited for.
     """
 
@@ -182,6 +183,7 @@ class Batch(BaseModel):
     predicted_end_at: int | None = None
     admission: Literal["fits", "unknown", "window_too_short"] | None = None
     earliest_completion_window: str | None = None
+    delayed_because: str | None = None
     tenant: str = Field(DEFAULT_TENANT, exclude=True)
     flex: FlexKind | None = Field(None, exclude=True)
 
@@ -238,7 +240,7 @@ class ActiveBatch:
     `prompt_tokens` and `completion_tokens` are those of its committed requests, `tokens_guessed` what one was expected
     to take at first, `work_tokens` what it is taken for in all; its input file has `file_bytes`, of which
     `prompt_bytes` are the text of prompts (0: not known). Of two batches with the same `prefix` the prompts begin
-    alike. Since `let_go_at_ms` nobody waits for a flex request.
+    alike. Since `let_go_at_ms` nobody waits for a flex request. One that is `delayed` has a `delayed_because`.
     """
 
     batch_id: str
@@ -268,6 +270,7 @@ class ActiveBatch:
     prefix: str = ""
     flex: FlexKind | None = None
     let_go_at_ms: int | None = None
+    delayed: bool = False
 
     @property
     def tokens_used(self) -> int:

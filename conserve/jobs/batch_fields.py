@@ -37,6 +37,7 @@ SUMMARY_FIELDS: Final = (
     "prefix",
     "flex",
     "let_go_at_ms",
+    "delayed_because",
 )
 """Fields that `to_summary` needs, in this order."""
 
@@ -66,6 +67,7 @@ def to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
             "tenant": fields.get("tenant", DEFAULT_TENANT),
             "flex": fields.get("flex"),
             "usage": BatchUsage(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion),
+            "delayed_because": None if BatchStatus(fields["status"]).ended else fields.get("delayed_because"),
             "admission": fields.get("admission") or None,
             "earliest_completion_window": fields.get("earliest_completion_window") or None,
         }
@@ -108,4 +110,5 @@ def to_summary(batch_id: str, values: list[Any]) -> ActiveBatch:
         prefix=fields["prefix"] or "",
         flex=FlexKind(fields["flex"]) if fields["flex"] else None,
         let_go_at_ms=number("let_go_at_ms") or None,
+        delayed=bool(fields["delayed_because"]),
     )

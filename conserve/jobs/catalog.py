@@ -74,9 +74,8 @@ class FileCatalog:
         args: list[str | int] = [(expires_after_s or 0) * 1000, *(part for pair in fields.items() for part in pair)]
         created, expires = await self._scripts.run("put_file", [self._keys.file(file_id)], args)
         expires_at_ms = int(expires) or None
-        for index in (self._keys.files(tenant), self._keys.files(tenant, purpose)):
-            await self._redis.zadd(index, {file_id: int(created)})
-        await self.look_again(file_id, expires_at_ms)
+        indexes = [self._keys.files(tenant), self._keys.files(tenant, purpose)]
+        await self._scripts.run("index_file", [self._keys.due_files, *indexes], [file_id, created, expires])
         await self._barrier.wait(file_id)
         times = {"created_at_ms": str(created)} | ({"expires_at_ms": str(expires_at_ms)} if expires_at_ms else {})
         return _to_file(file_id, fields | times)

@@ -1,4 +1,4 @@
-"""Connects to Redis and checks that it suits: version, no cluster, schema of the data, durability."""
+"""Connects to Redis and checks that it suits: version, no cluster, schema of the data, whose it is, durability."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from conserve.config import EMBEDDED_REDIS, Settings
 from conserve.jobs import embedded
 from conserve.jobs.cancellation import honour_cancellation
 from conserve.jobs.errors import UnsuitableServerError
+from conserve.jobs.identity import check_identity
 from conserve.jobs.keys import SCHEMA_VERSION, Keys
 
 _log = structlog.get_logger(__name__)
@@ -33,9 +34,11 @@ async def connect(settings: Settings) -> Redis:
     Commands are tried again a few times when a connection breaks, so scripts are written to be repeatable.
 
     Raises:
-        UnsuitableServerError: the server is too old, is part of a cluster, or holds data of another schema version.
+        UnsuitableServerError: the server is too old, is part of a cluster, or holds data of another schema version
+            or of another deployment.
         EmbeddedServerError: the embedded server did not start.
         redis.exceptions.RedisError: the server cannot be reached or refuses the commands.
+        OSError: the storage of the files is away, and whether they belong to this server is not known.
     """
     url = settings.jobs.redis_url
     if url == EMBEDDED_REDIS:
@@ -53,7 +56,9 @@ async def connect(settings: Settings) -> Redis:
     try:
         await _check_version(redis)
         await _check_cluster(redis)
-        await _check_schema(redis, Keys(settings.jobs.namespace))
+        keys = Keys(settings.jobs.namespace)
+        await _check_schema(redis, keys)
+        await check_identity(redis, keys, settings.files_url)
         await _check_eviction(redis)
         await _prepare_durability(redis)
     except BaseException:
@@ -81,8 +86,10 @@ async def _check_cluster(redis: Redis) -> None:
 
 
 async def _check_schema(redis: Redis, keys: Keys) -> None:
-    await redis.set(keys.schema, SCHEMA_VERSION, nx=True)
-    found = await redis.get(keys.schema)
+    found = await redis.get(keys.schema)  # First: a server without memory refuses to write.
+    if found is None:
+        await redis.set(keys.schema, SCHEMA_VERSION, nx=True)
+        found = await redis.get(keys.schema)
     if found != SCHEMA_VERSION:
         raise UnsuitableServerError(
             f"Redis holds batches of schema version {found!r} (key '{keys.schema}'); "

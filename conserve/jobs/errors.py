@@ -54,7 +54,10 @@ def _printable(text: str) -> str:
 
 
 class UnsuitableServerError(RuntimeError):
-    """The Redis server cannot be used: too old, in cluster mode, or holding the data of another schema version."""
+    """The Redis server cannot be used: too old, in cluster mode, or holding other data.
+
+    That is data of another schema version, or of another deployment.
+    """
 
 
 class NotDurableError(RuntimeError):

@@ -41,5 +41,5 @@ class FlexCleanup:
         await self._store.delete_file(batch.input_file_id)
         await self._catalog.look_again(batch.input_file_id, None)
         await self._queue.delete(batch.batch_id)
-        await self._queue.retire(batch.batch_id)
+        await self._queue.ledger.retire(batch.batch_id)
         _log.debug("flex request deleted", batch_id=batch.batch_id)

@@ -15,6 +15,10 @@ class BatchHoldings:
         self._ledger = ledger
         self._written: dict[str, Holding] = {}
 
+    def reset(self) -> None:
+        """Forgets what was written: Redis may have been taken back to an older state. All is written anew."""
+        self._written = {}
+
     async def follow(self, batches: Sequence[ActiveBatch]) -> None:
         """Takes the active batches; those whose lines are not known yet have what they were accepted with.
 

@@ -36,7 +36,12 @@ class Keys:
 
     def __init__(self, namespace: str) -> None:
         self.schema = f"{namespace}:schema"
+        self.deployment = f"{namespace}:deployment"  # whose all this is, JSON, see `identity.py`
+        self.controller = f"{namespace}:controller"  # string with expiry: cluster whose controller is at work
         self.active_batches = f"{namespace}:{{index}}:active"  # as `batches`, of those that still need the keeper
+        self.ended_batches = (
+            f"{namespace}:{{index}}:ended"  # the same, of those that have ended -> when the keeper was done
+        )
         self.flex = f"{namespace}:{{index}}:flex"  # the same, of those of them that are flex requests
         self.held = f"{namespace}:{{index}}:held"  # hash: batch or file -> tenant and amounts, see `lua/_ledger.lua`
         self.used = f"{namespace}:{{index}}:used"  # hash: tenant and name of a quota -> sum of the amounts

@@ -90,6 +90,10 @@ class Ledger:
         """Takes a batch from the active ones (and from an index), and gives back what it has."""
         await self._scripts.run("retire", [*self._keys, *([index] if index else [])], [batch_id])
 
+    async def retire_ended(self, batch_id: str, index: str) -> None:
+        """As `retire`, of a batch that is kept for a while; puts it into the index of those."""
+        await self._scripts.run("retire", [*self._keys, index], [batch_id, "ended"])
+
     async def tenant_of(self, holder: str) -> str | None:
         """Whose a batch or file is, as long as it has anything."""
         text = await self._redis.hget(self._keys[0], holder)

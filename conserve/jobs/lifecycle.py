@@ -5,43 +5,38 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection
 from typing import NoReturn
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from conserve.config import Settings
 from conserve.jobs.admission import WINDOW_TOO_SHORT, AdmissionDesk, Assessment
 from conserve.jobs.assembly import assemble, delete_leftovers
 from conserve.jobs.batch import ActiveBatch, BatchError, BatchStatus, RequestCounts
+from conserve.jobs.batch_retention import BatchRetention
 from conserve.jobs.catalog import FileCatalog
+from conserve.jobs.clock import read_server_ms
 from conserve.jobs.errors import ValidatorReplacedError
 from conserve.jobs.files import FileStore
 from conserve.jobs.flex_cleanup import FlexCleanup
 from conserve.jobs.holdings import BatchHoldings
 from conserve.jobs.ledger import Holding
+from conserve.jobs.outages import is_out_of_memory, is_outage
 from conserve.jobs.queue import JobQueue
-from conserve.jobs.validation import InputValidator, RequestRange
+from conserve.jobs.server_watch import ServerWatch
+from conserve.jobs.troubles import Troubles, explain
+from conserve.jobs.validation import InputValidator, take_part
 
 _log = structlog.get_logger(__name__)
 
 _SLOW_STEPS_AT_ONCE = 4
 _SLOW_STEP_LIMIT_S = 1800.0  # A step that hangs is given up and tried again; nothing else would free its slot.
-_CHUNK_REQUESTS = 500
-_CHUNK_BYTES = 4 << 20
-_BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 60.0
+_BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 10.0
+_SWEEP, _SWEEP_PERIOD_S = "sweep", 30.0
 _CREATION_MS = 60_000  # An index entry without a batch is left alone for so long: it may be on its way.
-
-
-@dataclass(slots=True)
-class _Trouble:
-    failures: int = 0
-    not_before_s: float = 0.0
 
 
 class BatchKeeper:
@@ -49,7 +44,8 @@ class BatchKeeper:
 
     Each step is atomic or repeatable: after a crash anywhere the next round goes on from the old or the new state. More
     than one keeper at a time does no harm. Leases are left alone for one lease period after the keeper starts and after
-    Redis was away or restarted, so that replicas can renew what they still work on.
+    Redis was away or restarted, so that replicas can renew what they still work on. So they are after its clock has
+    jumped forward, and windows, too: it may jump back.
     """
 
     def __init__(
@@ -69,14 +65,16 @@ class BatchKeeper:
         self._catalog = FileCatalog(redis, settings.jobs.namespace)
         self._holdings = BatchHoldings(self._queue.ledger)
         self._flex = FlexCleanup(self._queue, self._catalog, store)
+        self._retention = BatchRetention(redis, store, settings)
+        self._sweep_from_s = 0.0
         self._desk = AdmissionDesk(redis, self._queue, settings, models)
         self._validator_token = secrets.token_hex(16)
-        self._server_run_id: str | None = None
-        self._reap_from_s = 0.0
+        self._watch = ServerWatch(redis, clock, settings.jobs.lease_ms)
+        self._reap_from_s = self._trust_clock_from_s = 0.0
         self._hold_leases()
         self._slow: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_SLOW_STEPS_AT_ONCE)
-        self._troubles: dict[str, _Trouble] = {}
+        self._troubles = Troubles(clock)
 
     async def run_once(self) -> None:
         """Brings every active batch one step on, and waits for the steps that take time.
@@ -97,7 +95,7 @@ class BatchKeeper:
                     await self._round()
                     pause_s = period_s
                 except RedisError as error:
-                    pause_s = min(max(2 * pause_s, _BACKOFF_S), _LONGEST_BACKOFF_S / 6)
+                    pause_s = min(max(2 * pause_s, _BACKOFF_S), _LONGEST_BACKOFF_S)
                     _log.warning("keeper cannot use redis", reason=str(error), next_try_s=pause_s)
                 await asyncio.sleep(pause_s)
         finally:
@@ -112,39 +110,46 @@ class BatchKeeper:
 
     async def _round(self) -> None:
         try:
-            await self._notice_restart()
-            now_s, micro_s = await self._redis.time()
-            now_ms = now_s * 1000 + micro_s // 1000
+            now_ms = await self._look_at_server()
             admitted = await self._queue.active_ids()
             batches = await self._queue.active_summaries(list(admitted))
             for batch_id in admitted.keys() - {batch.batch_id for batch in batches}:
-                if now_ms - admitted[batch_id] > _CREATION_MS:
+                if now_ms - admitted[batch_id] > _CREATION_MS and self._trusts_clock:
                     await self._queue.forget(batch_id)
             await self._holdings.follow(batches)
             for batch in batches:
                 await self._advance(batch, now_ms)
-            for batch_id in self._troubles.keys() - admitted.keys():
-                del self._troubles[batch_id]
-        except (RedisConnectionError, RedisTimeoutError):
-            self._hold_leases()
+            self._troubles.keep_only(admitted.keys())
+            if self._trusts_clock and self._clock() >= self._sweep_from_s and _SWEEP not in self._slow:
+                self._sweep_from_s = self._clock() + _SWEEP_PERIOD_S
+                self._slow[_SWEEP] = asyncio.create_task(self._sweep(now_ms))
+        except RedisError as error:
+            if _stops_renewals(error):
+                self._hold_leases()
             raise
 
-    async def _notice_restart(self) -> None:
-        run_id = str((await self._redis.info("server")).get("run_id"))
-        if self._server_run_id not in (None, run_id):
-            _log.info("redis was restarted: leases are left alone for one period")
+    async def _look_at_server(self) -> int:
+        view = await self._watch.look()
+        if view.restarted:
+            self._holdings.reset()
+        if view.restarted or view.jumped:
             self._hold_leases()
-        self._server_run_id = run_id
+        if view.jumped:
+            self._trust_clock_from_s = self._reap_from_s
+        return view.now_ms
 
     def _hold_leases(self) -> None:
         self._reap_from_s = self._clock() + self._settings.lease_ms / 1000
 
+    @property
+    def _trusts_clock(self) -> bool:
+        return self._clock() >= self._trust_clock_from_s
+
     async def _advance(self, batch: ActiveBatch, now_ms: int) -> None:
-        trouble = self._troubles.get(batch.batch_id)
-        if batch.batch_id in self._slow or (trouble and self._clock() < trouble.not_before_s):
+        if batch.batch_id in self._slow or self._troubles.holds_up(batch):
             return
         if batch.flex is not None and (batch.outcome is not None or batch.status.ended):
-            if self._flex.is_due(batch, now_ms):
+            if self._flex.is_due(batch, now_ms) and self._trusts_clock:
                 self._start(batch, self._flex.delete)
         elif batch.status.ended:
             self._start(batch, self._retire)
@@ -155,21 +160,30 @@ class BatchKeeper:
         else:
             try:
                 await self._tend(batch, now_ms)
-                self._troubles.pop(batch.batch_id, None)
-            except (RedisConnectionError, RedisTimeoutError):
-                raise
-            except Exception:  # noqa: BLE001 - as in `_run_step`.
-                self._put_off(batch)
+                await self._got_on(batch)
+            except Exception as error:
+                if _stops_renewals(error):
+                    raise
+                await self._put_off(batch, error)
 
     async def _tend(self, batch: ActiveBatch, now_ms: int) -> None:
         if batch.status is BatchStatus.CANCELLING:
             await self._queue.freeze_cancelled(batch.batch_id)
-        elif now_ms >= batch.expires_at_ms:
+        elif now_ms >= batch.expires_at_ms and self._trusts_clock:
             await self._queue.expire(batch.batch_id)
         elif batch.leased and self._clock() >= self._reap_from_s:
             taken = await self._queue.reap(batch.batch_id)
             if taken:
                 _log.warning("took away leases that ran out", batch_id=batch.batch_id, requests=taken)
+
+    async def _sweep(self, now_ms: int) -> None:
+        try:
+            async with self._slots, asyncio.timeout(_SLOW_STEP_LIMIT_S):
+                await self._retention.sweep(now_ms)
+        except (RedisError, OSError) as error:
+            _log.warning("ended batches are not forgotten yet", reason=str(error))
+        finally:
+            del self._slow[_SWEEP]
 
     def _start(self, batch: ActiveBatch, step: Callable[[ActiveBatch], Awaitable[None]]) -> None:
         self._slow[batch.batch_id] = asyncio.create_task(self._run_step(batch, step))
@@ -178,23 +192,31 @@ class BatchKeeper:
         try:
             async with self._slots, asyncio.timeout(_SLOW_STEP_LIMIT_S):
                 await step(batch)
-            self._troubles.pop(batch.batch_id, None)
+            await self._got_on(batch)
         except ValidatorReplacedError as error:
             _log.info("validation left to another process", batch_id=batch.batch_id, reason=str(error))
         except Exception as error:  # noqa: BLE001 - one batch's failure, whatever it is, must not stop the others.
-            if isinstance(error, RedisConnectionError | RedisTimeoutError):
+            if _stops_renewals(error):
                 self._hold_leases()
-            self._put_off(batch)
+            await self._put_off(batch, error)
         finally:
             del self._slow[batch.batch_id]
 
-    def _put_off(self, batch: ActiveBatch) -> None:
-        """Logs the exception being handled, and leaves the batch alone for a while that doubles with each failure."""
-        trouble = self._troubles.setdefault(batch.batch_id, _Trouble())
-        pause_s = min(_BACKOFF_S * 2**trouble.failures, _LONGEST_BACKOFF_S)
-        trouble.failures = min(trouble.failures + 1, 30)
-        trouble.not_before_s = self._clock() + pause_s
-        _log.exception("batch does not get on", batch_id=batch.batch_id, status=batch.status, next_try_s=pause_s)
+    async def _got_on(self, batch: ActiveBatch) -> None:
+        self._troubles.clear(batch.batch_id)
+        if batch.delayed:
+            await self._queue.delay(batch.batch_id, None)
+
+    async def _put_off(self, batch: ActiveBatch, error: Exception) -> None:
+        """Logs an exception, says in the batch what it was, and leaves it alone for a while."""
+        pause_s = self._troubles.add(batch)
+        _log.error(
+            "batch does not get on", batch_id=batch.batch_id, status=batch.status, next_try_s=pause_s, exc_info=error
+        )
+        try:
+            await self._queue.delay(batch.batch_id, explain(error))
+        except (RedisError, OSError) as outage:
+            _log.warning("why a batch does not get on cannot be said", batch_id=batch.batch_id, reason=str(outage))
 
     async def _validate(self, batch: ActiveBatch) -> None:
         token = self._validator_token
@@ -205,10 +227,9 @@ class BatchKeeper:
         try:
             await self._enqueue(batch, token, validator)
         except OSError as error:
-            now_s, _ = await self._redis.time()
-            if now_s * 1000 < batch.expires_at_ms:
+            if not await self._is_over(batch):
                 raise
-            message = f"The input file could not be read within the completion window: {error.strerror or error}"
+            message = f"The input file could not be read before the batch was over. {explain(error)}"
             validator.problems.append(BatchError(code="input_file_unreadable", message=message, param="input_file_id"))
         # A flex request is promised nothing.
         promised = not validator.problems and batch.flex is None
@@ -222,6 +243,13 @@ class BatchKeeper:
         _log.info(
             "validated batch", batch_id=batch.batch_id, requests=validator.total, problems=len(validator.problems)
         )
+
+    async def _is_over(self, batch: ActiveBatch) -> bool:
+        """Whether it is too late to wait: its window is over, or it was cancelled."""
+        found = await self._queue.get(batch.batch_id)
+        if found is not None and found.status is BatchStatus.CANCELLING:
+            return True
+        return self._trusts_clock and await read_server_ms(self._redis) >= batch.expires_at_ms
 
     async def _assess(self, batch: ActiveBatch, token: str, validator: InputValidator) -> Assessment:
         """Looks whether the batch fits its window; if not, and that is to be refused, it is a problem of it."""
@@ -242,7 +270,7 @@ class BatchKeeper:
         chunks = self._store.storage.chunks(self._store.file_path(batch.input_file_id))
         ranges = validator.check(chunks)
         queued = 0
-        while part := await asyncio.to_thread(_take, ranges):
+        while part := await asyncio.to_thread(take_part, ranges):
             # Once something is wrong nothing will run; an empty part still prolongs the token.
             queued = await self._queue.enqueue(batch.batch_id, token, queued, [] if validator.problems else part)
 
@@ -278,12 +306,6 @@ class BatchKeeper:
         await self._queue.retire(batch.batch_id)
 
 
-def _take(ranges: Iterator[RequestRange]) -> list[RequestRange]:
-    taken: list[RequestRange] = []
-    size = 0
-    for part in ranges:
-        taken.append(part)
-        size += part.length
-        if len(taken) >= _CHUNK_REQUESTS or size >= _CHUNK_BYTES:
-            break
-    return taken
+def _stops_renewals(error: Exception) -> bool:
+    """True for an error of Redis that replicas which renew their leases meet, too."""
+    return is_outage(error) and not is_out_of_memory(error)

@@ -79,8 +79,8 @@ class BatchRegistry:
             TooManyBatchesError: `max_active_batches` are active.
             TooManyWaitingError: as many flex requests as allowed are waiting.
             QuotaExceededError: the tenant would have more than `limits`.
-            NotDurableError: the server did not confirm in time. The batch is cancelled if that can be done, as the
-                client is not told of it and will try again.
+            NotDurableError: the server did not confirm in time, or refused. The batch is then cancelled if that can be
+                done, as after a RedisError: the client is not told of it and will try again.
         """
         # Into the index first: an entry without a batch is cleaned up, a batch without an entry would never be found.
         index, most = self._keys.batches(tenant), self._settings.max_active_batches
@@ -103,7 +103,7 @@ class BatchRegistry:
         await self._scripts.run("create", self._keys.batch(batch_id), args)
         try:
             await asyncio.gather(self._barrier.wait("index"), self._barrier.wait(batch_id))
-        except NotDurableError:
+        except (NotDurableError, RedisError):
             try:
                 await self._scripts.run("cancel", self._keys.batch(batch_id))
             except RedisError as error:
@@ -140,6 +140,11 @@ class BatchRegistry:
             last_id=data[-1].id if data else None,
             has_more=len(ids) > limit,
         )
+
+    async def leader(self) -> str | None:
+        """The cluster whose controller is at work, see `leadership.py`; None: none is."""
+        found = await self._redis.get(self._keys.controller)
+        return None if found is None else str(found)
 
     async def active_ids(self) -> dict[str, int]:
         """Batches that still need the keeper, oldest first -> when they were created, Unix milliseconds."""
@@ -225,6 +230,10 @@ class BatchRegistry:
         text = BatchErrors(data=list(errors)).model_dump_json()
         _check_validator(batch_id, int(await self._scripts.run("fail", self._keys.batch(batch_id), [token, text])))
 
+    async def delay(self, batch_id: str, reason: str | None) -> None:
+        """Says why a batch does not get on at the moment; None: it does."""
+        await self._scripts.run("delay", self._keys.batch(batch_id), [reason or ""])
+
     async def predict(self, ends_ms: Mapping[str, int | None]) -> None:
         """Says when batches in progress will be done, Unix milliseconds; None: that is not known. One round trip."""
         calls = [(self._keys.batch(one), ["" if end_ms is None else end_ms]) for one, end_ms in ends_ms.items()]
@@ -259,7 +268,14 @@ class BatchRegistry:
 
     async def retire(self, batch_id: str) -> None:
         """Takes a batch that has ended from the active ones, and gives back what it had of its tenant's quotas."""
-        await self.ledger.retire(batch_id)
+        await self.ledger.retire_ended(batch_id, self._keys.ended_batches)
+
+    async def forget_ended(self, batch_id: str) -> None:
+        """Forgets all that is known of a batch that was retired."""
+        tenant = await self._redis.hget(self._keys.batch(batch_id).batch, "tenant")
+        await self._redis.zrem(self._keys.batches(tenant or DEFAULT_TENANT), batch_id)
+        await self.delete(batch_id)
+        await self._redis.zrem(self._keys.ended_batches, batch_id)
 
     async def forget(self, batch_id: str) -> None:
         """Takes a batch that never came to be from the indexes."""

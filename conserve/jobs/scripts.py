@@ -11,7 +11,7 @@ from redis.commands.core import AsyncScript
 
 _PRELUDE = "_batch"
 _LEDGER_PRELUDE = "_ledger"
-_WITHOUT_PRELUDE = frozenset({"pin_file", "delete_file", "put_file"})
+_WITHOUT_PRELUDE = frozenset({"pin_file", "delete_file", "put_file", "index_file", "barrier", "lead"})
 _OF_LEDGER = frozenset({"admit", "hold", "adjust", "drop", "retire"})
 
 
@@ -45,11 +45,12 @@ class Scripts:
     def _script(self, name: str) -> AsyncScript:
         script = self._scripts.get(name)
         if script is None:
-            script = self._scripts[name] = self._redis.register_script(_read(name))
+            script = self._scripts[name] = self._redis.register_script(read_script(name))
         return script
 
 
-def _read(name: str) -> str:
+def read_script(name: str) -> str:
+    """The text of a script, with what stands before it."""
     folder = resources.files(__package__) / "lua"
     text = (folder / f"{name}.lua").read_text(encoding="utf-8")
     if name in _WITHOUT_PRELUDE:

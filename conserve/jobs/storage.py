@@ -61,6 +61,24 @@ class Storage:
                 file.discard()
             raise
 
+    @property
+    def folder(self) -> Path | None:
+        """The local folder that it is; None: it is none."""
+        return Path(self._root) if self._local else None
+
+    def create_once(self, path: str, content: bytes) -> bytes:
+        """Writes a small file to a local folder unless it is there; returns what is there then."""
+        place = Path(self._root, path)
+        if not place.exists():
+            temporary = f"{path}.{secrets.token_hex(8)}{_TEMPORARY}"
+            with self.create(temporary) as file:
+                file.write(content)
+            with suppress(FileExistsError):  # Of several processes the first one counts.
+                os.link(Path(self._root, temporary), place)
+                _sync_folder(place.parent)
+            self.delete(temporary)
+        return place.read_bytes()
+
     def open(self, path: str) -> IO[bytes]:
         """Opens a file for reading. Raises FileNotFoundError."""
         return self._fs.open(self._full(path), "rb")  # type: ignore[no-any-return]

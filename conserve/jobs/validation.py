@@ -17,6 +17,7 @@ from conserve.policy.batch_work import InputSize
 
 MAX_CUSTOM_ID_LENGTH = 512
 MAX_PROBLEMS = 100
+_PART_REQUESTS, _PART_BYTES = 500, 4 << 20
 
 
 class RequestRange(NamedTuple):
@@ -206,3 +207,15 @@ def _refuse_constant(name: str) -> NoReturn:
 def _show(value: object) -> str:
     text = repr(value) if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def take_part(ranges: Iterator[RequestRange]) -> list[RequestRange]:
+    """The next requests, so many as one script should take; none: there are no more."""
+    taken: list[RequestRange] = []
+    size = 0
+    for part in ranges:
+        taken.append(part)
+        size += part.length
+        if len(taken) >= _PART_REQUESTS or size >= _PART_BYTES:
+            break
+    return taken

@@ -72,7 +72,7 @@ async def _run_replica(settings: Settings, redis_url: str, name: str) -> None:
 
 
 async def _run_controller(settings: Settings, redis_url: str, name: str) -> None:
-    controller = ConServeController(settings, redis_url, [MODEL])
+    controller = ConServeController(settings, redis_url, [MODEL], cluster=f"household {settings.state_dir}")
     while True:
         await asyncio.sleep(1.0)
         await controller.check_health()

@@ -12,6 +12,13 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
+-- Redis that is out of memory refuses a write that takes memory, unless the script has made one before that takes none: it
+-- does not break off in the middle. This is such a write, and changes nothing. It comes first in every move by which
+-- requests that were accepted get on, as in the end that frees memory; what takes in more does not call it.
+local function go_on_without_memory()
+  redis.call('HDEL', BATCH, '')
+end
+
 -- Results are frozen once it is decided how the batch will end: the files are being assembled from them.
 local function is_frozen()
   return redis.call('HEXISTS', BATCH, 'outcome') == 1

@@ -4,6 +4,12 @@
 -- ACTIVE and FLEX, sorted sets: ids of batches that need the keeper, and of those among them that are flex requests.
 -- Amounts are set, not added, and what nobody holds cannot be given back, so that every call can be repeated.
 local HELD, USED, ACTIVE, FLEX = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+
+-- As in _batch.lua: what comes after it is not refused for want of memory.
+local function go_on_without_memory()
+  redis.call('HDEL', HELD, '')
+end
+
 local NAMES = { 'requests', 'tokens', 'files', 'bytes' }
 
 local function whole(number)

@@ -2,12 +2,14 @@
 -- ARGV: how many, lease in ms, epoch of the claimer, token of this call. Result: entry, fence, journal, entry ... (see
 -- read_journal).
 -- The epoch keeps fences apart when a failover rewinds the counter. A repeated call (the same token: a retry after a lost
--- answer) gets what the first one got; those leases would otherwise run out, and count as attempts that failed.
+-- answer) gets what the first one got, also of a batch that was paused meanwhile; those leases would otherwise run out, and
+-- count as attempts that failed.
 -- A request to be run alone is handed out by itself. Entries of requests that a late commit has settled are dropped on the
 -- way: taking them out of the middle of a list would be slow.
-if redis.call('HGET', BATCH, 'status') ~= 'in_progress' or is_frozen() or is_paused() then
+if redis.call('HGET', BATCH, 'status') ~= 'in_progress' or is_frozen() then
   return {}
 end
+go_on_without_memory()
 local count, lease_ms, epoch, token = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local now = now_ms()
 local claimed, lines = {}, {}
@@ -27,6 +29,10 @@ if previous and string.sub(previous, 1, #token + 1) == token .. ' ' then
   if #claimed > 0 then
     return claimed
   end
+end
+
+if is_paused() then
+  return {}
 end
 
 local number  -- Of the last fence.

@@ -2,6 +2,7 @@
 -- `error|...`), counter (`completed` or `failed`), prompt tokens, completion tokens. Result: the lines accepted.
 -- A commit counts while its fence is the newest of that line, even when the lease ran out and the request was put back;
 -- after the next claim the older commit changes nothing. A repeated commit of the same result is accepted again.
+go_on_without_memory()
 local frozen = is_frozen()
 local accepted = {}
 local counts = { completed = 0, failed = 0, prompt_tokens = 0, completion_tokens = 0 }

@@ -5,7 +5,6 @@
 if redis.call('GET', VALIDATOR) ~= ARGV[1] then
   return -1
 end
-redis.call('PEXPIRE', VALIDATOR, ARGV[2])
 local before, added = tonumber(ARGV[3]), #ARGV - 3
 local length = redis.call('LLEN', QUEUE)
 if length == before then
@@ -15,4 +14,5 @@ if length == before then
 elseif length ~= before + added then
   return -2
 end
+redis.call('PEXPIRE', VALIDATOR, ARGV[2])  -- After what takes memory, see `go_on_without_memory`.
 return before + added

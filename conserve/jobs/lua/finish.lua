@@ -1,6 +1,7 @@
 -- Ends a batch whose files are written. ARGV: output file id, error file id (empty: there is none), lines in the output
 -- file, lines in the error file, ms for which claims and results are kept. Result: the status it has now.
 -- They are kept for a while so that a failover to an older state still finds them, and a stream of results goes on.
+go_on_without_memory()
 local batch = redis.call('HMGET', BATCH, 'status', 'outcome')
 local status, outcome = batch[1], batch[2]
 if not outcome or status == outcome then

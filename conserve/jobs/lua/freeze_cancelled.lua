@@ -1,5 +1,6 @@
 -- Freezes the results of a cancelled batch: once nothing runs any more, or after a grace time for what still ran.
 -- ARGV: grace time in ms. Result: 1 when the batch is frozen now.
+go_on_without_memory()
 local batch = redis.call('HMGET', BATCH, 'status', 'total', 'outcome', 'cancelling_at_ms')
 if batch[1] ~= 'cancelling' or not batch[2] then
   return 0

@@ -1,5 +1,6 @@
 -- Marks a flex request that nobody waits for any more; one that is not done is cancelled. Result: 1, or 0 when there is
 -- none.
+go_on_without_memory()
 local batch = redis.call('HMGET', BATCH, 'status', 'flex')
 if not batch[2] then
   return 0

@@ -1,6 +1,8 @@
 -- Records a file. KEYS: file. ARGV: ms until it expires (0: never), then field, value ...
 -- Result: when it was recorded first and when it expires (0: never), server milliseconds.
 -- A repeated call changes nothing: the files of a batch have ids that follow from the batch's.
+-- It goes on when Redis is out of memory, as in `go_on_without_memory`: else no batch could end. Uploads are refused before.
+redis.call('HDEL', KEYS[1], '')
 local found = redis.call('HMGET', KEYS[1], 'created_at_ms', 'expires_at_ms')
 if found[1] then
   return { tonumber(found[1]), tonumber(found[2] or 0) }

@@ -3,6 +3,7 @@
 if is_frozen() then
   return 0
 end
+go_on_without_memory()
 local released = 0
 for i = 1, #ARGV, 2 do
   local line = ARGV[i]

@@ -1,6 +1,7 @@
 -- Prolongs leases. ARGV: lease in ms, then line, fence, line, fence ...
 -- Result: 1 when the batch is not in progress any more (else 0), then the lines whose lease is not the caller's.
 -- A lease that ran out but was not yet taken away is prolonged: after an outage of Redis that saves the work.
+go_on_without_memory()
 local ends = now_ms() + tonumber(ARGV[1])
 local running = redis.call('HGET', BATCH, 'status') == 'in_progress' and not is_frozen()
 local result = { running and 0 or 1 }

@@ -7,6 +7,7 @@ local only_lapsed = ARGV[1] == '1'
 if is_frozen() or (only_lapsed and redis.call('HGET', BATCH, 'status') ~= 'in_progress') then
   return {}
 end
+go_on_without_memory()
 local now = now_ms()
 local done = {}
 for i = 2, #ARGV, 6 do

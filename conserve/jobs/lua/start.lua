@@ -2,6 +2,7 @@
 -- ARGV: token, number of requests, model, prefix of the prompts, then field, value ... Result: 1; -1 and -2 as in
 -- enqueue_chunk.lua.
 -- A batch cancelled meanwhile stays so; it only learns how many requests it has.
+go_on_without_memory()
 if redis.call('GET', VALIDATOR) ~= ARGV[1] then
   return -1
 end

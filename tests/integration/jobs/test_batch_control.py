@@ -30,6 +30,16 @@ async def test_of_a_paused_batch_nothing_more_is_claimed_until_it_goes_on(bench:
     assert (batch.status, len(output)) == ("completed", 3)
 
 
+async def test_a_claim_whose_answer_was_lost_is_answered_again_though_the_batch_was_paused(bench: Bench) -> None:
+    batch_id = await bench.start(3)
+    claimed = await bench.queue.claim(batch_id, 2, LONG_MS, "a", "token")
+    await bench.service.pause_batch(batch_id)
+    assert await bench.queue.claim(batch_id, 2, LONG_MS, "a", "token") == claimed
+    assert await bench.queue.claim(batch_id, 2, LONG_MS, "a", "other") == []
+    await bench.service.cancel_batch(batch_id)
+    assert await bench.queue.claim(batch_id, 2, LONG_MS, "a", "token") == []
+
+
 async def test_leases_of_a_paused_batch_run_out(bench: Bench) -> None:
     batch_id = await bench.start(1)
     await bench.queue.claim(batch_id, 1, 1, "a")

@@ -198,7 +198,7 @@ async def test_leases_are_left_alone_for_a_while_after_a_start_or_an_outage(benc
     await bench.lapse()
     await bench.keeper.run_once()
     assert (await bench.queue.active_summaries())[0].leased == 1
-    bench.keeper._server_run_id = "of the server before"
+    bench.keeper._watch._run_id = "of the server before"
     bench.now_s += 0.31
     await bench.keeper.run_once()
     assert (await bench.queue.active_summaries())[0].leased == 1

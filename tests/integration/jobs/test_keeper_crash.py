@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from conserve.jobs import lifecycle
+from conserve.jobs import validation
 from conserve.jobs.catalog import FileCatalog
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
@@ -71,7 +71,7 @@ def crash_at(patch: pytest.MonkeyPatch, owner: type, name: str, nth: int, *, don
 async def test_a_crash_anywhere(
     bench: Bench, redis: Redis, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, nth: int, done: bool
 ) -> None:
-    monkeypatch.setattr(lifecycle, "_CHUNK_REQUESTS", 2)
+    monkeypatch.setattr(validation, "_PART_REQUESTS", 2)
     batch_id = await bench.submit(make_input(4))
     validator = f"{bench.settings.jobs.namespace}:batch:{{{batch_id}}}:validator"
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import shutil
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,9 @@ from conserve.config import Settings
 from conserve.jobs.barrier import DiskBarrier
 from conserve.jobs.connection import connect
 from conserve.jobs.errors import NotDurableError, UnsuitableServerError
+from conserve.jobs.identity import find_identity
 from conserve.jobs.keys import SCHEMA_VERSION, Keys
+from conserve.jobs.storage import Storage
 
 
 async def test_another_schema_is_refused(redis: Redis, settings: Settings) -> None:
@@ -20,6 +25,70 @@ async def test_another_schema_is_refused(redis: Redis, settings: Settings) -> No
     await redis.set(f"{settings.jobs.namespace}:schema", "99")
     with pytest.raises(UnsuitableServerError, match=r"'99'.*jobs\.namespace"):
         await connect(settings)
+
+
+async def test_another_deployment_is_refused_by_name(redis: Redis, settings: Settings, tmp_path: Path) -> None:
+    key = f"{settings.jobs.namespace}:deployment"
+    other = settings.model_copy(update={"state_dir": tmp_path / "other"})
+    with pytest.raises(UnsuitableServerError, match=r"jobs\.namespace") as refused:
+        await connect(other)
+    for said in (f"{tmp_path}/files", f"{tmp_path}/other/files", f"delete the key '{key}'"):
+        assert said in str(refused.value)
+    await (await connect(settings)).aclose()
+    await redis.delete(key)
+    await (await connect(other)).aclose()
+    with pytest.raises(UnsuitableServerError, match="another deployment"):
+        await connect(settings)
+
+
+async def test_the_same_files_are_known_by_other_names(
+    redis: Redis, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mounted").symlink_to(tmp_path / "files")
+    jobs = settings.jobs.model_copy(update={"files_url": f"{tmp_path}/mounted"})
+    elsewhere = settings.model_copy(update={"jobs": jobs})
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.gethostname", lambda: "elsewhere")
+        await (await connect(elsewhere)).aclose()
+        await (await connect(settings)).aclose()
+    await (await connect(settings)).aclose()
+    shutil.rmtree(tmp_path / "files")  # Emptied on purpose.
+    await (await connect(settings)).aclose()
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.gethostname", lambda: "elsewhere")
+        await (await connect(settings)).aclose()
+
+
+async def test_deployments_on_object_stores_are_known_by_url(redis: Redis, settings: Settings) -> None:
+    await redis.delete(f"{settings.jobs.namespace}:deployment")
+
+    def at(url: str) -> Settings:
+        return settings.model_copy(update={"jobs": settings.jobs.model_copy(update={"files_url": url})})
+
+    await (await connect(at("memory://name:secret@one/files"))).aclose()
+    await (await connect(at("memory://one/files"))).aclose()
+    with pytest.raises(UnsuitableServerError, match=r"memory://one/files.*memory://two/files") as refused:
+        await connect(at("memory://two/files"))
+    assert "secret" not in str(refused.value)
+
+
+async def test_storage_that_is_away_keeps_nobody_out(
+    redis: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "away")
+
+    monkeypatch.setattr(Storage, "create_once", fail)
+    await (await connect(settings)).aclose()
+    with pytest.raises(OSError, match="away"):
+        await connect(settings.model_copy(update={"state_dir": tmp_path / "other"}))
+
+
+async def test_of_many_at_once_one_marks_the_folder(tmp_path: Path) -> None:
+    url = str(tmp_path / "shared")
+    found = await asyncio.gather(*(asyncio.to_thread(find_identity, url) for _ in range(20)))
+    assert len({one.mark for one in found}) == 1
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["deployment.id"]
 
 
 @pytest.mark.parametrize("version", ["6.0.16", "5.0", ""])

@@ -99,6 +99,17 @@ def test_status_shows_replicas_and_batches(application: Any) -> None:
     assert "open (alone)" in result.stdout
     assert "25%" in result.stdout
     assert "in_progress (paused)" in result.stdout
+    assert "another cluster" not in result.stdout
+
+
+def test_status_says_that_another_controller_is_at_work(application: Any) -> None:
+    application.answers["GET", "/health"] = (200, {})
+    found = {"replicas": [], "batches": [], "controller": "session_2", "controller_elsewhere": True}
+    application.answers["GET", "/conserve/v1/status"] = (200, found)
+    result = run("status", "--url", application.base_url)
+    assert result.exit_code == 0, result.output
+    assert "session_2" in result.stdout
+    assert "jobs.namespace" in result.stdout
 
 
 def test_submit_uploads_and_prints_the_id(application: Any, tmp_path: Path) -> None:
@@ -133,6 +144,13 @@ def test_batch_status_and_cancel(application: Any) -> None:
     cancelled = run("batch", "cancel", "batch_1", "--url", application.base_url)
     assert cancelled.stdout.startswith("batch_1: cancelling")
     assert application.calls[-1][:2] == ("POST", "/v1/batches/batch_1/cancel")
+
+
+def test_batch_status_says_why_it_does_not_get_on(application: Any) -> None:
+    batch = BATCH | {"status": "finalizing", "delayed_because": "The file storage is not available: [x] No space left."}
+    application.answers["GET", "/v1/batches/batch_1"] = (200, batch)
+    result = run("batch", "status", "batch_1", "--url", application.base_url)
+    assert "does not get on: The file storage is not available: [x] No space left." in result.stdout, result.output
 
 
 def test_submit_with_all_that_goes_beyond(application: Any, tmp_path: Path) -> None:

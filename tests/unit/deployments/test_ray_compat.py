@@ -17,6 +17,11 @@ def test_version_is_a_tested_one() -> None:
     assert ray.__version__.startswith("2.60."), f"Ray {ray.__version__}: run all tests with it, then change this"
 
 
+def test_a_cluster_has_a_name() -> None:
+    assert callable(ray.runtime_context.RuntimeContext.get_session_name)
+    assert ray_compat.find_cluster() is None, "no cluster runs here"
+
+
 def test_server_methods_are_overridden_as_they_are() -> None:
     for name in ("chat", "completions"):
         method = getattr(LLMServer, name)
