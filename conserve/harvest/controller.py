@@ -56,6 +56,7 @@ def demands_of(batches: Sequence[ActiveBatch], urgencies: Mapping[str, float] | 
             request_tokens=batch.request_tokens,
             prefix=batch.prefix,
             urgency=(urgencies or {}).get(batch.batch_id, 0.0),
+            promised=batch.promised,
         )
         for batch in batches
         if batch.status is BatchStatus.IN_PROGRESS and not batch.paused and batch.model is not None
@@ -65,7 +66,9 @@ def demands_of(batches: Sequence[ActiveBatch], urgencies: Mapping[str, float] | 
 def uses_of(batches: Sequence[ActiveBatch]) -> dict[str, JobUse]:
     """Tokens that each batch has used, or is expected to use for what runs of it."""
     return {
-        batch.batch_id: JobUse(batch.tenant, batch.model, batch.tokens_used + batch.leased * batch.request_tokens)
+        batch.batch_id: JobUse(
+            batch.tenant, batch.model, batch.tokens_used + batch.leased * batch.request_tokens, batch.leased
+        )
         for batch in batches
         if batch.model is not None
     }

@@ -238,7 +238,7 @@ class ActiveBatch:
     `prompt_tokens` and `completion_tokens` are those of its committed requests, `tokens_guessed` what one was expected
     to take at first, `work_tokens` what it is taken for in all; its input file has `file_bytes`, of which
     `prompt_bytes` are the text of prompts (0: not known). Of two batches with the same `prefix` the prompts begin
-    alike. Since `let_go_at_ms` nobody waits for a flex request.
+    alike. Since `let_go_at_ms` nobody waits for a flex request. `promised` is a batch that was found to fit its window.
     """
 
     batch_id: str
@@ -268,6 +268,7 @@ class ActiveBatch:
     prefix: str = ""
     flex: FlexKind | None = None
     let_go_at_ms: int | None = None
+    promised: bool = False
 
     @property
     def tokens_used(self) -> int:

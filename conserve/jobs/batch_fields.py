@@ -37,6 +37,7 @@ SUMMARY_FIELDS: Final = (
     "prefix",
     "flex",
     "let_go_at_ms",
+    "admission",
 )
 """Fields that `to_summary` needs, in this order."""
 
@@ -108,4 +109,5 @@ def to_summary(batch_id: str, values: list[Any]) -> ActiveBatch:
         prefix=fields["prefix"] or "",
         flex=FlexKind(fields["flex"]) if fields["flex"] else None,
         let_go_at_ms=number("let_go_at_ms") or None,
+        promised=fields["admission"] == "fits",
     )

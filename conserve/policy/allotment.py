@@ -3,7 +3,8 @@
 A first, simple rule: a replica's window is open while its online load and its KV use are low, narrows as online load
 rises, and is shut when either is high. Two thresholds for each (shut at, open at) keep it from flapping.
 
-Batches that are not on track go before the others, each up to a part of the window that is as large as its urgency. A
+Batches that are not on track go before the others, each up to a part of the window that is as large as its urgency:
+those that were promised their completion windows before the turns of all tenants, others within their tenant's part. A
 floor, if the operator grants one, is open to them even where the window is shut.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
 from conserve.policy.fair_shares import FairShares
@@ -110,18 +112,30 @@ def floor_share_of(capacity: ReplicaCapacity, rule: WindowRule, late: Sequence[J
     return rule.deadline_floor * max(job.urgency for job in late)
 
 
-def share_out(late: Iterable[JobDemand], requests: int) -> tuple[JobShare, ...]:
+def share_out(
+    late: Iterable[JobDemand], requests: int, limits: Mapping[str, int] = MappingProxyType({})
+) -> tuple[JobShare, ...]:
     """So many places for late batches: for each in turn, of those that are left, a part as large as its urgency.
 
     So a batch that begins to be late gets one place, and more as it gets later; one that will be late gets all.
+
+    Args:
+        late: The batches.
+        requests: How many places there are.
+        limits: The most for all batches of a tenant together that were not promised their windows.
     """
+    left = dict(limits)
     shares = []
     for job in late:
         if requests <= 0:
             break
         most = min(requests, math.ceil(requests * job.urgency))
-        shares.append(JobShare(job.batch_id, most))
-        requests -= most
+        if not job.promised and job.tenant in left:
+            most = min(most, left[job.tenant])
+            left[job.tenant] -= most
+        if most > 0:
+            shares.append(JobShare(job.batch_id, most))
+            requests -= most
     return tuple(shares)
 
 
@@ -154,19 +168,22 @@ def allot(
             one,
             rule,
             [job for job in late if job.model == one.model],
+            shares,
         )
         for one in replicas
     }
 
 
 def _put_late_first(
-    allotment: Allotment, capacity: ReplicaCapacity, rule: WindowRule, late: Sequence[JobDemand]
+    allotment: Allotment, capacity: ReplicaCapacity, rule: WindowRule, late: Sequence[JobDemand], shares: FairShares
 ) -> Allotment:
     # Also for requests of late batches that run already and are their last ones.
     floor_share = floor_share_of(capacity, rule, late)
     floor = math.ceil(rule.max_window * floor_share - 1e-9)
-    shares = share_out((job for job in late if job.ready > 0), max(allotment.window, floor))
-    return replace(allotment, late=shares, floor=floor, floor_share=floor_share)
+    places = max(allotment.window, floor)
+    limits = shares.limit_places(capacity.model, places)
+    handed = share_out((job for job in late if job.ready > 0), places, limits)
+    return replace(allotment, late=handed, floor=floor, floor_share=floor_share)
 
 
 def _hand_out(

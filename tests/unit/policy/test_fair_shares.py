@@ -168,6 +168,40 @@ def test_what_was_used_before_it_was_first_seen_is_not_charged() -> None:
     assert {name for name, _ in shares.deal("m", 100)} == {"b"}
 
 
+def test_what_the_last_request_of_a_tenant_took_is_charged_to_it() -> None:
+    shares = FairShares({})
+
+    def settle(ready: int, running: int, tokens: float) -> list[tuple[str, int]]:
+        jobs = [JobDemand("b", "m", 0, 100, 1_000, tenant="b", request_tokens=100.0)]
+        jobs.append(JobDemand("a", "m", 0, 100, ready, tenant="a", request_tokens=100.0))
+        shares.settle(jobs, {"a": JobUse("a", "m", tokens, running), "b": JobUse("b", "m", 0.0)})
+        return shares.deal("m", 60)
+
+    assert ("a", 1) in settle(1, 0, 0.0)
+    assert settle(0, 1, 100.0) == [("b", 60)], "it runs, and nothing else of it waits"
+    settle(0, 1, 6_100.0)
+    assert settle(1, 0, 6_100.0) == [("b", 60)], "the next one waits until the other has had as much"
+    settle(0, 0, 6_100.0)
+    assert settle(1, 0, 6_100.0) == [("b", 60)], "also when it was away"
+
+
+def test_limits_of_places_are_shares_by_weight() -> None:
+    shares = FairShares({"a": 3.0})
+    jobs = [JobDemand(name, "m", 0, 100, 9, tenant=name) for name in ("a", "b")]
+    shares.settle(jobs, {"x": JobUse("a", "m", 0.0)})
+    assert [shares.limit_places("m", places) for places in (8, 5, 1)] == [
+        {"a": 6, "b": 2},
+        {"a": 4, "b": 2},
+        {"a": 1, "b": 1},
+    ]
+    assert shares.limit_places("other", 8) == {}
+    shares.settle(jobs, {"x": JobUse("a", "m", 9_000.0)})
+    assert shares.limit_places("m", 5) == {"a": 3, "b": 2}, "rounded down for who is ahead"
+    assert shares.limit_places("m", 1) == {"a": 0, "b": 1}
+    shares.settle(jobs[:1], {"x": JobUse("a", "m", 9_000.0)})
+    assert shares.limit_places("m", 8) == {"a": 8}
+
+
 def test_models_have_turns_of_their_own() -> None:
     shares = FairShares({})
     jobs = [
