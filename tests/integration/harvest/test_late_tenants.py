@@ -12,8 +12,10 @@ from redis.asyncio import Redis
 from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.controller import HarvestController
+from conserve.harvest.deadline_watch import DeadlineWatch
 from conserve.harvest.harvester import Harvester
 from conserve.jobs.capacity_store import CapacityStore, Watched
+from conserve.jobs.files import FileStore
 from conserve.policy.capacity import INTERVAL_S
 from tests.integration.bench import MODEL, URL, Bench, make_line, stream
 from tests.integration.harvest.conftest import running, wait_until
@@ -73,3 +75,19 @@ async def test_a_late_batch_takes_all_places_only_if_it_was_promised_its_window(
         assert asked["a"] > 90
     else:
         assert 0.35 < asked["b"] / 120 < 0.65
+
+
+async def test_ends_are_predicted_as_tenants_share(
+    redis: Redis, store: FileStore, board: CapacityBoard, kept: CapacityStore, fast: Settings
+) -> None:
+    tenants = {"a": {"api_keys": ["key-a"], "weight": 3}, "b": {"api_keys": ["key-b"]}}
+    settings = Settings.model_validate(fast.to_args() | {"tenants": tenants})
+    bench = Bench(redis, store, settings)
+    batches = {"a": await start(bench, "a", 60), "b": await start(bench, "b", 20, priority=9)}
+    now_s = await see(kept, 10.0)
+    watch = DeadlineWatch(board, bench.queue, kept, settings, [MODEL])
+    outlooks = await watch.step()
+    total = sum(batch.work_tokens for batch in await bench.queue.active_summaries())
+    # With three times the work and three times the weight, both are done at the end.
+    for batch_id in batches.values():
+        assert (outlooks[batch_id].end_s or 0) - now_s == pytest.approx(total / 10, rel=0.02)
