@@ -16,7 +16,7 @@ from conserve.config import HarvestSettings, TenantSettings
 from conserve.harvest.board import CapacityBoard
 from conserve.jobs.batch import ActiveBatch, BatchStatus
 from conserve.jobs.queue import JobQueue
-from conserve.policy.allotment import Allotment, WindowRule, allot
+from conserve.policy.allotment import Allotment, WindowRule, allot, pass_over_stopped
 from conserve.policy.fair_shares import FairShares, JobUse
 from conserve.policy.ordering import JobDemand, list_late
 
@@ -109,9 +109,9 @@ class HarvestController:
         """
         reports = await self._board.read_reports()
         batches = await self._queue.active_summaries()
-        demands = demands_of(batches, self._find_urgencies())
-        self._shares.settle(demands, uses_of(batches))
         capacities = [report.to_capacity() for report in reports]
+        demands = pass_over_stopped(demands_of(batches, self._find_urgencies()), capacities)
+        self._shares.settle(demands, uses_of(batches))
         allotments = allot(capacities, self._shares, self._rule, self._windows, list_late(demands))
         await self._board.publish_allotments(allotments)
         self._windows = {replica_id: allotment.window for replica_id, allotment in allotments.items()}

@@ -30,7 +30,8 @@ class ReplicaCapacity:
     """What a replica says about itself.
 
     `online_running` and `online_waiting` count online requests that have and have not got their first token;
-    `kv_usage` is the share of KV blocks in use, 0 to 1; `offline_running` counts what is in flight of its window.
+    `kv_usage` is the share of KV blocks in use, 0 to 1; `offline_running` counts what is in flight of its window. Of
+    the batches in `stopped` it begins nothing for a while, for their faults.
     """
 
     replica_id: str
@@ -40,6 +41,7 @@ class ReplicaCapacity:
     online_waiting: int = 0
     kv_usage: float = 0.0
     offline_running: int = 0
+    stopped: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,17 @@ class Allotment:
     def without_late(self, batch_id: str) -> Allotment:
         """The same without a late batch."""
         return replace(self, late=tuple(share for share in self.late if share.batch_id != batch_id))
+
+
+def pass_over_stopped(jobs: Iterable[JobDemand], capacities: Iterable[ReplicaCapacity]) -> list[JobDemand]:
+    """The same batches; those that all replicas of their model have stopped have nothing to take.
+
+    Else the turns of a tenant whose requests fail and so use nothing would come to be all of them.
+    """
+    stopped: dict[str, frozenset[str]] = {}
+    for one in capacities:
+        stopped[one.model] = stopped.get(one.model, one.stopped) & one.stopped
+    return [replace(job, ready=0) if job.batch_id in stopped.get(job.model, ()) else job for job in jobs]
 
 
 def window_of(capacity: ReplicaCapacity, rule: WindowRule, previous_window: int | None) -> int:

@@ -15,6 +15,7 @@ from conserve.policy.allotment import (
     WindowRule,
     allot,
     floor_share_of,
+    pass_over_stopped,
     share_out,
     window_of,
 )
@@ -111,6 +112,17 @@ def test_replicas_are_offered_more_than_fits_and_no_request_twice() -> None:
     assert sum(share.most for share in offered if share.batch_id == "x") == 50
     assert sum(share.most for share in offered) == 2 * LOOKAHEAD * RULE.max_window
     assert all(allotment.jobs[0].batch_id == "x" for allotment in allotments.values())
+
+
+def test_what_all_replicas_have_stopped_is_passed_over() -> None:
+    capacities = [
+        replace(IDLE, stopped=frozenset({"a", "b"})),
+        replace(IDLE, replica_id="r2", stopped=frozenset({"b", "x"})),
+        ReplicaCapacity("r3", "other", "serving", stopped=frozenset({"x"})),
+    ]
+    jobs = [job("a"), job("b"), job("c"), job("x", model="other"), job("y", model="third")]
+    assert [one.ready for one in pass_over_stopped(jobs, capacities)] == [1, 0, 1, 0, 1]
+    assert pass_over_stopped(jobs, []) == jobs
 
 
 # Batches that are not on track.
