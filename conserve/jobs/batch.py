@@ -150,6 +150,8 @@ class Batch(BaseModel):
       paused or has ended.
     - `admission` says whether it was found to fit its window: `fits`; `unknown`, too little was seen yet;
       `window_too_short`, it was taken with that warning; null, nobody has looked.
+    - `deadline_backed_by` says what its window is promised on, if it fits: `floor`, a share of the engine's time beside
+      any online load when it is late; `forecast`, only that online load leaves as much as was foreseen.
     - `earliest_completion_window` is with that warning the shortest window that would have done; null if none that is
       allowed would.
     - `tenant` is whose it is, `flex` how its one request is waited for.
@@ -181,6 +183,7 @@ class Batch(BaseModel):
     paused_at: int | None = None
     predicted_end_at: int | None = None
     admission: Literal["fits", "unknown", "window_too_short"] | None = None
+    deadline_backed_by: Literal["forecast", "floor"] | None = None
     earliest_completion_window: str | None = None
     tenant: str = Field(DEFAULT_TENANT, exclude=True)
     flex: FlexKind | None = Field(None, exclude=True)

@@ -68,6 +68,7 @@ def to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
             "flex": fields.get("flex"),
             "usage": BatchUsage(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion),
             "admission": fields.get("admission") or None,
+            "deadline_backed_by": fields.get("deadline_backed_by") or None,
             "earliest_completion_window": fields.get("earliest_completion_window") or None,
         }
     )
