@@ -194,8 +194,10 @@ def _put_late_first(
     floor_share = floor_share_of(capacity, rule, late)
     floor = math.ceil(rule.max_window * floor_share - 1e-9)
     places = max(allotment.window, floor)
-    limits = shares.limit_places(capacity.model, places)
-    handed = share_out((job for job in late if job.ready > 0), places, limits)
+    waiting = [job for job in late if job.ready > 0]
+    # Where the window is shut nobody has a turn: the floor is shared by those who are late.
+    among = None if allotment.window > 0 else {job.tenant for job in waiting}
+    handed = share_out(waiting, places, shares.limit_places(capacity.model, places, among))
     return replace(allotment, late=handed, floor=floor, floor_share=floor_share)
 
 

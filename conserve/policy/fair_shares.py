@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from conserve.policy.fairness import DeficitRoundRobin, JobWork, find_weight
@@ -69,21 +69,25 @@ class FairShares:
             if robin.is_blank:
                 del self._robins[model]
 
-    def limit_places(self, model: str, places: int) -> dict[str, int]:
+    def limit_places(self, model: str, places: int, among: Collection[str] | None = None) -> dict[str, int]:
         """The most of so many places that each tenant with work may take before it is its turn.
 
         That is its share by weight, rounded up, or down while it is ahead of another. Always rounded up, small shares
         would add up to all places, and that of a single place would be the place for good.
+
+        Args:
+            model: Whose places.
+            places: How many.
+            among: Only these tenants may take any; None: all that have work.
         """
-        weights = {tenant: find_weight(tenant, self._weights) for tenant in self._work.get(model, {})}
-        total = sum(weights.values())
-        limits = {}
-        for tenant, weight in weights.items():
-            share = places * weight / total
-            limits[tenant] = (
-                math.floor(share + _EXACT) if self._robins[model].is_ahead(tenant) else math.ceil(share - _EXACT)
-            )
-        return limits
+        tenants = [tenant for tenant in self._work.get(model, {}) if among is None or tenant in among]
+        weights = {tenant: find_weight(tenant, self._weights) for tenant in tenants}
+        ahead = self._robins[model].list_ahead(weights) if tenants else frozenset[str]()
+        shares = {tenant: places * weight / sum(weights.values()) for tenant, weight in weights.items()}
+        return {
+            tenant: math.floor(share + _EXACT) if tenant in ahead else math.ceil(share - _EXACT)
+            for tenant, share in shares.items()
+        }
 
     def deal(self, model: str, places: int) -> list[tuple[str, int]]:
         """Offers so many places: batches of a model and how many of their requests, in the order to take them in."""

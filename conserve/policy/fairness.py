@@ -88,9 +88,11 @@ class DeficitRoundRobin:
         """One whose dealing changes nothing here."""
         return DeficitRoundRobin(dict(self.deficits), deque(self.turns), dict(self.debts))
 
-    def is_ahead(self, tenant: str) -> bool:
-        """Whether a tenant has had more than a round more than another one; as of the latest `settle`."""
-        return self.deficits.get(tenant, 1.0) <= 0.0
+    def list_ahead(self, weights: Mapping[str, float]) -> frozenset[str]:
+        """Which of these tenants with work have had a round or more beyond another one of them."""
+        rounds = {tenant: self.deficits.get(tenant, 0.0) / _quantum(tenant, weights) for tenant in weights}
+        most = max(rounds.values(), default=0.0)
+        return frozenset(tenant for tenant, left in rounds.items() if left <= most - 1.0 + 1e-9)
 
     @property
     def is_blank(self) -> bool:

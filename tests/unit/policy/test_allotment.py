@@ -194,10 +194,16 @@ def test_a_batch_that_was_promised_its_window_rises_over_all_tenants_and_first()
     assert allot_late(jobs, RULE).late == (JobShare("a0", 6), JobShare("b0", 2))
 
 
-def test_on_the_floor_the_same_parts_count() -> None:
+def test_on_the_floor_parts_count_too() -> None:
     busy, granted = replace(IDLE, online_running=20), replace(RULE, deadline_floor=0.5)
     jobs = of_tenants(False, ("a", 1.0), ("b", 1.0))
     assert places_of(allot_late(jobs, granted, busy)) == {"a0": 2, "b1": 2}
+
+
+def test_where_nobody_has_a_turn_the_floor_is_for_those_who_are_late() -> None:
+    busy, granted = replace(IDLE, online_running=20), replace(RULE, deadline_floor=0.5)
+    jobs = of_tenants(False, ("a", 1.0), ("b", 0.0))
+    assert places_of(allot_late(jobs, granted, busy)) == {"a0": 4}
 
 
 @given(
