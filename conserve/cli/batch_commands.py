@@ -223,6 +223,8 @@ def _show(batch: Batch) -> None:
     if (batch.model_extra or {}).get("admission") == "window_too_short":
         earliest = (batch.model_extra or {}).get("earliest_completion_window")
         out.print(f"  its window was found too short when it was taken; the earliest was {earliest or 'none'}")
+    if (batch.model_extra or {}).get("deadline_backed_by") == "forecast":
+        out.print("  its window is a forecast only: nothing is kept free for it beside online load (deadline_floor: 0)")
     for error in (batch.errors.data if batch.errors and batch.errors.data else [])[:10]:
         place = f"line {error.line}: " if error.line else ""
         out.print(f"  {place}{error.message} ({error.code})", markup=False, soft_wrap=True)

@@ -67,7 +67,10 @@ class JobsSettings(_Section):
     )
     max_retry_delay_s: float = Field(60.0, ge=0, le=86_400, description="Before any attempt, at most.")
     max_retry_time_s: float = Field(
-        21_600, gt=0, description="No attempt begins later than so long after the beginning of the first."
+        86_400,
+        gt=0,
+        description="No attempt begins later than so long after the beginning of the first; waiting counts, too, so no "
+        "less than the completion windows that are usual.",
     )
     suspicions: int = Field(
         2,

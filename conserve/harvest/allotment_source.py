@@ -11,7 +11,7 @@ from conserve.config import HarvestSettings
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.controller import demands_of, rule_of, uses_of
 from conserve.jobs.queue import JobQueue
-from conserve.policy.allotment import Allotment, JobShare, ReplicaCapacity, allot
+from conserve.policy.allotment import Allotment, JobShare, ReplicaCapacity, allot, pass_over_stopped
 from conserve.policy.fair_shares import FairShares
 from conserve.policy.turns import ShareTurns
 
@@ -80,7 +80,7 @@ class AllotmentSource:
         if self.alone:
             # The controller is gone but Redis is there: the order is known better than from memory.
             batches = await self._queue.active_summaries()
-            self._shares.settle(demands_of(batches), uses_of(batches))
+            self._shares.settle(pass_over_stopped(demands_of(batches), [capacity]), uses_of(batches))
             self._follow(self._decide(capacity))
 
     def mark_taken(self, batch_id: str, count: int) -> None:

@@ -68,10 +68,21 @@ class UnusableLineError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why an attempt ended without a result. No `kind`: the request was not tried, and nothing is held against it."""
+    """Why an attempt ended without a result.
+
+    No `kind`: the request was not tried, or not `had_room` beside online work, and nothing is held against it. With
+    `engine_ended` there is no engine any more.
+    """
 
     kind: FaultKind | None
     reason: str
+    engine_ended: bool = False
+    had_room: bool = True
+
+    @property
+    def needs_pause(self) -> bool:
+        """Whether it may come again at once where more is begun; not so with a line that is wrong, or without room."""
+        return self.kind is not FaultKind.UNUSABLE and self.had_room
 
 
 class AttemptRunner:
@@ -141,9 +152,9 @@ def find_fault(error: Exception) -> Fault:
     """Why an attempt that raised this has failed."""
     match error:
         case EngineGone():
-            return Fault(None, str(error))
+            return Fault(None, str(error), engine_ended=True)
         case EngineDied():
-            return Fault(FaultKind.ENGINE_DIED, str(error))
+            return Fault(FaultKind.ENGINE_DIED, str(error), engine_ended=True)
         case AttemptTimeout():
             return Fault(FaultKind.TIMEOUT, str(error))
         case EngineFault():

@@ -16,7 +16,7 @@ from conserve.config import HarvestSettings, TenantSettings
 from conserve.harvest.board import CapacityBoard
 from conserve.jobs.batch import ActiveBatch, BatchStatus
 from conserve.jobs.queue import JobQueue
-from conserve.policy.allotment import Allotment, WindowRule, allot
+from conserve.policy.allotment import Allotment, WindowRule, allot, pass_over_stopped
 from conserve.policy.fair_shares import FairShares, JobUse
 from conserve.policy.ordering import JobDemand, list_late
 
@@ -56,6 +56,7 @@ def demands_of(batches: Sequence[ActiveBatch], urgencies: Mapping[str, float] | 
             request_tokens=batch.request_tokens,
             prefix=batch.prefix,
             urgency=(urgencies or {}).get(batch.batch_id, 0.0),
+            promised=batch.promised,
         )
         for batch in batches
         if batch.status is BatchStatus.IN_PROGRESS and not batch.paused and batch.model is not None
@@ -65,7 +66,9 @@ def demands_of(batches: Sequence[ActiveBatch], urgencies: Mapping[str, float] | 
 def uses_of(batches: Sequence[ActiveBatch]) -> dict[str, JobUse]:
     """Tokens that each batch has used, or is expected to use for what runs of it."""
     return {
-        batch.batch_id: JobUse(batch.tenant, batch.model, batch.tokens_used + batch.leased * batch.request_tokens)
+        batch.batch_id: JobUse(
+            batch.tenant, batch.model, batch.tokens_used + batch.leased * batch.request_tokens, batch.leased
+        )
         for batch in batches
         if batch.model is not None
     }
@@ -106,9 +109,9 @@ class HarvestController:
         """
         reports = await self._board.read_reports()
         batches = await self._queue.active_summaries()
-        demands = demands_of(batches, self._find_urgencies())
-        self._shares.settle(demands, uses_of(batches))
         capacities = [report.to_capacity() for report in reports]
+        demands = pass_over_stopped(demands_of(batches, self._find_urgencies()), capacities)
+        self._shares.settle(demands, uses_of(batches))
         allotments = allot(capacities, self._shares, self._rule, self._windows, list_late(demands))
         await self._board.publish_allotments(allotments)
         self._windows = {replica_id: allotment.window for replica_id, allotment in allotments.items()}

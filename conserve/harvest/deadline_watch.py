@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.capacity_recorder import CapacityRecorder
-from conserve.harvest.controller import demands_of
+from conserve.harvest.controller import demands_of, weights_of
 from conserve.jobs.admission import find_batch_tokens_left
 from conserve.jobs.batch import ActiveBatch
 from conserve.jobs.capacity_store import CapacityStore
@@ -23,7 +23,7 @@ from conserve.jobs.queue import JobQueue
 from conserve.policy.admission import Capacity
 from conserve.policy.capacity import LEAST_HISTORY_S, CapacityHistory, SteadyCapacity
 from conserve.policy.forecast import PromisedCapacity
-from conserve.policy.laxity import Outlook, WorkLeft, look_ahead
+from conserve.policy.laxity import LEAST_URGENCY, Outlook, WorkLeft, look_ahead
 from conserve.policy.ordering import JobDemand, list_late, order_jobs
 
 log = structlog.get_logger(__name__)
@@ -54,6 +54,7 @@ class DeadlineWatch:
         self._store = store
         self._floor = settings.harvest.deadline_floor
         self._horizon_s = settings.jobs.max_window_s
+        self._weights = weights_of(settings.tenants)
         tbt_slo_ms = settings.slo.tbt_slo_ms
         self._recorders = {model: CapacityRecorder(store, model, tbt_slo_ms) for model in models}
         self._urgencies: dict[str, float] = {}
@@ -85,7 +86,8 @@ class DeadlineWatch:
             await recorder.flush()
             capacity = self._expect(recorder.history, now_ms / 1000)
             if own and capacity is not None:
-                outlooks |= look_ahead(_list_work(batches, own), capacity, now_ms / 1000)
+                works, first = _list_work(batches, own)
+                outlooks |= look_ahead(works, capacity, now_ms / 1000, self._weights, first)
         self._urgencies = {batch_id: outlook.urgency for batch_id, outlook in outlooks.items() if outlook.urgency > 0}
         await self._write([demand.batch_id for demand in demands], outlooks)
         self._warn(outlooks)
@@ -132,15 +134,23 @@ class DeadlineWatch:
         self._warned = late
 
 
-def _list_work(batches: Sequence[ActiveBatch], demands: Sequence[JobDemand]) -> list[WorkLeft]:
-    """What is left of batches, in the order in which they go now."""
+def _list_work(batches: Sequence[ActiveBatch], demands: Sequence[JobDemand]) -> tuple[list[WorkLeft], frozenset[str]]:
+    """What is left of batches, in the order in which they go now, and which of them go before all tenants' turns."""
     by_id = {batch.batch_id: batch for batch in batches}
-    late = list_late(demands)
-    ordered = [*late, *(demand for demand in order_jobs(demands) if demand.urgency <= 0)]
-    return [
-        WorkLeft(demand.batch_id, demand.expires_at, find_batch_tokens_left(by_id[demand.batch_id]))
+    # One with the least urgency has a place or so; it goes on in its turn.
+    late = [demand for demand in list_late(demands) if demand.urgency > LEAST_URGENCY]
+    ordered = [*late, *(demand for demand in order_jobs(demands) if demand.urgency <= LEAST_URGENCY)]
+    works = [
+        WorkLeft(
+            demand.batch_id,
+            demand.expires_at,
+            find_batch_tokens_left(by_id[demand.batch_id]),
+            demand.tenant,
+            demand.promised,
+        )
         for demand in ordered
     ]
+    return works, frozenset(demand.batch_id for demand in late if demand.promised)
 
 
 def _find_end_ms(outlook: Outlook | None) -> int | None:

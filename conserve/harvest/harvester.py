@@ -23,6 +23,7 @@ from conserve.harvest.attempt import AttemptRunner, Fault, OfflineEngine, find_f
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.claimer import Claimer
 from conserve.harvest.controller import weights_of
+from conserve.harvest.crowding import Crowding
 from conserve.harvest.held_work import HeldWork
 from conserve.harvest.journaling import REST_S, Journaling
 from conserve.harvest.messages import CapacityReport
@@ -32,6 +33,7 @@ from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.results import ResultWriter
 from conserve.policy.allotment import JobShare, ReplicaState
+from conserve.policy.fault_pause import FaultPauses
 from conserve.policy.retry import FaultKind
 
 log = structlog.get_logger(__name__)
@@ -89,8 +91,8 @@ class Harvester:
         self._wake = asyncio.Event()
         self._ended = asyncio.Event()
         self._state: ReplicaState = "serving"
-        self._fault_pause_s = FAULT_PAUSE_S
-        self._claim_from_s = 0.0
+        self._pauses = FaultPauses(FAULT_PAUSE_S, LONGEST_FAULT_PAUSE_S)
+        self._crowding = Crowding(engine)
 
     async def run(self) -> None:
         """Harvests until cancelled; then call `drain`."""
@@ -143,6 +145,7 @@ class Harvester:
             state=self._state,
             window=self._source.allotment.window,
             alone=self._source.alone,
+            stopped=tuple(self._pauses.list_stopped(time.monotonic())),
             **dataclasses.asdict(self._engine.stats()),
             **dataclasses.asdict(self._journaling.counts),
         )
@@ -153,6 +156,7 @@ class Harvester:
             try:
                 await self._source.refresh(report.to_capacity())
             finally:
+                self._crowding.note(self._source.allotment.window)
                 self._grant_floor()
             self._wake.set()
 
@@ -167,15 +171,19 @@ class Harvester:
                 await asyncio.sleep(RETRY_S)
 
     async def _fill_window(self) -> None:
-        if time.monotonic() < self._claim_from_s or self._writer.pending_count > MAX_UNCOMMITTED:
+        now_s = time.monotonic()
+        if self._pauses.stops_all(now_s) or self._writer.pending_count > MAX_UNCOMMITTED:
             return
         if self._held.has_alone:
             return
         for share in self._source.allotment.late:
-            room = self._find_room_of_late(share)
+            room = 0 if self._pauses.stops(share.batch_id, now_s) else self._find_room_of_late(share)
             if room > 0 and await self._take(share.batch_id, room) is None:
                 return
         while (turn := self._source.turn) is not None:
+            if self._pauses.stops(turn.batch_id, now_s):
+                self._source.mark_empty(turn.batch_id)
+                continue
             room = min(self._source.allotment.window - self._held.running_count, turn.most)
             if room <= 0:
                 return
@@ -214,14 +222,17 @@ class Harvester:
         self._engine.grant_floor(self._source.allotment.floor_share if self._held.running_count else 0.0)
 
     async def _run(self, claimed: ClaimedRequest, batch: Batch, record: TokenRecord | None) -> None:
+        begun = self._crowding.latest
         try:
-            if claimed.alone and not await self._begin_alone(claimed):
-                self._held.drop(claimed.batch_id, {claimed.line: claimed.fence})
-                return
+            if claimed.alone:
+                if not await self._begin_alone(claimed):
+                    self._held.drop(claimed.batch_id, {claimed.line: claimed.fence})
+                    return
+                begun = self._crowding.latest
             finished = await self._runner.run(claimed, batch, record)
         except Exception as error:
             # Whatever it is, the request must not stay leased to a task that has ended.
-            fault = find_fault(error)
+            fault = self._crowding.excuse(find_fault(error), begun)
             foreseen = fault.kind is not FaultKind.REPLICA_FAULT
             log.warning(
                 "offline request failed",
@@ -233,7 +244,7 @@ class Harvester:
             )
             await self._give_back(claimed, fault)
         else:
-            self._fault_pause_s = FAULT_PAUSE_S
+            self._pauses.succeed(claimed.batch_id)
             self._writer.add(finished)
             self._held.finish(claimed)
         finally:
@@ -250,11 +261,8 @@ class Harvester:
         return await self._queue.begin(claimed)
 
     async def _give_back(self, claimed: ClaimedRequest, fault: Fault) -> None:
-        now_s = time.monotonic()
-        # Several requests that fail together are one incident; a line that is wrong is none.
-        if now_s >= self._claim_from_s and fault.kind is not FaultKind.UNUSABLE:
-            self._claim_from_s = now_s + self._fault_pause_s
-            self._fault_pause_s = min(2 * self._fault_pause_s, LONGEST_FAULT_PAUSE_S)
+        if fault.needs_pause:
+            self._pauses.fail(claimed.batch_id, time.monotonic(), engine_ended=fault.engine_ended)
         fences = {claimed.line: claimed.fence}
         await self._journaling.flush()
         self._held.drop(claimed.batch_id, fences)

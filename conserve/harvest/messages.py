@@ -20,7 +20,7 @@ class CapacityReport(_Message):
     started (see `conserve.engine.engine.EngineStats`). `window` is the number of offline requests that it may have in
     flight, and `alone` says that it goes by its own rule because no allotment reaches it. `journaled_tokens` to
     `restarts` are those of `conserve.harvest.journaling.JournalCounts`, and `costs` are what its latency model has
-    learnt, if it has one that is ready.
+    learnt, if it has one that is ready. Of the batches in `stopped` it begins nothing for a while, for their faults.
     """
 
     replica_id: str
@@ -44,6 +44,7 @@ class CapacityReport(_Message):
     reused_tokens: int = 0
     restarts: dict[str, int] = Field(default_factory=dict)
     costs: IterationCosts = IterationCosts()
+    stopped: tuple[str, ...] = ()
 
     def to_capacity(self) -> ReplicaCapacity:
         """The part that decisions are made from."""
@@ -55,6 +56,7 @@ class CapacityReport(_Message):
             online_waiting=self.online_waiting,
             kv_usage=self.kv_usage,
             offline_running=self.offline_running,
+            stopped=frozenset(self.stopped),
         )
 
 

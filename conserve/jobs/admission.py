@@ -41,6 +41,7 @@ class Assessment:
         tokens: Its work, prompts and answers.
         size: Its file, as far as it is known.
         verdict: As `Batch.admission`; None: nobody has looked.
+        backed_by: As `Batch.deadline_backed_by`.
         earliest_window: The shortest one that would do, if its own does not; None: none that is allowed does.
         message: Why its own does not, for the client.
     """
@@ -48,6 +49,7 @@ class Assessment:
     tokens: float
     size: InputSize
     verdict: Literal["fits", "unknown", "window_too_short"] | None = None
+    backed_by: Literal["forecast", "floor"] | None = None
     earliest_window: str | None = None
     message: str = ""
 
@@ -63,6 +65,7 @@ class Assessment:
             "file_bytes": self.size.file_bytes,
             "prompt_bytes": self.size.prompt_bytes,
             "admission": self.verdict or "",
+            "deadline_backed_by": self.backed_by or "",
             "earliest_completion_window": self.earliest_window or "",
         }
 
@@ -92,6 +95,7 @@ class AdmissionDesk:
         self._redis = redis
         self._queue = queue
         self._settings = settings.jobs
+        self._has_floor = settings.harvest.deadline_floor > 0
         self._store = CapacityStore(redis, settings.jobs.namespace)
         self._model = next(iter(models)) if len(models) == 1 else None
 
@@ -149,11 +153,11 @@ class AdmissionDesk:
         if decision is None:
             return Assessment(question.tokens, size, "unknown")
         if decision.fits:
-            return Assessment(question.tokens, size, "fits")
+            return Assessment(question.tokens, size, "fits", "floor" if self._has_floor else "forecast")
         earliest = self._name_window(decision.earliest_s, now_s)
         message = self._explain(question, earliest)
         _log.info("a completion window is too short", batch_id=question.batch_id, tokens=question.tokens, why=message)
-        return Assessment(question.tokens, size, WINDOW_TOO_SHORT, earliest, message)
+        return Assessment(question.tokens, size, WINDOW_TOO_SHORT, earliest_window=earliest, message=message)
 
     def _decide(
         self,

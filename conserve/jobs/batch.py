@@ -150,6 +150,8 @@ class Batch(BaseModel):
       paused or has ended.
     - `admission` says whether it was found to fit its window: `fits`; `unknown`, too little was seen yet;
       `window_too_short`, it was taken with that warning; null, nobody has looked.
+    - `deadline_backed_by` says what its window is promised on, if it fits: `floor`, a share of the engine's time beside
+      any online load when it is late; `forecast`, only that online load leaves as much as was foreseen.
     - `earliest_completion_window` is with that warning the shortest window that would have done; null if none that is
       allowed would.
     - `delayed_because` says why it does not get on at the moment, a full disk for example; it is tried again and again.
@@ -182,6 +184,7 @@ class Batch(BaseModel):
     paused_at: int | None = None
     predicted_end_at: int | None = None
     admission: Literal["fits", "unknown", "window_too_short"] | None = None
+    deadline_backed_by: Literal["forecast", "floor"] | None = None
     earliest_completion_window: str | None = None
     delayed_because: str | None = None
     tenant: str = Field(DEFAULT_TENANT, exclude=True)
@@ -241,6 +244,7 @@ class ActiveBatch:
     to take at first, `work_tokens` what it is taken for in all; its input file has `file_bytes`, of which
     `prompt_bytes` are the text of prompts (0: not known). Of two batches with the same `prefix` the prompts begin
     alike. Since `let_go_at_ms` nobody waits for a flex request. One that is `delayed` has a `delayed_because`.
+    `promised` is a batch that was found to fit its window.
     """
 
     batch_id: str
@@ -271,6 +275,7 @@ class ActiveBatch:
     flex: FlexKind | None = None
     let_go_at_ms: int | None = None
     delayed: bool = False
+    promised: bool = False
 
     @property
     def tokens_used(self) -> int:

@@ -38,6 +38,7 @@ SUMMARY_FIELDS: Final = (
     "flex",
     "let_go_at_ms",
     "delayed_because",
+    "admission",
 )
 """Fields that `to_summary` needs, in this order."""
 
@@ -69,6 +70,7 @@ def to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
             "usage": BatchUsage(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion),
             "delayed_because": None if BatchStatus(fields["status"]).ended else fields.get("delayed_because"),
             "admission": fields.get("admission") or None,
+            "deadline_backed_by": fields.get("deadline_backed_by") or None,
             "earliest_completion_window": fields.get("earliest_completion_window") or None,
         }
     )
@@ -111,4 +113,5 @@ def to_summary(batch_id: str, values: list[Any]) -> ActiveBatch:
         flex=FlexKind(fields["flex"]) if fields["flex"] else None,
         let_go_at_ms=number("let_go_at_ms") or None,
         delayed=bool(fields["delayed_because"]),
+        promised=fields["admission"] == "fits",
     )

@@ -3,7 +3,8 @@
 A first, simple rule: a replica's window is open while its online load and its KV use are low, narrows as online load
 rises, and is shut when either is high. Two thresholds for each (shut at, open at) keep it from flapping.
 
-Batches that are not on track go before the others, each up to a part of the window that is as large as its urgency. A
+Batches that are not on track go before the others, each up to a part of the window that is as large as its urgency:
+those that were promised their completion windows before the turns of all tenants, others within their tenant's part. A
 floor, if the operator grants one, is open to them even where the window is shut.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
 from conserve.policy.fair_shares import FairShares
@@ -28,7 +30,8 @@ class ReplicaCapacity:
     """What a replica says about itself.
 
     `online_running` and `online_waiting` count online requests that have and have not got their first token;
-    `kv_usage` is the share of KV blocks in use, 0 to 1; `offline_running` counts what is in flight of its window.
+    `kv_usage` is the share of KV blocks in use, 0 to 1; `offline_running` counts what is in flight of its window. Of
+    the batches in `stopped` it begins nothing for a while, for their faults.
     """
 
     replica_id: str
@@ -38,6 +41,7 @@ class ReplicaCapacity:
     online_waiting: int = 0
     kv_usage: float = 0.0
     offline_running: int = 0
+    stopped: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,17 @@ class Allotment:
         return replace(self, late=tuple(share for share in self.late if share.batch_id != batch_id))
 
 
+def pass_over_stopped(jobs: Iterable[JobDemand], capacities: Iterable[ReplicaCapacity]) -> list[JobDemand]:
+    """The same batches; those that all replicas of their model have stopped have nothing to take.
+
+    Else the turns of a tenant whose requests fail and so use nothing would come to be all of them.
+    """
+    stopped: dict[str, frozenset[str]] = {}
+    for one in capacities:
+        stopped[one.model] = stopped.get(one.model, one.stopped) & one.stopped
+    return [replace(job, ready=0) if job.batch_id in stopped.get(job.model, ()) else job for job in jobs]
+
+
 def window_of(capacity: ReplicaCapacity, rule: WindowRule, previous_window: int | None) -> int:
     """How many offline requests may be in flight on a replica.
 
@@ -110,18 +125,30 @@ def floor_share_of(capacity: ReplicaCapacity, rule: WindowRule, late: Sequence[J
     return rule.deadline_floor * max(job.urgency for job in late)
 
 
-def share_out(late: Iterable[JobDemand], requests: int) -> tuple[JobShare, ...]:
+def share_out(
+    late: Iterable[JobDemand], requests: int, limits: Mapping[str, int] = MappingProxyType({})
+) -> tuple[JobShare, ...]:
     """So many places for late batches: for each in turn, of those that are left, a part as large as its urgency.
 
     So a batch that begins to be late gets one place, and more as it gets later; one that will be late gets all.
+
+    Args:
+        late: The batches.
+        requests: How many places there are.
+        limits: The most for all batches of a tenant together that were not promised their windows.
     """
+    left = dict(limits)
     shares = []
     for job in late:
         if requests <= 0:
             break
         most = min(requests, math.ceil(requests * job.urgency))
-        shares.append(JobShare(job.batch_id, most))
-        requests -= most
+        if not job.promised and job.tenant in left:
+            most = min(most, left[job.tenant])
+            left[job.tenant] -= most
+        if most > 0:
+            shares.append(JobShare(job.batch_id, most))
+            requests -= most
     return tuple(shares)
 
 
@@ -154,19 +181,24 @@ def allot(
             one,
             rule,
             [job for job in late if job.model == one.model],
+            shares,
         )
         for one in replicas
     }
 
 
 def _put_late_first(
-    allotment: Allotment, capacity: ReplicaCapacity, rule: WindowRule, late: Sequence[JobDemand]
+    allotment: Allotment, capacity: ReplicaCapacity, rule: WindowRule, late: Sequence[JobDemand], shares: FairShares
 ) -> Allotment:
     # Also for requests of late batches that run already and are their last ones.
     floor_share = floor_share_of(capacity, rule, late)
     floor = math.ceil(rule.max_window * floor_share - 1e-9)
-    shares = share_out((job for job in late if job.ready > 0), max(allotment.window, floor))
-    return replace(allotment, late=shares, floor=floor, floor_share=floor_share)
+    places = max(allotment.window, floor)
+    waiting = [job for job in late if job.ready > 0]
+    # Where the window is shut nobody has a turn: the floor is shared by those who are late.
+    among = None if allotment.window > 0 else {job.tenant for job in waiting}
+    handed = share_out(waiting, places, shares.limit_places(capacity.model, places, among))
+    return replace(allotment, late=handed, floor=floor, floor_share=floor_share)
 
 
 def _hand_out(

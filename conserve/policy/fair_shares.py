@@ -7,21 +7,25 @@ running ones.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, NamedTuple
 
-from conserve.policy.fairness import DeficitRoundRobin, JobWork
+from conserve.policy.fairness import DeficitRoundRobin, JobWork, find_weight
 from conserve.policy.ordering import JobDemand, order_jobs
 from conserve.policy.prefix_groups import keep_prefixes_together
 
+_EXACT: Final = 1e-9
+
 
 class JobUse(NamedTuple):
-    """Tokens that a batch has taken so far, and is expected to take for what runs."""
+    """Tokens that a batch has taken so far, and is expected to take for the `running` requests."""
 
     tenant: str
     model: str
     tokens: float
+    running: int = 0
 
 
 class FairShares:
@@ -50,15 +54,40 @@ class FairShares:
             if job.ready > 0:
                 demands[job.model][job.tenant].append(job)
         used: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        at_work: dict[str, set[str]] = defaultdict(set)
         for batch_id, use in uses.items():
             used[use.model][use.tenant] += use.tokens - self._seen.get(batch_id, use.tokens)
+            if use.running > 0:
+                at_work[use.model].add(use.tenant)
         self._seen = {batch_id: use.tokens for batch_id, use in uses.items()}
-        self._robins = {model: self._robins.get(model, DeficitRoundRobin()) for model in demands}
         self._work = {
             model: {tenant: _to_work(own) for tenant, own in tenants.items()} for model, tenants in demands.items()
         }
-        for model, robin in self._robins.items():
-            robin.settle(self._work[model], used[model], self._weights)
+        for model in {*self._robins, *demands, *at_work}:
+            robin = self._robins.setdefault(model, DeficitRoundRobin())
+            robin.settle(demands[model].keys() | at_work[model], used[model], self._weights)
+            if robin.is_blank:
+                del self._robins[model]
+
+    def limit_places(self, model: str, places: int, among: Collection[str] | None = None) -> dict[str, int]:
+        """The most of so many places that each tenant with work may take before it is its turn.
+
+        That is its share by weight, rounded up, or down while it is ahead of another. Always rounded up, small shares
+        would add up to all places, and that of a single place would be the place for good.
+
+        Args:
+            model: Whose places.
+            places: How many.
+            among: Only these tenants may take any; None: all that have work.
+        """
+        tenants = [tenant for tenant in self._work.get(model, {}) if among is None or tenant in among]
+        weights = {tenant: find_weight(tenant, self._weights) for tenant in tenants}
+        ahead = self._robins[model].list_ahead(weights) if tenants else frozenset[str]()
+        shares = {tenant: places * weight / sum(weights.values()) for tenant, weight in weights.items()}
+        return {
+            tenant: math.floor(share + _EXACT) if tenant in ahead else math.ceil(share - _EXACT)
+            for tenant, share in shares.items()
+        }
 
     def deal(self, model: str, places: int) -> list[tuple[str, int]]:
         """Offers so many places: batches of a model and how many of their requests, in the order to take them in."""

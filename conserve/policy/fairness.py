@@ -1,6 +1,7 @@
 """Tenants share harvested tokens by weight: deficit round robin (Shreedhar and Varghese, 1996), on tokens.
 
-A request that takes many tokens counts for as many; a tenant that has nothing to do saves nothing up.
+A request that takes many tokens counts for as many; a tenant that has nothing to do saves nothing up. What it has taken
+beyond its share it owes, also when it comes back: until the others have had as much, and `MOST_DEBT_ROUNDS` at most.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Final
 
 QUANTUM_TOKENS: Final = 2_048
 """What a tenant of weight 1 gets in a round: the smaller, the more evenly tenants take turns."""
+MOST_DEBT_ROUNDS: Final = 512
+"""So many rounds who has left may owe at most: about a million tokens with weight 1."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,12 @@ class DeficitRoundRobin:
     Attributes:
         deficits: Tokens that each tenant has left to take, by tenant.
         turns: Tenants with work, who comes next coming first.
+        debts: Deficits below 0 of tenants that have no work now.
     """
 
     deficits: dict[str, float] = field(default_factory=dict)
     turns: deque[str] = field(default_factory=deque)
+    debts: dict[str, float] = field(default_factory=dict)
 
     def deal(
         self, work: Mapping[str, Sequence[JobWork]], weights: Mapping[str, float], requests: int
@@ -81,38 +86,58 @@ class DeficitRoundRobin:
 
     def copy(self) -> DeficitRoundRobin:
         """One whose dealing changes nothing here."""
-        return DeficitRoundRobin(dict(self.deficits), deque(self.turns))
+        return DeficitRoundRobin(dict(self.deficits), deque(self.turns), dict(self.debts))
+
+    def list_ahead(self, weights: Mapping[str, float]) -> frozenset[str]:
+        """Which of these tenants with work have had a round or more beyond another one of them."""
+        rounds = {tenant: self.deficits.get(tenant, 0.0) / _quantum(tenant, weights) for tenant in weights}
+        most = max(rounds.values(), default=0.0)
+        return frozenset(tenant for tenant, left in rounds.items() if left <= most - 1.0 + 1e-9)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is nothing to be remembered."""
+        return not self.turns and not self.debts
 
     def charge(self, tenant: str, tokens: float) -> None:
         """Requests of a tenant have taken more than was expected (or less: negative)."""
-        if tenant in self.deficits:
-            self.deficits[tenant] -= tokens
+        accounts = self.debts if tenant in self.debts else self.deficits
+        if tenant in accounts:
+            accounts[tenant] -= tokens
 
     def settle(self, tenants: Collection[str], used: Mapping[str, float], weights: Mapping[str, float]) -> None:
         """Takes note of who has work, and of the tokens that were really used since the last time.
 
         For who deals on copies, since what is dealt is not always taken. Only differences between tenants count, so all
         are moved by as many rounds as give the one that is furthest behind one quantum: credit does not pile up while
-        nobody takes anything.
+        nobody takes anything. Those who have no work any more are moved, too, until they owe nothing.
 
         Args:
-            tenants: Those with work.
+            tenants: Those with work, waiting or running.
             used: Tokens, by tenant; what is given back is negative.
             weights: Of tenants; 1 where it is not said.
         """
-        self._follow(dict.fromkeys(tenants))
+        self._follow(tenants)
         for tenant, tokens in used.items():
             self.charge(tenant, tokens)
-        quanta = {tenant: _quantum(tenant, weights) for tenant in self.deficits}
-        most = max((self.deficits[tenant] / quantum for tenant, quantum in quanta.items()), default=0.0)
-        for tenant, quantum in quanta.items():
-            self.deficits[tenant] += (1.0 - most) * quantum
+        quanta = {tenant: _quantum(tenant, weights) for tenant in [*self.deficits, *self.debts]}
+        rounds = 1.0 - max((self.deficits[tenant] / quanta[tenant] for tenant in self.deficits), default=1.0)
+        for tenant in self.deficits:
+            self.deficits[tenant] += rounds * quanta[tenant]
+        for tenant, debt in list(self.debts.items()):
+            self.debts[tenant] = max(debt + rounds * quanta[tenant], -MOST_DEBT_ROUNDS * quanta[tenant])
+            if self.debts[tenant] >= 0.0:
+                del self.debts[tenant]
 
-    def _follow(self, left: Mapping[str, object]) -> None:
+    def _follow(self, tenants: Collection[str]) -> None:
         """Who has no work is out; who is new comes last, with nothing to its credit."""
-        self.turns = deque(tenant for tenant in self.turns if tenant in left)
-        self.turns.extend(sorted(left.keys() - set(self.turns)))
-        self.deficits = {tenant: self.deficits.get(tenant, 0.0) for tenant in self.turns}
+        self.turns = deque(tenant for tenant in self.turns if tenant in tenants)
+        self.turns.extend(sorted(set(tenants) - set(self.turns)))
+        self.debts |= {tenant: deficit for tenant, deficit in self.deficits.items() if tenant not in tenants}
+        self.deficits = {
+            tenant: self.deficits[tenant] if tenant in self.deficits else min(0.0, self.debts.pop(tenant, 0.0))
+            for tenant in self.turns
+        }
 
     def _take_from(
         self, tenant: str, jobs: deque[JobWork], taken: dict[str, int], dealt: list[tuple[str, int]]
@@ -139,8 +164,13 @@ class DeficitRoundRobin:
                 self.deficits[tenant] += rounds * _quantum(tenant, weights)
 
 
+def find_weight(tenant: str, weights: Mapping[str, float]) -> float:
+    """The weight of a tenant: 1 where it is not said."""
+    return max(weights.get(tenant, 1.0), 1e-6)
+
+
 def _quantum(tenant: str, weights: Mapping[str, float]) -> float:
-    return QUANTUM_TOKENS * max(weights.get(tenant, 1.0), 1e-6)
+    return QUANTUM_TOKENS * find_weight(tenant, weights)
 
 
 def _merge(dealt: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -12,8 +12,9 @@ class JobDemand:
 
     Times are seconds since the epoch. `ready` counts requests that nobody has claimed. Of two batches the one of the
     higher `priority` goes first. `urgency` is 0 for one that is on track and rises to 1 for one that will be late
-    (`policy.laxity`). `request_tokens` is what one request takes on average, prompt and output; of two batches with the
-    same `prefix` the prompts begin alike (empty: with nothing in common).
+    (`policy.laxity`). One that was `promised` its completion window rises over the turns of all tenants, any other only
+    within the part of its own. `request_tokens` is what one request takes on average, prompt and output; of two batches
+    with the same `prefix` the prompts begin alike (empty: with nothing in common).
     """
 
     batch_id: str
@@ -26,6 +27,7 @@ class JobDemand:
     request_tokens: float = 1_024.0
     prefix: str = ""
     urgency: float = 0.0
+    promised: bool = False
 
 
 def order_jobs(jobs: Iterable[JobDemand]) -> list[JobDemand]:
@@ -37,5 +39,6 @@ def order_jobs(jobs: Iterable[JobDemand]) -> list[JobDemand]:
 
 
 def list_late(jobs: Iterable[JobDemand]) -> list[JobDemand]:
-    """Those that are not on track, the most urgent one first, then as in `order_jobs`."""
-    return sorted((job for job in order_jobs(jobs) if job.urgency > 0), key=lambda job: -job.urgency)
+    """Those that are not on track: the promised ones, then others; the most urgent first, then as in `order_jobs`."""
+    late = (job for job in order_jobs(jobs) if job.urgency > 0)
+    return sorted(late, key=lambda job: (not job.promised, -job.urgency))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ class FakeEngine:
 
     `faults`, `refusals` and `slow` are contents that fail, that get a 400, and that are not answered in time; a content
     of `poisons` fails all requests that run with it. `company` has the most that ran beside each in its last attempt.
+    Since `online_since_s` there are online requests in it all the time.
     A streamed answer comes word by word; each word waits for `word_gate`, and of contents in `breaks` the next attempt
     fails after so many.
     """
@@ -50,6 +52,7 @@ class FakeEngine:
         self.word_gate.set()
         self.breaks: dict[str, int] = {}
         self.floor = 0.0
+        self.online_since_s: float | None = None
 
     async def offline(
         self,
@@ -133,7 +136,7 @@ class FakeEngine:
             online_waiting=0,
             offline_running=self.running,
             kv_usage=0.0,
-            online_busy_s=0.0,
+            online_busy_s=0.0 if self.online_since_s is None else time.monotonic() - self.online_since_s,
             offline_busy_s=0.0,
             engine_cpu_s=0.0,
             online_requests=0,

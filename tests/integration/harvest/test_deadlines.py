@@ -185,13 +185,30 @@ async def test_a_batch_that_will_be_late_is_urgent_and_goes_first(
     controller = HarvestController(board, bench.queue, fast.harvest, None, lambda: watch.urgencies)
     usual = await start(bench, "usual", 2, "24h", priority=9)
     late = await start(bench, "late", 20, "10m")
-    await see(kept, 2.0)
+    work_tokens = {batch.batch_id: batch.work_tokens for batch in await bench.queue.active_summaries()}[late]
+    await see(kept, work_tokens / 570)
     outlooks = await watch.step()
-    assert (outlooks[late].laxity_s < 0, outlooks[late].urgency, outlooks[usual].urgency) == (True, 1.0, 0.0)
+    assert outlooks[late].urgency == pytest.approx(0.8, abs=0.05)
+    assert outlooks[usual].urgency == 0.0
     await board.publish_report(report())
-    expected = Allotment(4, (JobShare(usual, 2), JobShare(late, 14)), (JobShare(late, 4),), 1, 0.05)
+    share = 0.05 * outlooks[late].urgency
+    expected = Allotment(4, (JobShare(usual, 2), JobShare(late, 14)), (JobShare(late, 4),), 1, share)
     assert (await controller.step())["r1"] == expected
     assert await board.read_allotment("r1") == expected
+
+
+async def test_a_batch_that_cannot_make_it_keeps_one_place(
+    bench: Bench, watch: DeadlineWatch, kept: CapacityStore, board: CapacityBoard, fast: Settings
+) -> None:
+    controller = HarvestController(board, bench.queue, fast.harvest, None, lambda: watch.urgencies)
+    usual = await start(bench, "usual", 2, "24h", priority=9)
+    lost = await start(bench, "lost", 20, "10m")
+    await see(kept, 2.0)
+    outlooks = await watch.step()
+    assert outlooks[lost].laxity_s < 0
+    assert outlooks[usual].urgency == 0.0
+    await board.publish_report(report())
+    assert (await controller.step())["r1"].late == (JobShare(lost, 1),)
 
 
 async def test_late_requests_run_first_up_to_their_share(

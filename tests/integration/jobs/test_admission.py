@@ -123,6 +123,22 @@ async def test_a_warning_is_kept_with_the_batch(bench: Bench, redis: Redis) -> N
     assert batch.earliest_completion_window is not None
 
 
+@pytest.mark.parametrize(("floor", "backed_by"), [(0.05, "floor"), (0.0, "forecast")])
+async def test_a_batch_says_what_its_window_is_promised_on(
+    bench: Bench, redis: Redis, floor: float, backed_by: str
+) -> None:
+    await see(redis, bench.settings)
+    raw = bench.settings.model_dump()
+    settings = Settings.model_validate(raw | {"harvest": raw["harvest"] | {"deadline_floor": floor}})
+    granted = Bench(redis, bench.store, settings)
+    batch_id = await granted.submit(make_work(10, 100), "24h")
+    assert (await granted.get(batch_id)).deadline_backed_by == backed_by
+    assert (await validate(granted, batch_id)).deadline_backed_by == backed_by
+    warned = with_admission(bench, "warn")
+    batch = await validate(warned, await warned.submit(make_work(100, 1_000), "30m"))
+    assert (batch.admission, batch.deadline_backed_by) == ("window_too_short", None)
+
+
 async def test_where_it_is_off_nobody_looks(bench: Bench, redis: Redis) -> None:
     await see(redis, bench.settings)
     unwatched = with_admission(bench, "off")

@@ -206,6 +206,14 @@ def test_status_says_that_a_window_was_too_short(application: Any) -> None:
     assert "will end" not in result.stdout
 
 
+@pytest.mark.parametrize("backed_by", ["forecast", "floor", None])
+def test_status_says_that_a_window_is_a_forecast_only(application: Any, backed_by: str | None) -> None:
+    batch = BATCH | {"admission": "fits", "deadline_backed_by": backed_by}
+    application.answers["GET", "/v1/batches/batch_1"] = (200, batch)
+    result = run("batch", "status", "batch_1", "--url", application.base_url)
+    assert ("a forecast only" in result.stdout) == (backed_by == "forecast"), result.output
+
+
 def test_list_shows_batches(application: Any) -> None:
     page = {"object": "list", "data": [BATCH], "first_id": "batch_1", "last_id": "batch_1", "has_more": False}
     application.answers["GET", "/v1/batches?limit=5"] = (200, page)

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from conserve.config import Settings, SettingsError, load_settings
+from conserve.jobs.window import parse_window
 
 
 def test_defaults_hold() -> None:
@@ -14,6 +15,10 @@ def test_defaults_hold() -> None:
     assert settings.model.served_name == "smollm2-135m-instruct"
     assert settings.state_dir.is_absolute()
     assert settings.files_url == str(settings.state_dir / "files")
+
+
+def test_requests_may_be_tried_again_for_as_long_as_the_usual_window() -> None:
+    assert load_settings({}, {}).jobs.max_retry_time_s >= parse_window("24h", 86_400)
 
 
 def test_environment_wins_over_file() -> None:

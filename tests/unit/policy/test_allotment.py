@@ -15,6 +15,7 @@ from conserve.policy.allotment import (
     WindowRule,
     allot,
     floor_share_of,
+    pass_over_stopped,
     share_out,
     window_of,
 )
@@ -113,6 +114,17 @@ def test_replicas_are_offered_more_than_fits_and_no_request_twice() -> None:
     assert all(allotment.jobs[0].batch_id == "x" for allotment in allotments.values())
 
 
+def test_what_all_replicas_have_stopped_is_passed_over() -> None:
+    capacities = [
+        replace(IDLE, stopped=frozenset({"a", "b"})),
+        replace(IDLE, replica_id="r2", stopped=frozenset({"b", "x"})),
+        ReplicaCapacity("r3", "other", "serving", stopped=frozenset({"x"})),
+    ]
+    jobs = [job("a"), job("b"), job("c"), job("x", model="other"), job("y", model="third")]
+    assert [one.ready for one in pass_over_stopped(jobs, capacities)] == [1, 0, 1, 0, 1]
+    assert pass_over_stopped(jobs, []) == jobs
+
+
 # Batches that are not on track.
 
 
@@ -144,6 +156,69 @@ def test_no_more_places_are_given_out_than_there_are(urgencies: list[float], req
     shares = share_out([urgent(str(index), urgency) for index, urgency in enumerate(urgencies)], requests)
     assert sum(most for _, most in shares) <= requests
     assert all(most > 0 for _, most in shares)
+
+
+# Several tenants.
+
+
+def of_tenants(promised: bool, *urgencies: tuple[str, float]) -> list[JobDemand]:
+    return [
+        replace(job(f"{tenant}{index}", ready=50), tenant=tenant, urgency=urgency, promised=promised)
+        for index, (tenant, urgency) in enumerate(urgencies)
+    ]
+
+
+def places_of(allotment: Allotment) -> dict[str, int]:
+    return {share.batch_id: share.most for share in allotment.late}
+
+
+def test_a_batch_that_was_promised_nothing_rises_within_the_part_of_its_tenant() -> None:
+    jobs = of_tenants(False, ("a", 1.0), ("a", 1.0), ("a", 0.5), ("b", 0.0), ("c", 0.0))
+    assert places_of(allot_late(jobs, RULE)) == {"a0": 3}
+    alone = [one for one in jobs if one.tenant == "a"]
+    assert places_of(allot_late(alone, RULE)) == {"a0": 8}
+    others_are_done = [*alone, replace(jobs[3], ready=0)]
+    assert places_of(allot_late(others_are_done, RULE)) == {"a0": 8}
+
+
+def test_all_such_batches_of_a_tenant_share_its_part() -> None:
+    jobs = of_tenants(False, ("a", 0.25), ("a", 0.25), ("a", 0.25), ("b", 1.0))
+    assert places_of(allot_late(jobs, RULE)) == {"b3": 4, "a0": 1, "a1": 1, "a2": 1}
+    assert list(places_of(allot_late(jobs, RULE))) == ["b3", "a0", "a1", "a2"]
+    few = replace(RULE, max_window=4)
+    assert places_of(allot_late(jobs, few)) == {"b3": 2, "a0": 1, "a1": 1}
+
+
+def test_a_batch_that_was_promised_its_window_rises_over_all_tenants_and_first() -> None:
+    jobs = [*of_tenants(True, ("a", 0.75)), *of_tenants(False, ("b", 1.0), ("c", 0.0))]
+    assert allot_late(jobs, RULE).late == (JobShare("a0", 6), JobShare("b0", 2))
+
+
+def test_on_the_floor_parts_count_too() -> None:
+    busy, granted = replace(IDLE, online_running=20), replace(RULE, deadline_floor=0.5)
+    jobs = of_tenants(False, ("a", 1.0), ("b", 1.0))
+    assert places_of(allot_late(jobs, granted, busy)) == {"a0": 2, "b1": 2}
+
+
+def test_where_nobody_has_a_turn_the_floor_is_for_those_who_are_late() -> None:
+    busy, granted = replace(IDLE, online_running=20), replace(RULE, deadline_floor=0.5)
+    jobs = of_tenants(False, ("a", 1.0), ("b", 0.0))
+    assert places_of(allot_late(jobs, granted, busy)) == {"a0": 4}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.001, 1)), min_size=1, max_size=20),
+    st.integers(0, 64),
+    st.dictionaries(st.sampled_from("abc"), st.integers(0, 64)),
+)
+def test_limits_are_kept(late: list[tuple[str, float]], requests: int, limits: dict[str, int]) -> None:
+    jobs = of_tenants(False, *late)
+    tenants = {one.batch_id: one.tenant for one in jobs}
+    shares = share_out(jobs, requests, limits)
+    assert sum(most for _, most in shares) <= requests
+    assert all(most > 0 for _, most in shares)
+    for tenant, limit in limits.items():
+        assert sum(most for batch_id, most in shares if tenants[batch_id] == tenant) <= limit
 
 
 def allot_late(jobs: list[JobDemand], rule: WindowRule, capacity: ReplicaCapacity = IDLE) -> Allotment:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import random
 from collections import Counter
@@ -9,7 +10,7 @@ import pytest
 
 from conserve.policy.allotment import Allotment, ReplicaCapacity, WindowRule, allot
 from conserve.policy.fair_shares import FairShares, JobUse
-from conserve.policy.ordering import JobDemand
+from conserve.policy.ordering import JobDemand, list_late
 from conserve.policy.request_size import mean_request_tokens
 from conserve.policy.turns import ShareTurns
 
@@ -166,6 +167,63 @@ def test_what_was_used_before_it_was_first_seen_is_not_charged() -> None:
     assert {name for name, _ in shares.deal("m", 100)} == {"a", "b"}
     shares.settle(jobs, {"a": JobUse("a", "m", 1e9 + 50_000)})
     assert {name for name, _ in shares.deal("m", 100)} == {"b"}
+
+
+def test_what_the_last_request_of_a_tenant_took_is_charged_to_it() -> None:
+    shares = FairShares({})
+
+    def settle(ready: int, running: int, tokens: float) -> list[tuple[str, int]]:
+        jobs = [JobDemand("b", "m", 0, 100, 1_000, tenant="b", request_tokens=100.0)]
+        jobs.append(JobDemand("a", "m", 0, 100, ready, tenant="a", request_tokens=100.0))
+        shares.settle(jobs, {"a": JobUse("a", "m", tokens, running), "b": JobUse("b", "m", 0.0)})
+        return shares.deal("m", 60)
+
+    assert ("a", 1) in settle(1, 0, 0.0)
+    assert settle(0, 1, 100.0) == [("b", 60)], "it runs, and nothing else of it waits"
+    settle(0, 1, 6_100.0)
+    assert settle(1, 0, 6_100.0) == [("b", 60)], "the next one waits until the other has had as much"
+    settle(0, 0, 6_100.0)
+    assert settle(1, 0, 6_100.0) == [("b", 60)], "also when it was away"
+
+
+def test_limits_of_places_are_shares_by_weight() -> None:
+    shares = FairShares({"a": 3.0})
+    jobs = [JobDemand(name, "m", 0, 100, 9, tenant=name) for name in ("a", "b")]
+    shares.settle(jobs, {"x": JobUse("a", "m", 0.0)})
+    assert [shares.limit_places("m", places) for places in (8, 5, 1)] == [
+        {"a": 6, "b": 2},
+        {"a": 4, "b": 2},
+        {"a": 1, "b": 1},
+    ]
+    assert shares.limit_places("other", 8) == {}
+    shares.settle(jobs, {"x": JobUse("a", "m", 9_000.0)})
+    assert shares.limit_places("m", 5) == {"a": 3, "b": 2}, "rounded down for who is ahead"
+    assert shares.limit_places("m", 1) == {"a": 0, "b": 1}
+    assert shares.limit_places("m", 1, {"a"}) == {"a": 1}
+    shares.settle(jobs[:1], {"x": JobUse("a", "m", 9_000.0)})
+    assert shares.limit_places("m", 8) == {"a": 8}
+
+
+@pytest.mark.parametrize(("window", "promised", "least"), [(1, False, 0.45), (3, False, 0.45), (3, True, 0.0)])
+def test_an_always_late_batch_leaves_others_their_share(window: int, promised: bool, least: float) -> None:
+    """Each round all places are filled anew, with requests of a quarter of a round."""
+    rule = dataclasses.replace(RULE, max_window=window)
+    shares = FairShares({})
+    had = {"a": 0, "b": 0}
+    for _ in range(400):
+        jobs = [
+            JobDemand(name, "m", 0, 100, 99, tenant=name, request_tokens=512.0, urgency=urgency, promised=promised)
+            for name, urgency in (("a", 1.0), ("b", 0.0))
+        ]
+        shares.settle(jobs, {name: JobUse(name, "m", 512.0 * count) for name, count in had.items()})
+        allotment = allot([ReplicaCapacity("r", "m", "serving")], shares, rule, {}, list_late(jobs))["r"]
+        room = window
+        for share in [*allotment.late, *allotment.jobs]:
+            had[share.batch_id] += min(room, share.most)
+            room -= min(room, share.most)
+    assert sum(had.values()) == 400 * window
+    assert had["b"] / sum(had.values()) >= least
+    assert promised == (had["b"] == 0)
 
 
 def test_models_have_turns_of_their_own() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conserve.policy.fairness import QUANTUM_TOKENS, DeficitRoundRobin, JobWork
+from conserve.policy.fairness import MOST_DEBT_ROUNDS, QUANTUM_TOKENS, DeficitRoundRobin, JobWork
 
 
 def run(
@@ -99,6 +99,32 @@ def test_differences_stay_when_accounts_are_settled() -> None:
     robin.settle(["a", "b"], {}, {})
     assert robin.deficits["b"] == pytest.approx(QUANTUM_TOKENS)
     assert robin.deficits["b"] - robin.deficits["a"] == pytest.approx(10_000)
-    robin.settle(["b"], {}, {})
+
+
+def test_who_goes_away_owes_until_the_others_have_had_as_much() -> None:
+    robin = DeficitRoundRobin()
     robin.settle(["a", "b"], {}, {})
-    assert robin.deficits["b"] - robin.deficits["a"] <= QUANTUM_TOKENS, "who was away owes nothing any more"
+    robin.settle(["b"], {"a": 10_000.0}, {})
+    robin.settle(["a", "b"], {}, {})
+    assert robin.deficits["b"] - robin.deficits["a"] == pytest.approx(10_000)
+    robin.settle(["b"], {"b": 4_000.0}, {})
+    robin.settle(["a", "b"], {}, {})
+    assert robin.deficits["b"] - robin.deficits["a"] == pytest.approx(6_000)
+    robin.settle(["b"], {"b": 9_000.0}, {})
+    robin.settle([], {}, {})
+    assert robin.debts == {}
+    robin.settle(["a", "b"], {}, {})
+    assert robin.deficits["b"] - robin.deficits["a"] <= QUANTUM_TOKENS, "nothing is owed to who goes away"
+    assert not robin.is_blank
+
+
+def test_what_is_owed_has_a_limit_and_alone_nothing_is_owed() -> None:
+    robin = DeficitRoundRobin()
+    robin.settle(["a", "b"], {}, {"a": 2.0})
+    robin.settle(["b"], {"a": 1e9}, {"a": 2.0})
+    robin.settle(["a", "b"], {}, {"a": 2.0})
+    assert robin.deficits["a"] == pytest.approx(-2.0 * MOST_DEBT_ROUNDS * QUANTUM_TOKENS)
+    robin.settle(["a"], {}, {"a": 2.0})
+    assert robin.deficits == {"a": pytest.approx(2.0 * QUANTUM_TOKENS)}
+    robin.settle([], {}, {})
+    assert robin.is_blank
