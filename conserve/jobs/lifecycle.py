@@ -23,14 +23,17 @@ from conserve.jobs.catalog import FileCatalog
 from conserve.jobs.errors import ValidatorReplacedError
 from conserve.jobs.files import FileStore
 from conserve.jobs.flex_cleanup import FlexCleanup
+from conserve.jobs.flex_requests import FlexRequests
 from conserve.jobs.holdings import BatchHoldings
 from conserve.jobs.ledger import Holding
 from conserve.jobs.queue import JobQueue
+from conserve.jobs.slots import FairSlots
 from conserve.jobs.validation import InputValidator, RequestRange
 
 _log = structlog.get_logger(__name__)
 
-_SLOW_STEPS_AT_ONCE = 4
+_SLOW_STEPS_AT_ONCE, _OF_ONE_TENANT = 6, 4
+_FLEX_STEPS_AT_ONCE = 4  # Short ones, and somebody may wait for the room.
 _SLOW_STEP_LIMIT_S = 1800.0  # A step that hangs is given up and tried again; nothing else would free its slot.
 _CHUNK_REQUESTS = 500
 _CHUNK_BYTES = 4 << 20
@@ -49,7 +52,8 @@ class BatchKeeper:
 
     Each step is atomic or repeatable: after a crash anywhere the next round goes on from the old or the new state. More
     than one keeper at a time does no harm. Leases are left alone for one lease period after the keeper starts and after
-    Redis was away or restarted, so that replicas can renew what they still work on.
+    Redis was away or restarted, so that replicas can renew what they still work on, and fronts the flex requests that
+    they wait for.
     """
 
     def __init__(
@@ -68,14 +72,15 @@ class BatchKeeper:
         self._queue = JobQueue(redis, settings)
         self._catalog = FileCatalog(redis, settings.jobs.namespace)
         self._holdings = BatchHoldings(self._queue.ledger)
-        self._flex = FlexCleanup(self._queue, self._catalog, store)
+        self._flex = FlexCleanup(FlexRequests(redis, settings), self._queue, self._catalog, store)
         self._desk = AdmissionDesk(redis, self._queue, settings, models)
         self._validator_token = secrets.token_hex(16)
         self._server_run_id: str | None = None
         self._reap_from_s = 0.0
         self._hold_leases()
         self._slow: dict[str, asyncio.Task[None]] = {}
-        self._slots = asyncio.Semaphore(_SLOW_STEPS_AT_ONCE)
+        self._slots = FairSlots(_SLOW_STEPS_AT_ONCE, _OF_ONE_TENANT)
+        self._flex_slots = FairSlots(_FLEX_STEPS_AT_ONCE, _FLEX_STEPS_AT_ONCE)
         self._troubles: dict[str, _Trouble] = {}
 
     async def run_once(self) -> None:
@@ -121,6 +126,8 @@ class BatchKeeper:
                 if now_ms - admitted[batch_id] > _CREATION_MS:
                     await self._queue.forget(batch_id)
             await self._holdings.follow(batches)
+            if self._clock() >= self._reap_from_s:
+                await self._flex.let_go_unattended(batches)
             for batch in batches:
                 await self._advance(batch, now_ms)
             for batch_id in self._troubles.keys() - admitted.keys():
@@ -176,7 +183,8 @@ class BatchKeeper:
 
     async def _run_step(self, batch: ActiveBatch, step: Callable[[ActiveBatch], Awaitable[None]]) -> None:
         try:
-            async with self._slots, asyncio.timeout(_SLOW_STEP_LIMIT_S):
+            slots = self._slots if batch.flex is None else self._flex_slots
+            async with slots.take(batch.tenant), asyncio.timeout(_SLOW_STEP_LIMIT_S):
                 await step(batch)
             self._troubles.pop(batch.batch_id, None)
         except ValidatorReplacedError as error:
@@ -210,9 +218,7 @@ class BatchKeeper:
                 raise
             message = f"The input file could not be read within the completion window: {error.strerror or error}"
             validator.problems.append(BatchError(code="input_file_unreadable", message=message, param="input_file_id"))
-        # A flex request is promised nothing.
-        promised = not validator.problems and batch.flex is None
-        assessment = await self._assess(batch, token, validator) if promised else None
+        assessment = None if validator.problems else await self._assess(batch, token, validator)
         if validator.problems:
             await self._queue.fail(batch.batch_id, token, validator.problems)
         else:

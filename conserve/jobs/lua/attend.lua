@@ -1,0 +1,6 @@
+-- Says that flex requests are still waited for; those that were let go meanwhile stay so. ARGV: their ids.
+local now = now_ms()
+for _, id in ipairs(ARGV) do
+  redis.call('ZADD', FLEX, 'XX', now, id)
+end
+return 1
