@@ -14,7 +14,9 @@ async def find_left(settings: Settings) -> list[str]:
     keys = Keys(settings.jobs.namespace)
     redis = await connect(settings)
     try:
-        left = [f"flex: {one}" for index in (keys.flex, keys.flex_over) for one in await redis.zrange(index, 0, -1)]
+        left = [
+            "flex: " + str(one) for index in (keys.flex, keys.flex_over) for one in await redis.zrange(index, 0, -1)
+        ]
         left += ["key: " + str(key) async for key in redis.scan_iter(match=f"{settings.jobs.namespace}:batch:*:stream")]
         for tenant in KEYS:
             used = await Ledger(redis, keys).used(tenant)

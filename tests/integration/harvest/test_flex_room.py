@@ -202,3 +202,27 @@ async def test_abandoned_requests_count_for_no_batch(
     with pytest.raises(ApiError) as refused:
         await bench.service.create_batch(file.id, URL, "24h")
     assert refused.value.code == "too_many_batches"
+
+
+async def test_chunks_that_come_after_the_deletion_leave_nothing_behind(redis: Redis, fast: Settings) -> None:
+    service = make_service(redis, fast)
+    bench = Bench(redis, FileStore(fast.files_url), fast)
+    keys = Keys(fast.jobs.namespace)
+    async with running(service.run()):
+        chunks = service.stream(DEFAULT_TENANT, URL, ask("x"))
+        listening = asyncio.create_task(anext(chunks))
+        await wait_for(redis, fast, 1)
+        (batch_id,) = await redis.zrange(keys.flex, 0, -1)
+        (claimed,) = await bench.queue.claim(batch_id, 1, 60_000, "a")
+        writer = bench.queue.make_chunk_writer()
+        take = writer.begin(claimed)
+        take({"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "one"}}]})
+        await writer.flush()
+        assert (await listening)["choices"][0]["delta"]["content"] == "one"
+        take({"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": " two"}}]})
+        await chunks.aclose()
+        await wait_for(redis, fast, 0)
+        await bench.queue.release(batch_id, {1: claimed.fence})
+        await clean_up(redis, fast)
+        await writer.flush()
+    assert await redis.exists(*keys.batch(batch_id)) == 0
