@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,28 @@ async def lose(redis: Redis, settings: Settings) -> None:
     await abandon(waiting)
 
 
+def spy_on_failures(service: FlexService) -> asyncio.Event:
+    """Set once the front could not let go of a request."""
+    failed = asyncio.Event()
+    let_go = service._requests.let_go
+
+    async def spy(batch_ids: Collection[str]) -> None:
+        try:
+            await let_go(batch_ids)
+        except (RedisError, OSError):
+            failed.set()
+            raise
+
+    service._requests.let_go = spy  # type: ignore[method-assign]
+    return failed
+
+
 async def test_after_an_outage_there_is_room_again(tmp_path: Path) -> None:
     settings = Settings.model_validate({"state_dir": tmp_path, "flex": {"max_waiting": 1}})
     redis = await connect(settings)
     try:
         service = make_service(redis, settings)
+        has_failed = spy_on_failures(service)
         async with running(service.run()):
             waiting = asyncio.create_task(service.answer(DEFAULT_TENANT, URL, ask("x")))
             await wait_for(redis, settings, 1)
@@ -68,6 +86,8 @@ async def test_after_an_outage_there_is_room_again(tmp_path: Path) -> None:
             with pytest.raises(ApiError) as gone:
                 await waiting
             assert gone.value.status == 503
+            async with asyncio.timeout(60):
+                await has_failed.wait()
             await asyncio.to_thread(embedded.ensure_running, tmp_path)
             await wait_for(redis, settings, 0)
             again = asyncio.create_task(service.answer(DEFAULT_TENANT, URL, ask("x")))
