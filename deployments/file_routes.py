@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -22,6 +23,7 @@ from deployments.api_errors import describe_errors, missing, unknown
 from deployments.tenancy import as_tenant
 
 _CHUNK_BYTES = 1 << 20
+LONGEST_SILENCE_S = 60.0  # Of a client in the middle of an upload, which keeps others from theirs.
 _FORM_BYTES = 1 << 16  # What a form holds besides the file: boundaries, headers, the other fields.
 _EXPIRY_FIELDS = {f"expires_after[{name}]": name for name in ExpiresAfter.model_fields}
 
@@ -58,7 +60,7 @@ class FilePage(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    purpose: Literal["batch", "batch_output"] | None = None
+    purpose: str | None = Field(None, description="Files have `batch` or `batch_output`; of others there are none.")
     after: str | None = Field(None, description="The last file of the page before.")
     limit: int = Field(MAX_FILES_PAGE, ge=1, le=MAX_FILES_PAGE)
     order: Literal["asc", "desc"] = Field("desc", description="By `created_at`.")
@@ -69,21 +71,22 @@ def build_file_router(get_service: Callable[[], FileService]) -> APIRouter:
     router = APIRouter(tags=["files"])
     service = Depends(as_tenant(get_service))
 
-    @router.post("/v1/files", responses=describe_errors(413, 429), openapi_extra=_UPLOAD_BODY)
+    @router.post("/v1/files", responses=describe_errors(408, 413, 429), openapi_extra=_UPLOAD_BODY)
     async def upload_file(request: Request, files: FileService = service) -> FileObject:
-        form = await _parse_form(request, files.max_file_bytes)
-        try:
-            upload, purpose = form.get("file"), form.get("purpose")
-            if not isinstance(upload, UploadFile):
-                raise missing("file")
-            if not isinstance(purpose, str):
-                raise missing("purpose")
-            for name in form.keys() - {"file", "purpose"} - _EXPIRY_FIELDS.keys():
-                raise unknown(name)
-            expires_after = _read_expiry(form)
-            return await files.upload_file(upload.filename or "", purpose, _read(upload), expires_after)
-        finally:
-            await form.close()
+        with files.uploading():
+            form = await _parse_form(request, files.max_file_bytes)
+            try:
+                upload, purpose = form.get("file"), form.get("purpose")
+                if not isinstance(upload, UploadFile):
+                    raise missing("file")
+                if not isinstance(purpose, str):
+                    raise missing("purpose")
+                for name in form.keys() - {"file", "purpose"} - _EXPIRY_FIELDS.keys():
+                    raise unknown(name)
+                expires_after = _read_expiry(form)
+                return await files.upload_file(upload.filename or "", purpose, _read(upload), expires_after)
+            finally:
+                await form.close()
 
     @router.get("/v1/files", responses=describe_errors(404))
     async def list_files(page: Annotated[FilePage, Query()], files: FileService = service) -> FileList:
@@ -124,7 +127,8 @@ async def _parse_form(request: Request, max_file_bytes: int) -> FormData:
 
     async def stream() -> AsyncGenerator[bytes, None]:
         size = 0
-        async for chunk in request.stream():
+        chunks = request.stream()
+        while (chunk := await _next(chunks)) is not None:
             size += len(chunk)
             if size > limit:
                 raise file_too_large(max_file_bytes)
@@ -136,6 +140,15 @@ async def _parse_form(request: Request, max_file_bytes: int) -> FormData:
         raise ApiError(400, f"The form cannot be read: {error.message}", param="file") from None
     except OSError as error:  # The disk for temporary files is full.
         raise storage_unavailable(error) from error
+
+
+async def _next(chunks: AsyncGenerator[bytes, None]) -> bytes | None:
+    try:
+        async with asyncio.timeout(LONGEST_SILENCE_S):
+            return await anext(chunks, None)
+    except TimeoutError:
+        message = f"Nothing of the file has come for {LONGEST_SILENCE_S:g} s."
+        raise ApiError(408, message, param="file", code="upload_timeout") from None
 
 
 def _read_expiry(form: FormData) -> ExpiresAfter | None:

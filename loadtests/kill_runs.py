@@ -1,9 +1,10 @@
 """`python -m loadtests.kill_runs`: batches run while processes of the offline queue are killed at random moments.
 
-Replicas, the controller, the front and Redis. Everything but the engine is what runs in the application: harvesters,
-the controller with its keeper and its watch over the embedded Redis, and the HTTP routes; with `--real` it is the
-application itself, with a real model. In the end every request of every accepted batch must have exactly one answer,
-the right one. Exits with 1 if not.
+Replicas, the controller, the front and Redis. Batches of two tenants and several priorities run, and beside them flex
+requests, whole and streamed. Everything but the engine is what runs in the application: harvesters, the controller
+with its keeper and its watch over the embedded Redis, and the HTTP routes; with `--real` it is the application itself,
+with a real model. In the end every request of every accepted batch must have exactly one answer, the right one, as
+every flex request must, and of those nothing may be left in Redis. Exits with 1 if not.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from conserve.config import JobsSettings
 from conserve.jobs.batch import Batch
 from loadtests.killing.application import ApplicationHousehold
 from loadtests.killing.client import PatientClient
-from loadtests.killing.household import Household, Victim
+from loadtests.killing.flex import FlexClients
+from loadtests.killing.household import KEYS, Household, Victim
 from loadtests.killing.ledger import Verdict
 from loadtests.killing.light import LightHousehold
 from loadtests.killing.questions import Questions, make_input
@@ -42,9 +44,13 @@ REQUESTS: Final = (1, 120)
 """Of a batch, drawn evenly."""
 REAL_REQUESTS: Final = (4, 24)
 WEIGHTS: Final[dict[Victim, int]] = {Victim.REPLICA: 4, Victim.CONTROLLER: 2, Victim.FRONT: 2, Victim.REDIS: 2}
+PRIORITIES: Final = (-1, 0, 0, 1)
+"""Of batches, drawn evenly."""
 POLL_S: Final = 0.05
 LONGEST_IDLE_S: Final = 10.0
 """After a kill, until there has to be work again or something else is killed."""
+LEFT_LIMIT_S: Final = 90.0
+"""So long what flex requests have left behind may be there after the last batch."""
 END_LIMIT_S: Final = 600.0
 """So long batches may take after the last kill."""
 JOURNAL_TOKENS: Final = JobsSettings().journal_tokens
@@ -69,8 +75,10 @@ class KillReport(BaseModel):
         kills: By kind of process.
         batches, acknowledged: Batches there are in the end, and those whose creation was answered.
         requests: Of all of them.
+        flex, flex_tries: Flex requests that were answered, and how often they were asked for.
         lost, twice, wrong, unfinished: As in `Verdict`.
         forgotten: Batches that were acknowledged and are not there.
+        left: What there is in Redis, in the end, of flex requests and of quotas in use.
         again: Further attempts, those that went on behind the beginning, most tokens that one of them has generated
             again, and attempts with more than a journal interval of them; None where engines write no log.
         duration_s: Of the whole.
@@ -80,18 +88,21 @@ class KillReport(BaseModel):
     batches: int
     acknowledged: int
     requests: int
+    flex: int
+    flex_tries: int
     lost: list[str]
     twice: list[str]
     wrong: list[str]
     unfinished: list[str]
     forgotten: list[str]
+    left: list[str]
     again: Again | None
     duration_s: float
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing was lost, done twice or wrong."""
-        return not (self.lost or self.twice or self.wrong or self.unfinished or self.forgotten)
+        """Whether nothing was lost, done twice or wrong, and nothing is left behind."""
+        return not (self.lost or self.twice or self.wrong or self.unfinished or self.forgotten or self.left)
 
 
 class KillRun:
@@ -133,23 +144,29 @@ class KillRun:
         """Starts everything, kills, waits for the batches, counts, and stops everything."""
         began_s = time.monotonic()
         task = progress.add_task("killing", total=self._kills_wanted)
-        client: PatientClient | None = None
+        clients: list[PatientClient] = []
+        batches: list[Batch] = []
         try:
             await asyncio.to_thread(self._household.start)
-            client = self._household.connect()
-            questions = await self._household.learn(client)
+            clients += [self._household.connect(key) for key in KEYS.values()]
+            verdict = Verdict(await self._household.learn(clients[0]))
+            flex = FlexClients(clients, verdict, self._generator)
             async with asyncio.TaskGroup() as group:
-                for _ in range(BATCHES_AT_A_TIME):
-                    group.create_task(self._submit_on_end(client, questions))
+                for number in range(BATCHES_AT_A_TIME):
+                    client = clients[number % len(clients)]
+                    group.create_task(self._submit_on_end(client, verdict.questions))
+                group.create_task(flex.run(self._is_over.is_set))
                 await self._kill_on_end(lambda: progress.advance(task))
                 self._is_over.set()
             self._household.check()
-            batches = [batch for batch in await self._wait_for_all(client) if _name(batch)]
-            verdict = Verdict(questions)
-            for batch in batches:
-                verdict.check(batch, _name(batch), self._sizes[_name(batch)], await client.read_lines(batch))
+            for client in clients:
+                own = [batch for batch in await self._wait_for_all(client) if _name(batch)]
+                for batch in own:
+                    verdict.check(batch, _name(batch), self._sizes[_name(batch)], await client.read_lines(batch))
+                batches += own
+            left = await self._wait_until_nothing_is_left()
         finally:
-            if client is not None:
+            for client in clients:
                 await client.close()
             await asyncio.to_thread(self._household.stop)
         return KillReport(
@@ -157,11 +174,14 @@ class KillRun:
             batches=len(batches),
             acknowledged=len(self._acknowledged),
             requests=verdict.requests,
+            flex=verdict.flex,
+            flex_tries=flex.tries,
             lost=verdict.lost,
             twice=verdict.twice,
             wrong=verdict.wrong,
             unfinished=verdict.unfinished,
             forgotten=sorted(set(self._acknowledged) - {batch.id for batch in batches}),
+            left=left,
             again=_read_again(self._token_log),
             duration_s=time.monotonic() - began_s,
         )
@@ -188,7 +208,8 @@ class KillRun:
         while not self._is_over.is_set():
             name = f"b{len(self._sizes)}"
             self._sizes[name] = self._generator.randint(*self._requests)
-            batch = await client.submit(make_input(questions, name, self._sizes[name]), {"name": name})
+            content = make_input(questions, name, self._sizes[name])
+            batch = await client.submit(content, {"name": name}, self._generator.choice(PRIORITIES))
             self._acknowledged.append(batch.id)
             while not (await client.get(batch.id)).status.ended:
                 with suppress(TimeoutError):
@@ -201,6 +222,14 @@ class KillRun:
             batches = await client.list_batches()
             if all(batch.status.ended for batch in batches) or time.monotonic() > until_s:
                 return batches
+            await asyncio.sleep(POLL_S)
+
+    async def _wait_until_nothing_is_left(self) -> list[str]:
+        until_s = time.monotonic() + LEFT_LIMIT_S
+        while True:
+            left = await self._household.find_left()
+            if not left or time.monotonic() > until_s:
+                return left
             await asyncio.sleep(POLL_S)
 
 
@@ -233,9 +262,11 @@ def render(report: KillReport) -> Table:
     table.add_row("batches, requests", f"{report.batches:,}, {report.requests:,}")
     table.add_row("acknowledged batches that are gone", str(len(report.forgotten)))
     table.add_row("batches that did not complete", str(len(report.unfinished)))
+    table.add_row("flex requests answered, tries", f"{report.flex:,}, {report.flex_tries:,}")
     table.add_row("requests lost", str(len(report.lost)))
     table.add_row("requests answered twice", str(len(report.twice)))
     table.add_row("wrong answers or counts", str(len(report.wrong)))
+    table.add_row("left in Redis of flex requests and quotas", str(len(report.left)))
     if report.again is not None:
         again = report.again
         table.add_row("further attempts, continued", f"{again.attempts:,}, {again.continued:,}")
@@ -271,7 +302,7 @@ def main(
         run = KillRun(household, kills, pause_s, requests, generator, weights, token_log)
         report = asyncio.run(run.run(progress))
     console.print(render(report))
-    for name in ("forgotten", "unfinished", "lost", "twice", "wrong"):
+    for name in ("forgotten", "unfinished", "lost", "twice", "wrong", "left"):
         for problem in getattr(report, name)[:SHOWN]:
             console.print(f"{name}: {problem}")
     if out is not None:

@@ -107,6 +107,9 @@ class JobsSettings(_Section):
     max_result_streams: int = Field(
         64, ge=1, description="Streams of results that are open at once; a further one is refused (429)."
     )
+    max_uploads: int = Field(
+        16, ge=1, description="Files that are uploaded at once, to one front; a further one is refused (429)."
+    )
     max_window_s: int = Field(30 * 86_400, ge=60, description="Longest completion window.")
     admission: Literal["refuse", "warn", "off"] = Field(
         "refuse",

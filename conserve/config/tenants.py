@@ -59,6 +59,22 @@ class TenantSettings(Section):
     )
     max_files: int | None = Field(None, ge=1, description="Files that it has here, output and error files included.")
     max_bytes: int | None = Field(None, ge=1, description="Bytes of those files.")
+    max_batches: int | None = Field(
+        None,
+        ge=1,
+        description="Batches not yet ended; by default half of `jobs.max_active_batches`, if others are here.",
+    )
+    max_waiting_flex: int | None = Field(
+        None, ge=1, description="Flex requests that wait; by default half of `flex.max_waiting`, if others are here."
+    )
+    max_result_streams: int | None = Field(
+        None,
+        ge=1,
+        description="Open streams of results; by default half of `jobs.max_result_streams`, if others are here.",
+    )
+    max_uploads: int | None = Field(
+        None, ge=1, description="Uploads at once; by default half of `jobs.max_uploads`, if others are here."
+    )
 
 
 class FlexSettings(Section):

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 import structlog
 from redis.exceptions import RedisError
 
-from conserve.jobs.errors import ApiError, NotDurableError, QuotaExceededError
+from conserve.jobs.errors import ApiError, NoPlaceError, NotDurableError, QuotaExceededError
 from conserve.jobs.outages import is_outage
 
 _log = structlog.get_logger(__name__)
@@ -23,6 +23,8 @@ _QUOTAS = {
     "tokens": ("tokens_in_flight_exceeded", "tokens in flight"),
     "files": ("files_exceeded", "files"),
     "bytes": ("file_bytes_exceeded", "bytes of files"),
+    "batches": ("batches_exceeded", "batches that have not ended"),
+    "flex": ("waiting_flex_exceeded", "flex requests that wait"),
 }
 
 _Parameters = ParamSpec("_Parameters")
@@ -95,7 +97,7 @@ def over_quota(error: QuotaExceededError, param: str) -> ApiError:
     """429: the tenant would have more than its quota. What is queued gets less by waiting, files do not."""
     code, what = _QUOTAS[error.name]
     message = f"Your limit is {error.limit} {what}: you have {error.used}, and this takes {error.asked}."
-    is_passing = error.name in ("requests", "tokens") and error.asked <= error.limit
+    is_passing = error.name not in ("files", "bytes") and error.asked <= error.limit
     return ApiError(
         429,
         message + ("" if is_passing else " Waiting does not help."),
@@ -104,6 +106,13 @@ def over_quota(error: QuotaExceededError, param: str) -> ApiError:
         code=code,
         retry_after_s=_RETRY_QUOTA_AFTER_S if is_passing else None,
     )
+
+
+def no_place(error: NoPlaceError, what: str, code: str, own_code: str, retry_after_s: int) -> ApiError:
+    """429: as many as allowed are open, of all tenants or of the caller's."""
+    if error.is_own:
+        return overloaded(f"Your limit is {error.limit} {what}: that many are open.", own_code, retry_after_s)
+    return overloaded(f"{error.limit} {what} are open, which is the limit.", code, retry_after_s)
 
 
 def check_limit(limit: int, most: int) -> None:

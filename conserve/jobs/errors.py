@@ -101,4 +101,13 @@ class QuotaExceededError(RuntimeError):
 
 
 class TooManyWaitingError(RuntimeError):
-    """As many flex requests as allowed are waiting."""
+    """As many flex requests as allowed are waiting, or wait to be deleted."""
+
+
+class NoPlaceError(RuntimeError):
+    """As many as allowed are open: of all tenants, or (`is_own`) of this one."""
+
+    def __init__(self, limit: int, *, is_own: bool) -> None:
+        super().__init__(f"{limit} are open, which is the limit{' of this tenant' if is_own else ''}")
+        self.limit = limit
+        self.is_own = is_own

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,20 +15,29 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from conserve.config import DEFAULT_TENANT, Settings
-from conserve.jobs.answers import answers_unavailable, check_limit, file_too_large, invalid, no_file, over_quota
+from conserve.jobs.answers import (
+    answers_unavailable,
+    check_limit,
+    file_too_large,
+    invalid,
+    no_file,
+    no_place,
+    over_quota,
+)
 from conserve.jobs.batch import FILE_ID, FILE_PURPOSES, FileDeleted, FileList, FileObject
 from conserve.jobs.catalog import FileCatalog
-from conserve.jobs.errors import ApiError, FileTooLargeError, QuotaExceededError
+from conserve.jobs.errors import ApiError, FileTooLargeError, NoPlaceError, QuotaExceededError
 from conserve.jobs.expiry import ExpiresAfter
 from conserve.jobs.files import FileStore
 from conserve.jobs.ledger import Holding
 from conserve.jobs.line_count import LineCount
 from conserve.jobs.retention import FileRetention
-from conserve.jobs.tenants import TenantDirectory
+from conserve.jobs.tenants import find_tenants
 
 _log = structlog.get_logger(__name__)
 
 _MAX_FILENAME = 255
+_RETRY_UPLOAD_AFTER_S = 5
 MAX_FILES_PAGE = 10_000
 
 
@@ -52,7 +62,8 @@ class FileService:
         self._settings = settings.jobs
         self._catalog = FileCatalog(redis, settings.jobs.namespace)
         self._retention = FileRetention(redis, store, settings)
-        self.tenants = TenantDirectory(settings.tenants)
+        self.tenants = find_tenants(settings)
+        self._uploads = self.tenants.uploads(settings.jobs.max_uploads)
         self._tenant = DEFAULT_TENANT
 
     def for_tenant(self, tenant: str) -> Self:
@@ -65,6 +76,21 @@ class FileService:
     def max_file_bytes(self) -> int:
         """Longest file that `upload_file` takes, in bytes."""
         return self._settings.max_file_bytes
+
+    @contextmanager
+    def uploading(self) -> Iterator[None]:
+        """One of the uploads that may go on at once, for as long as the block: also while its form is taken in.
+
+        Raises:
+            ApiError: 429, there are as many as allowed.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._uploads.take(self._tenant))
+            except NoPlaceError as error:
+                codes = ("too_many_uploads", "uploads_exceeded")
+                raise no_place(error, "uploads", *codes, _RETRY_UPLOAD_AFTER_S) from None
+            yield
 
     @answers_unavailable
     async def upload_file(
@@ -112,7 +138,7 @@ class FileService:
         if order not in ("asc", "desc"):
             raise invalid("'order' must be 'asc' or 'desc'.", "order")
         if purpose is not None and purpose not in FILE_PURPOSES:
-            raise invalid(f"'purpose' must be one of: {', '.join(FILE_PURPOSES)}.", "purpose")
+            return FileList(data=[], first_id=None, last_id=None, has_more=False)  # Others have purposes of their own.
         page = await self._catalog.page(
             after, limit, purpose=purpose, newest_first=order == "desc", tenant=self._tenant
         )

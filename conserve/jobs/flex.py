@@ -12,33 +12,31 @@ import uuid
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
-import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from conserve.config import Settings
 from conserve.jobs.answers import answers_unavailable, over_quota, overloaded
-from conserve.jobs.batch import ENDPOINTS_BY_TASK, HIGHEST_PRIORITY, BatchStatus, FlexKind
+from conserve.jobs.batch import ENDPOINTS_BY_TASK, BatchStatus, FlexKind
 from conserve.jobs.catalog import FileCatalog
 from conserve.jobs.chunk_merge import ChunkMerge, DivergedError
 from conserve.jobs.claims import StoredResult
-from conserve.jobs.errors import ApiError, NotDurableError, QuotaExceededError, TooManyWaitingError
+from conserve.jobs.errors import ApiError, QuotaExceededError, TooManyWaitingError
 from conserve.jobs.files import FileStore
 from conserve.jobs.flex_feed import FlexFeed, Subscription
+from conserve.jobs.flex_requests import FlexLine, FlexRequests
 from conserve.jobs.flex_stream import Numbered, read_entry
-from conserve.jobs.ledger import Holding
+from conserve.jobs.flex_waiters import FlexWaiters
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.segments import SegmentReader
-from conserve.jobs.tenants import TenantDirectory
+from conserve.jobs.tenants import find_tenants
 from conserve.jobs.validation import InputValidator
 from conserve.policy.request_size import EXPECTED_OUTPUT_TOKENS, guess_request_tokens
 
-_log = structlog.get_logger(__name__)
-
 TIER: Final = "flex"
 RETRY_AFTER_S: Final = 30
+_RETRY_LOST_AFTER_S: Final = 1
 LOOK_S: Final = 2.0
 """The state of a request is looked at so often, beside what its stream says."""
 _CUSTOM_ID: Final = "flex"
@@ -72,13 +70,16 @@ class FlexService:
         self._endpoints = ENDPOINTS_BY_TASK[settings.model.task]
         self._queue = JobQueue(redis, settings)
         self._catalog = FileCatalog(redis, settings.jobs.namespace)
+        self._requests = FlexRequests(redis, settings)
         self._feed = FlexFeed(redis, settings.jobs.namespace)
-        self._goodbyes: set[asyncio.Task[None]] = set()
-        self.tenants = TenantDirectory(settings.tenants)
+        self._waiters = FlexWaiters(self._requests, settings.jobs.lease_ms)
+        self.tenants = find_tenants(settings)
 
-    async def run(self) -> NoReturn:
-        """Hears of the requests that are waited for, until cancelled."""
-        await self._feed.run()
+    async def run(self) -> None:
+        """Hears of the requests that are waited for, and says that they are, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._feed.run())
+            group.create_task(self._waiters.run())
 
     async def answer(self, tenant: str, endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The whole answer to a request; it is let go when the caller is cancelled.
@@ -118,52 +119,49 @@ class FlexService:
     async def _wait(
         self, tenant: str, endpoint: str, body: Mapping[str, Any], kind: FlexKind
     ) -> AsyncGenerator[tuple[FlexJob, Subscription], None]:
-        job = await self._submit(tenant, endpoint, body, kind)
+        job = FlexJob(f"batch_{uuid.uuid4().hex}", time.monotonic() + self._settings.flex.wait_s)
+        self._waiters.enter(job.batch_id, job.until_s)
         try:
+            await self._submit(job.batch_id, tenant, endpoint, body, kind)
             with self._feed.subscribe(job.batch_id) as subscription:
                 yield job, subscription
         finally:
-            self._say_goodbye(job.batch_id)
+            self._waiters.leave(job.batch_id)
 
     @answers_unavailable
-    async def _submit(self, tenant: str, endpoint: str, body: Mapping[str, Any], kind: FlexKind) -> FlexJob:
-        """Accepts a request; it is on disk when this returns."""
+    async def _submit(self, batch_id: str, tenant: str, endpoint: str, body: Mapping[str, Any], kind: FlexKind) -> None:
+        """Accepts a request. Whatever this raises, there may be one; unless it is refused, or nothing was begun."""
         harvest, waiting = self._settings.harvest, self._settings.flex.max_waiting
-        if not harvest.enabled or harvest.max_window == 0 or waiting == 0:
-            raise overloaded("No capacity is harvested here at the moment.", "resource_unavailable", RETRY_AFTER_S)
-        line = self._check(endpoint, body)
-        batch_id, file_id = f"batch_{uuid.uuid4().hex}", f"file-{uuid.uuid4().hex}"
-        until_s = time.monotonic() + self._settings.flex.wait_s
+        try:
+            if not harvest.enabled or harvest.max_window == 0 or waiting == 0:
+                raise overloaded("No capacity is harvested here at the moment.", "resource_unavailable", RETRY_AFTER_S)
+            line, found = self._check(endpoint, body)
+        except ApiError:
+            self._waiters.forget(batch_id)
+            raise
+        file_id = f"file-{uuid.uuid4().hex}"
         # In no list of files; if this breaks off, it is deleted as an upload that was never recorded.
         await self._catalog.announce(file_id)
         await self._store.write_file(file_id, _once(line), len(line))
         try:
-            await self._queue.create(
+            await self._requests.create(
                 batch_id,
-                input_file_id=file_id,
-                endpoint=endpoint,
-                completion_window=f"{self._settings.flex.wait_s}s",
-                window_ms=self._settings.flex.wait_s * 1000,
-                metadata=None,
-                priority=HIGHEST_PRIORITY,
+                kind,
+                FlexLine(file_id, len(line), endpoint, found.model or "", found.prefix.digest),
                 tenant=tenant,
-                holding=Holding(requests=1, tokens=_guess_tokens(body, line)),
+                tokens=_guess_tokens(body, line),
                 limits=self.tenants.limits(tenant),
-                flex=kind,
             )
         except (TooManyWaitingError, QuotaExceededError) as error:
+            self._waiters.forget(batch_id)
             await self._store.delete_file(file_id)
             await self._catalog.look_again(file_id, None)
             if isinstance(error, QuotaExceededError):
                 raise over_quota(error, "service_tier") from None
             raise overloaded(str(error), "resource_unavailable", RETRY_AFTER_S) from None
-        except (NotDurableError, asyncio.CancelledError):
-            self._say_goodbye(batch_id)
-            raise
-        return FlexJob(batch_id, until_s)
 
-    def _check(self, endpoint: str, body: Mapping[str, Any]) -> bytes:
-        """The line of a request. Raises ApiError where it could not be one of a batch."""
+    def _check(self, endpoint: str, body: Mapping[str, Any]) -> tuple[bytes, InputValidator]:
+        """The line of a request, and what was found in it. Raises ApiError where it could not be one of a batch."""
         if endpoint not in self._endpoints:
             raise ApiError(400, f"'{endpoint}' is not supported by the served model.", param="service_tier")
         plain = {name: value for name, value in body.items() if name not in _OWN_FIELDS}
@@ -177,7 +175,7 @@ class FlexService:
             status = 404 if problem.code == "model_not_found" else 400
             param = problem.param.removeprefix("body.") if problem.param else None
             raise ApiError(status, problem.message, param=param, code=problem.code)
-        return line
+        return line, validator
 
     @answers_unavailable
     async def _next(self, job: FlexJob, subscription: Subscription) -> tuple[str, list[Numbered]] | None:
@@ -200,6 +198,8 @@ class FlexService:
             if batch is not None and batch.errors is not None and batch.errors.data:
                 problem = batch.errors.data[0]
                 raise ApiError(400, problem.message, param=problem.param, code=problem.code)
+            if batch is None or batch.status is BatchStatus.CANCELLING:
+                raise _lost()
             raise _timed_out(self._settings.flex.wait_s)
         if result.segment is None:
             raise ApiError(500, result.message, error_type="server_error", code=result.code)
@@ -222,18 +222,6 @@ class FlexService:
         with SegmentReader(self._store, batch_id) as segments:
             return segments.read(result.segment or "", result.offset, result.length)
 
-    def _say_goodbye(self, batch_id: str) -> None:
-        # A task of its own: the one that waited may be cancelled already.
-        task = asyncio.create_task(self._let_go(batch_id))
-        self._goodbyes.add(task)
-        task.add_done_callback(self._goodbyes.discard)
-
-    async def _let_go(self, batch_id: str) -> None:
-        try:
-            await self._queue.let_go(batch_id)
-        except (RedisError, OSError) as error:
-            _log.warning("flex request runs on until its time is up", batch_id=batch_id, reason=str(error))
-
 
 def _guess_tokens(body: Mapping[str, Any], line: bytes) -> int:
     """What a request takes, from its length and, if it says so, the most that it may produce."""
@@ -245,6 +233,16 @@ def _guess_tokens(body: Mapping[str, Any], line: bytes) -> int:
 
 async def _once(content: bytes) -> AsyncGenerator[bytes, None]:
     yield content
+
+
+def _lost() -> ApiError:
+    return ApiError(
+        503,
+        "The request was lost on its way, or given up as its front was not heard of. Try again.",
+        error_type="server_error",
+        code="service_unavailable",
+        retry_after_s=_RETRY_LOST_AFTER_S,
+    )
 
 
 def _timed_out(wait_s: int) -> ApiError:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 
 from conserve.jobs.batch import ActiveBatch
 from conserve.jobs.catalog import FileCatalog
 from conserve.jobs.files import FileStore
+from conserve.jobs.flex_requests import FlexRequests
 from conserve.jobs.queue import JobQueue
 
 _log = structlog.get_logger(__name__)
 
 _GRACE_MS = 60_000
-"""A front that has not let go of a request so long after its end is gone."""
+"""A request that nobody has let go of so long after its end is forgotten by its front."""
 _LINGER_MS = 1_000
 """For so long the controller can see what a request has used in the end."""
 
@@ -24,10 +27,21 @@ class FlexCleanup:
     that are due.
     """
 
-    def __init__(self, queue: JobQueue, catalog: FileCatalog, store: FileStore) -> None:
+    def __init__(self, requests: FlexRequests, queue: JobQueue, catalog: FileCatalog, store: FileStore) -> None:
+        self._requests = requests
         self._queue = queue
         self._catalog = catalog
         self._store = store
+
+    async def let_go_unattended(self, batches: Sequence[ActiveBatch]) -> None:
+        """Lets go of requests whose front is gone: it has not said for a lease period that it waits for them.
+
+        Raises:
+            redis.exceptions.RedisError: Redis is away.
+        """
+        unmarked = [one.batch_id for one in batches if one.flex is not None and one.let_go_at_ms is None]
+        if lost := await self._requests.let_go_unattended(unmarked):
+            _log.warning("let go of flex requests whose front is gone", requests=len(lost))
 
     def is_due(self, batch: ActiveBatch, now_ms: int) -> bool:
         """Whether a request that is over can be deleted: its client has the answer, or is gone."""

@@ -16,7 +16,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from conserve.jobs.claims import ClaimedRequest
-from conserve.jobs.keys import Keys
+from conserve.jobs.keys import BatchKeys, Keys
+from conserve.jobs.scripts import Scripts
 
 MOST_ENTRIES: Final = 4_096
 """Of one stream; older ones are dropped. An entry holds all chunks of one request since the last writing."""
@@ -32,7 +33,7 @@ class ChunkWriter:
     """Gathers the chunks of all requests of a replica and writes them in one round trip."""
 
     def __init__(self, redis: Redis, namespace: str) -> None:
-        self._redis: Any = redis  # As in `registry.BatchRegistry`.
+        self._scripts = Scripts(redis)
         self._keys = Keys(namespace)
         self._gathered: dict[tuple[str, str], list[Numbered]] = {}
         self._flushing = asyncio.Lock()
@@ -59,13 +60,11 @@ class ChunkWriter:
     async def _write(self) -> None:
         gathered, self._gathered = self._gathered, {}
         try:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for (batch_id, fence), chunks in gathered.items():
-                    key = self._keys.batch(batch_id).stream
-                    entry = {"fence": fence, "chunks": json.dumps(chunks, separators=(",", ":"))}
-                    pipe.xadd(key, entry, maxlen=MOST_ENTRIES, approximate=True)
-                    pipe.pexpire(key, KEPT_MS)
-                await pipe.execute()
+            calls: list[tuple[BatchKeys, list[str | int]]] = [
+                (self._keys.batch(batch_id), [MOST_ENTRIES, KEPT_MS, fence, json.dumps(chunks, separators=(",", ":"))])
+                for (batch_id, fence), chunks in gathered.items()
+            ]
+            await self._scripts.run_all("stream", calls)
         except (RedisError, OSError):
             room = MOST_UNWRITTEN
             for claim, chunks in gathered.items():

@@ -32,7 +32,13 @@ class BatchHoldings:
 
 
 def holding_of(batch: ActiveBatch) -> Holding:
-    """Requests of a batch that are not done, and the tokens that they are expected to take."""
+    """Requests of a batch that are not done, the tokens that they are expected to take, and the batch itself."""
     is_over = batch.outcome is not None or batch.status.ended
     left = 0 if is_over else max(0, batch.total - batch.completed - batch.failed)
-    return Holding(requests=left, tokens=round(left * batch.request_tokens))
+    is_flex = batch.flex is not None
+    return Holding(
+        requests=left,
+        tokens=round(left * batch.request_tokens),
+        batches=int(not is_flex),
+        flex=int(is_flex and batch.let_go_at_ms is None),
+    )

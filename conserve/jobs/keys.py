@@ -39,10 +39,12 @@ class Keys:
         self.deployment = f"{namespace}:deployment"  # whose all this is, JSON, see `identity.py`
         self.controller = f"{namespace}:controller"  # string with expiry: cluster whose controller is at work
         self.active_batches = f"{namespace}:{{index}}:active"  # as `batches`, of those that still need the keeper
-        self.ended_batches = (
-            f"{namespace}:{{index}}:ended"  # the same, of those that have ended -> when the keeper was done
-        )
-        self.flex = f"{namespace}:{{index}}:flex"  # the same, of those of them that are flex requests
+        # The same, of those that have ended -> when the keeper was done.
+        self.ended_batches = f"{namespace}:{{index}}:ended"
+        # Sorted sets of flex requests among them: those that are waited for -> when their front was last heard of, and
+        # those that nobody waits for any more, until they are deleted -> since when; server milliseconds.
+        self.flex = f"{namespace}:{{index}}:flex"
+        self.flex_over = f"{namespace}:{{index}}:flex:over"
         self.held = f"{namespace}:{{index}}:held"  # hash: batch or file -> tenant and amounts, see `lua/_ledger.lua`
         self.used = f"{namespace}:{{index}}:used"  # hash: tenant and name of a quota -> sum of the amounts
         self.due_files = f"{namespace}:{{index}}:files:due"  # sorted set: file id -> when to look at it, milliseconds

@@ -6,7 +6,7 @@ change in one script, and amounts are set, not added: a call that is repeated ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
@@ -18,12 +18,17 @@ from conserve.jobs.scripts import Scripts
 
 
 class Holding(NamedTuple):
-    """Amounts: requests that are accepted and not done, the tokens that they take, files and their bytes."""
+    """Amounts: requests that are accepted and not done, the tokens that they take, files and their bytes.
+
+    And batches that have not ended, and flex requests that are waited for.
+    """
 
     requests: int = 0
     tokens: int = 0
     files: int = 0
     bytes: int = 0
+    batches: int = 0
+    flex: int = 0
 
 
 class Limits(NamedTuple):
@@ -33,6 +38,8 @@ class Limits(NamedTuple):
     tokens: int | None = None
     files: int | None = None
     bytes: int | None = None
+    batches: int | None = None
+    flex: int | None = None
 
 
 NO_LIMITS = Limits()
@@ -42,7 +49,14 @@ def limits_of(tenant: TenantSettings | None) -> Limits:
     """What the settings of a tenant allow it."""
     if tenant is None:
         return NO_LIMITS
-    return Limits(tenant.max_queued_requests, tenant.max_tokens_in_flight, tenant.max_files, tenant.max_bytes)
+    return Limits(
+        requests=tenant.max_queued_requests,
+        tokens=tenant.max_tokens_in_flight,
+        files=tenant.max_files,
+        bytes=tenant.max_bytes,
+        batches=tenant.max_batches,
+        flex=tenant.max_waiting_flex,
+    )
 
 
 class Ledger:
@@ -51,22 +65,51 @@ class Ledger:
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis: Any = redis  # As in `registry.BatchRegistry`.
         self._scripts = Scripts(redis)
-        self._keys = [keys.held, keys.used, keys.active_batches, keys.flex]
+        self._keys = [keys.held, keys.used, keys.active_batches, keys.flex, keys.flex_over]
 
     async def admit(
-        self, batch_id: str, tenant: str, holding: Holding, limits: Limits, *, index: str | None, most: int
+        self,
+        batch_id: str,
+        tenant: str,
+        holding: Holding,
+        limits: Limits,
+        *,
+        index: str | None,
+        most: int,
+        most_over: int | None = None,
     ) -> bool:
         """Makes a batch one of the active ones; False when `most` are. A flex request is in no `index`.
 
+        Args:
+            batch_id: What it is called.
+            tenant: Whose it is.
+            holding: What it has from now on.
+            limits: What its tenant may have.
+            index: Of the tenant's batches; None: it is a flex request.
+            most: Active batches, or flex requests that are waited for if it is one.
+            most_over: Flex requests that are over and not deleted yet; with more of them none is admitted.
+
         Raises:
-            QuotaExceededError: it would have too much.
+            QuotaExceededError: its tenant would have too much.
         """
-        args = [most, *_to_args(batch_id, tenant, holding, limits)]
+        args = [most, "" if most_over is None else most_over, *_to_args(batch_id, tenant, holding, limits)]
         answer = await self._scripts.run("admit", [*self._keys, *([index] if index else [])], args)
-        if answer == ["active"]:
+        if answer in (["active"], ["over"]):
             return False
         _check(answer, holding)
         return True
+
+    async def attend(self, batch_ids: Collection[str]) -> None:
+        """Says that flex requests are still waited for."""
+        await self._scripts.run("attend", self._keys, batch_ids)
+
+    async def unattended(self, silence_ms: int, unmarked: Collection[str]) -> list[str]:
+        """Flex requests not attended to for so long, and those of `unmarked` that have left already."""
+        return list(await self._scripts.run("unattended", self._keys, [silence_ms, *unmarked]))
+
+    async def leave(self, batch_ids: Collection[str]) -> None:
+        """Gives the room free of flex requests that are not waited for any more."""
+        await self._scripts.run("leave", self._keys, batch_ids)
 
     async def hold(self, file_id: str, tenant: str, holding: Holding, limits: Limits = NO_LIMITS) -> None:
         """Sets what a file has.

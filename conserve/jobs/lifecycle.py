@@ -22,17 +22,20 @@ from conserve.jobs.clock import read_server_ms
 from conserve.jobs.errors import ValidatorReplacedError
 from conserve.jobs.files import FileStore
 from conserve.jobs.flex_cleanup import FlexCleanup
+from conserve.jobs.flex_requests import FlexRequests
 from conserve.jobs.holdings import BatchHoldings
 from conserve.jobs.ledger import Holding
 from conserve.jobs.outages import is_out_of_memory, is_outage
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.server_watch import ServerWatch
+from conserve.jobs.slots import FairSlots
 from conserve.jobs.troubles import Troubles, explain
 from conserve.jobs.validation import InputValidator, take_part
 
 _log = structlog.get_logger(__name__)
 
-_SLOW_STEPS_AT_ONCE = 4
+_SLOW_STEPS_AT_ONCE, _OF_ONE_TENANT = 6, 4
+_FLEX_STEPS_AT_ONCE = 4  # Short ones, and somebody may wait for the room.
 _SLOW_STEP_LIMIT_S = 1800.0  # A step that hangs is given up and tried again; nothing else would free its slot.
 _BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 10.0
 _SWEEP, _SWEEP_PERIOD_S = "sweep", 30.0
@@ -44,8 +47,8 @@ class BatchKeeper:
 
     Each step is atomic or repeatable: after a crash anywhere the next round goes on from the old or the new state. More
     than one keeper at a time does no harm. Leases are left alone for one lease period after the keeper starts and after
-    Redis was away or restarted, so that replicas can renew what they still work on. So they are after its clock has
-    jumped forward, and windows, too: it may jump back.
+    Redis was away or restarted, so that replicas can renew what they still work on, and fronts the flex requests that
+    they wait for. So they are after its clock has jumped forward, and windows, too: it may jump back.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class BatchKeeper:
         self._queue = JobQueue(redis, settings)
         self._catalog = FileCatalog(redis, settings.jobs.namespace)
         self._holdings = BatchHoldings(self._queue.ledger)
-        self._flex = FlexCleanup(self._queue, self._catalog, store)
+        self._flex = FlexCleanup(FlexRequests(redis, settings), self._queue, self._catalog, store)
         self._retention = BatchRetention(redis, store, settings)
         self._sweep_from_s = 0.0
         self._desk = AdmissionDesk(redis, self._queue, settings, models)
@@ -73,7 +76,8 @@ class BatchKeeper:
         self._reap_from_s = self._trust_clock_from_s = 0.0
         self._hold_leases()
         self._slow: dict[str, asyncio.Task[None]] = {}
-        self._slots = asyncio.Semaphore(_SLOW_STEPS_AT_ONCE)
+        self._slots = FairSlots(_SLOW_STEPS_AT_ONCE, _OF_ONE_TENANT)
+        self._flex_slots = FairSlots(_FLEX_STEPS_AT_ONCE, _FLEX_STEPS_AT_ONCE)
         self._troubles = Troubles(clock)
 
     async def run_once(self) -> None:
@@ -117,6 +121,8 @@ class BatchKeeper:
                 if now_ms - admitted[batch_id] > _CREATION_MS and self._trusts_clock:
                     await self._queue.forget(batch_id)
             await self._holdings.follow(batches)
+            if self._clock() >= self._reap_from_s:
+                await self._flex.let_go_unattended(batches)
             for batch in batches:
                 await self._advance(batch, now_ms)
             self._troubles.keep_only(admitted.keys())
@@ -178,7 +184,7 @@ class BatchKeeper:
 
     async def _sweep(self, now_ms: int) -> None:
         try:
-            async with self._slots, asyncio.timeout(_SLOW_STEP_LIMIT_S):
+            async with self._slots.take(_SWEEP), asyncio.timeout(_SLOW_STEP_LIMIT_S):
                 await self._retention.sweep(now_ms)
         except (RedisError, OSError) as error:
             _log.warning("ended batches are not forgotten yet", reason=str(error))
@@ -190,7 +196,8 @@ class BatchKeeper:
 
     async def _run_step(self, batch: ActiveBatch, step: Callable[[ActiveBatch], Awaitable[None]]) -> None:
         try:
-            async with self._slots, asyncio.timeout(_SLOW_STEP_LIMIT_S):
+            slots = self._slots if batch.flex is None else self._flex_slots
+            async with slots.take(batch.tenant), asyncio.timeout(_SLOW_STEP_LIMIT_S):
                 await step(batch)
             await self._got_on(batch)
         except ValidatorReplacedError as error:
@@ -231,9 +238,7 @@ class BatchKeeper:
                 raise
             message = f"The input file could not be read before the batch was over. {explain(error)}"
             validator.problems.append(BatchError(code="input_file_unreadable", message=message, param="input_file_id"))
-        # A flex request is promised nothing.
-        promised = not validator.problems and batch.flex is None
-        assessment = await self._assess(batch, token, validator) if promised else None
+        assessment = None if validator.problems else await self._assess(batch, token, validator)
         if validator.problems:
             await self._queue.fail(batch.batch_id, token, validator.problems)
         else:

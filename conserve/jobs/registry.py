@@ -20,7 +20,6 @@ from conserve.jobs.batch import (
     BatchErrors,
     BatchList,
     BatchStatus,
-    FlexKind,
     RequestCounts,
 )
 from conserve.jobs.batch_fields import LIVE_STATUSES, SUMMARY_FIELDS, to_batch, to_summary
@@ -28,7 +27,6 @@ from conserve.jobs.errors import (
     BatchEndedError,
     NotDurableError,
     TooManyBatchesError,
-    TooManyWaitingError,
     ValidatorReplacedError,
 )
 from conserve.jobs.keys import Keys
@@ -46,7 +44,6 @@ class BatchRegistry:
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis: Any = redis  # Typed for every way of decoding; `connect` makes clients that decode to str.
         self._settings = settings.jobs
-        self._most_waiting = settings.flex.max_waiting
         self._keys = Keys(settings.jobs.namespace)
         self._scripts = Scripts(redis)
         self._barrier = DiskBarrier(redis, self._keys)
@@ -66,35 +63,28 @@ class BatchRegistry:
         tenant: str = DEFAULT_TENANT,
         holding: Holding = Holding(),  # noqa: B008 - a tuple.
         limits: Limits = NO_LIMITS,
-        flex: FlexKind | None = None,
         assessment: Mapping[str, str | int] | None = None,
     ) -> Batch:
         """Records a new batch, to be validated. It is on disk when this returns.
 
         What it has of the tenant's quotas is `holding`; its keeper sets that anew while the batch is worked on, and
-        gives back what is left in the end. A flex request stands in no list of batches. `assessment` are the fields
-        that `admission.Assessment` has.
+        gives back what is left in the end. `assessment` are the fields that `admission.Assessment` has.
 
         Raises:
             TooManyBatchesError: `max_active_batches` are active.
-            TooManyWaitingError: as many flex requests as allowed are waiting.
             QuotaExceededError: the tenant would have more than `limits`.
             NotDurableError: the server did not confirm in time, or refused. The batch is then cancelled if that can be
                 done, as after a RedisError: the client is not told of it and will try again.
         """
         # Into the index first: an entry without a batch is cleaned up, a batch without an entry would never be found.
         index, most = self._keys.batches(tenant), self._settings.max_active_batches
-        if flex is not None:
-            if not await self.ledger.admit(batch_id, tenant, holding, limits, index=None, most=self._most_waiting):
-                raise TooManyWaitingError(f"{self._most_waiting} flex requests are waiting, which is the limit.")
-        elif not await self.ledger.admit(batch_id, tenant, holding, limits, index=index, most=most):
+        held = holding._replace(batches=1)
+        if not await self.ledger.admit(batch_id, tenant, held, limits, index=index, most=most):
             raise TooManyBatchesError(f"{self._settings.max_active_batches} batches are active, which is the limit.")
-        args: list[str | int] = [window_ms, "input_file_id", input_file_id, "endpoint", endpoint]
+        args: list[str | int] = [window_ms, "", "input_file_id", input_file_id, "endpoint", endpoint]
         args += ["completion_window", completion_window, "priority", priority, "tenant", tenant]
         if holding.requests:
             args += ["tokens_guessed", round(holding.tokens / holding.requests)]
-        if flex is not None:
-            args += ["flex", flex]
         if metadata is not None:
             args += ["metadata", json.dumps(metadata)]
         if output_expires_after_s is not None:
@@ -198,11 +188,6 @@ class BatchRegistry:
         if status not in expected:
             raise BatchEndedError(batch_id, status, action)
         return await self.get(batch_id)
-
-    async def let_go(self, batch_id: str) -> None:
-        """Nobody waits for a flex request any more: what runs of it is cancelled, and then its keeper deletes it."""
-        await self._scripts.run("let_go", self._keys.batch(batch_id))
-        await self._redis.zrem(self._keys.flex, batch_id)  # It takes up no room while it is deleted.
 
     async def delete(self, batch_id: str) -> None:
         """Forgets all that is known of a batch; to be retired then."""

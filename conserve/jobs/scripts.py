@@ -12,7 +12,7 @@ from redis.commands.core import AsyncScript
 _PRELUDE = "_batch"
 _LEDGER_PRELUDE = "_ledger"
 _WITHOUT_PRELUDE = frozenset({"pin_file", "delete_file", "put_file", "index_file", "barrier", "lead"})
-_OF_LEDGER = frozenset({"admit", "hold", "adjust", "drop", "retire"})
+_OF_LEDGER = frozenset({"admit", "hold", "adjust", "drop", "retire", "attend", "unattended", "leave"})
 
 
 class Scripts:

@@ -15,6 +15,7 @@ from conserve.jobs.answers import (
     check_limit,
     invalid,
     no_batch,
+    no_place,
     over_quota,
     overloaded,
     window_too_short,
@@ -28,7 +29,7 @@ from conserve.jobs.batch import (
     Batch,
     BatchList,
 )
-from conserve.jobs.errors import ApiError, BatchEndedError, QuotaExceededError, TooManyBatchesError
+from conserve.jobs.errors import ApiError, BatchEndedError, NoPlaceError, QuotaExceededError, TooManyBatchesError
 from conserve.jobs.expiry import ExpiresAfter
 from conserve.jobs.file_service import FileService
 from conserve.jobs.files import FileStore
@@ -54,7 +55,7 @@ class JobService(FileService):
         super().__init__(redis, store, settings)
         self._queue = JobQueue(redis, settings)
         self._feed = ResultFeed(self._queue, store)
-        self._streams: list[str] = []  # The batches; shared by the services of all tenants.
+        self._streams = self.tenants.result_streams(settings.jobs.max_result_streams)
         self.models = frozenset(models)
         self._desk = AdmissionDesk(redis, self._queue, settings, self.models)
         self.endpoints = ENDPOINTS_BY_TASK[settings.model.task]
@@ -172,21 +173,19 @@ class JobService(FileService):
         if after < 0:
             raise invalid("'after' must be the number of lines that you have, 0 or more.", "after")
         await self.get_batch(batch_id)
-        if len(self._streams) >= self._settings.max_result_streams:
-            message = f"{self._settings.max_result_streams} streams of results are open, which is the limit."
-            raise overloaded(message, "too_many_streams", _RETRY_STREAM_AFTER_S)
-        lines = self._count(batch_id, self._feed.stream(batch_id, after, follow=follow))
-        await anext(lines)
+        lines = self._count(self._feed.stream(batch_id, after, follow=follow))
+        try:
+            await anext(lines)
+        except NoPlaceError as error:
+            codes = ("too_many_streams", "result_streams_exceeded")
+            raise no_place(error, "streams of results", *codes, _RETRY_STREAM_AFTER_S) from None
         return lines
 
-    async def _count(self, batch_id: str, lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        self._streams.append(batch_id)
-        try:
+    async def _count(self, lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        with self._streams.take(self._tenant):
             async with aclosing(lines):
                 async for chunk in lines:
                     yield chunk
-        finally:
-            self._streams.remove(batch_id)
 
     async def _measure(self, input_file_id: str) -> Holding:
         """What a batch has of the quotas, from what is known of its file before its lines are read."""

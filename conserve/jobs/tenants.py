@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from conserve.config import DEFAULT_TENANT, TenantSettings, digest_key
+from conserve.config import DEFAULT_TENANT, Settings, TenantSettings, digest_key
 from conserve.jobs.errors import ApiError
-from conserve.jobs.ledger import Limits, limits_of
+from conserve.jobs.ledger import NO_LIMITS, Limits, limits_of
+from conserve.jobs.places import Places
 
 _SCHEME = "bearer "
 
@@ -16,11 +17,14 @@ class TenantDirectory:
 
     Args:
         tenants: By name. Without any key in them everybody is the default tenant.
+        shared: What all of them may have together. Where several have keys, none may have more than half of it, unless
+            its settings say how much.
     """
 
-    def __init__(self, tenants: Mapping[str, TenantSettings]) -> None:
+    def __init__(self, tenants: Mapping[str, TenantSettings], shared: Limits = NO_LIMITS) -> None:
+        self._tenants = tenants
         self._names = {key.get_secret_value(): name for name, one in tenants.items() for key in one.api_keys}
-        self._limits = {name: limits_of(tenant) for name, tenant in tenants.items()}
+        self._limits = {name: self._limit(limits_of(tenant), shared) for name, tenant in tenants.items()}
 
     @property
     def needs_keys(self) -> bool:
@@ -48,7 +52,30 @@ class TenantDirectory:
 
     def limits(self, tenant: str) -> Limits:
         """What a tenant may have at once."""
-        return self._limits.get(tenant, Limits())
+        return self._limits.get(tenant, NO_LIMITS)
+
+    def result_streams(self, most: int) -> Places:
+        """Places for streams of results, so many for all tenants."""
+        own = {name: tenant.max_result_streams for name, tenant in self._tenants.items()}
+        return Places(most, {name: self._share(limit, most) for name, limit in own.items()})
+
+    def uploads(self, most: int) -> Places:
+        """Places for uploads, so many for all tenants."""
+        own = {name: tenant.max_uploads for name, tenant in self._tenants.items()}
+        return Places(most, {name: self._share(limit, most) for name, limit in own.items()})
+
+    def _limit(self, own: Limits, shared: Limits) -> Limits:
+        return Limits(*(self._share(limit, most) for limit, most in zip(own, shared, strict=True)))
+
+    def _share(self, own: int | None, most: int | None) -> int | None:
+        is_alone = len(set(self._names.values())) < 2
+        return own if own is not None or most is None or is_alone else (most + 1) // 2
+
+
+def find_tenants(settings: Settings) -> TenantDirectory:
+    """The tenants of an installation."""
+    shared = Limits(batches=settings.jobs.max_active_batches, flex=settings.flex.max_waiting)
+    return TenantDirectory(settings.tenants, shared)
 
 
 def _unauthorized(message: str) -> ApiError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 import psutil
 
+from conserve.config import Settings
 from conserve.jobs.batch import BatchStatus
 from conserve.launch.ports import find_free_ports
 from conserve.launch.processes import find_processes
@@ -18,7 +20,8 @@ from conserve.launch.record import read_record
 from conserve.launch.stack import LocalStack
 from conserve.models import DEFAULT_MODEL
 from loadtests.killing.client import PatientClient
-from loadtests.killing.household import Victim, kill_redis
+from loadtests.killing.household import TENANTS, Victim, kill_redis
+from loadtests.killing.leftovers import find_left
 from loadtests.killing.questions import Answer, Questions, make_id, make_input
 
 CONFIG: Final = Path(__file__).parents[2] / "serve_config.yaml"
@@ -79,7 +82,7 @@ class ApplicationHousehold:
         environ |= {"CONSERVE_ENGINE__DTYPE": "float32", "CONSERVE_REPLICAS": str(replicas)}
         # No request is given up: whoever holds it when it is killed is not to blame.
         environ |= {"CONSERVE_JOBS__MAX_ATTEMPTS": "100", "CONSERVE_JOBS__SUSPICIONS": "100"}
-        environ |= {"CONSERVE_JOBS__LEASE_MS": "5000"}
+        environ |= {"CONSERVE_JOBS__LEASE_MS": "5000", "CONSERVE_TENANTS": json.dumps(TENANTS)}
         self._stack = LocalStack(CONFIG, folder, environ, http_port=find_free_ports(1)[0])
 
     def start(self) -> None:
@@ -93,12 +96,16 @@ class ApplicationHousehold:
     def check(self) -> None:
         """Serve starts again what ends."""
 
-    def connect(self) -> PatientClient:
+    def connect(self, key: str) -> PatientClient:
         """A client of it."""
         record = read_record(self._state_dir)
         if record is None:
             raise RuntimeError("the application has not been started")
-        return PatientClient(record.base_url)
+        return PatientClient(record.base_url, key)
+
+    async def find_left(self) -> list[str]:
+        """As `leftovers.find_left`."""
+        return await find_left(Settings.model_validate({"state_dir": self._state_dir}))
 
     async def learn(self, client: PatientClient) -> Questions:
         """Asks every kind of question once."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import signal
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import psutil
 
 from conserve.jobs import embedded
 from loadtests.killing.client import PatientClient
 from loadtests.killing.questions import Questions
+
+KEYS: Final = {"a": "sk-of-a", "b": "sk-of-b"}
+"""Tenant -> its key. One of them has twice the weight of the other."""
+TENANTS: Final = {name: {"api_keys": [key], "weight": 2 if name == "a" else 1} for name, key in KEYS.items()}
 
 
 class Victim(StrEnum):
@@ -35,8 +39,11 @@ class Household(Protocol):
     def check(self) -> None:
         """Looks whether one has ended that nobody has killed. Raises RuntimeError that names it."""
 
-    def connect(self) -> PatientClient:
-        """A client of its front."""
+    def connect(self, key: str) -> PatientClient:
+        """A client of its front, with the key of a tenant."""
+
+    async def find_left(self) -> list[str]:
+        """What is left in Redis of flex requests, and of quotas that are in use, once nothing runs any more."""
 
     async def learn(self, client: PatientClient) -> Questions:
         """What to ask it, with the right answers; called before anything is killed."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conserve.jobs.batch import Batch, BatchStatus
-from loadtests.killing.questions import Questions, make_id
+from loadtests.killing.questions import Questions, find_text, make_id
 
 
 @dataclass
@@ -17,7 +17,8 @@ class Verdict:
 
     Attributes:
         questions: Have the right answers.
-        requests: How many were accepted.
+        requests: How many were accepted, in batches.
+        flex: How many flex requests were answered.
         lost: Custom ids that are in neither file.
         twice: Custom ids that are there more than once.
         wrong: Custom ids with another answer than theirs, or with an error; and what else does not fit.
@@ -26,6 +27,7 @@ class Verdict:
 
     questions: Questions
     requests: int = 0
+    flex: int = 0
     lost: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -68,9 +70,15 @@ class Verdict:
         if (usage.input_tokens, usage.output_tokens) != (prompt_tokens, output_tokens):
             self.wrong.append(f"{batch.id}: {usage}")
 
+    def check_flex(self, name: str, number: int, answer: str) -> None:
+        """Takes the answer to a flex request in, or what was said in place of it."""
+        self.flex += 1
+        if answer != self.questions.expect(name, number).text:
+            self.wrong.append(f"{make_id(name, number)}, flex: {answer}")
+
 
 def _find_answer(line: Mapping[str, Any]) -> str | None:
     response = line.get("response")
     if not response or response["status_code"] != 200:
         return None
-    return str(response["body"]["choices"][0]["message"]["content"])
+    return find_text(response["body"])

@@ -12,7 +12,8 @@ from typing import Final
 from conserve.config import Settings
 from conserve.jobs import embedded
 from loadtests.killing.client import PatientClient
-from loadtests.killing.household import Victim, kill_redis
+from loadtests.killing.household import TENANTS, Victim, kill_redis
+from loadtests.killing.leftovers import find_left
 from loadtests.killing.questions import Questions
 from loadtests.killing.roles import FRONT_SOCKET, Role, play
 from loadtests.killing.testing import MODEL, LightQuestions
@@ -26,7 +27,8 @@ def make_settings(folder: Path) -> Settings:
     """Short leases, and no request is given up: whoever holds it when it is killed is not to blame."""
     jobs = {"lease_ms": 1_500, "max_attempts": 100, "suspicions": 100, "retry_delay_s": 0.05, "commit_period_ms": 50}
     harvest = {"report_period_ms": 100, "allotment_ttl_ms": 1_000, "max_window": 16}
-    return Settings.model_validate({"state_dir": folder, "jobs": jobs, "harvest": harvest, "model": {"name": MODEL}})
+    sections = {"jobs": jobs, "harvest": harvest, "model": {"name": MODEL}, "tenants": TENANTS}
+    return Settings.model_validate({"state_dir": folder, **sections})
 
 
 class LightHousehold:
@@ -74,9 +76,13 @@ class LightHousehold:
             if not process.is_alive():
                 raise RuntimeError(f"{name} has ended with {process.exitcode}; see {self._log}")
 
-    def connect(self) -> PatientClient:
+    def connect(self, key: str) -> PatientClient:
         """A client of the front."""
-        return PatientClient("http://front", str(self._settings.state_dir / FRONT_SOCKET))
+        return PatientClient("http://front", key, str(self._settings.state_dir / FRONT_SOCKET))
+
+    async def find_left(self) -> list[str]:
+        """As `leftovers.find_left`."""
+        return await find_left(self._settings)
 
     async def learn(self, client: PatientClient) -> Questions:
         """What the light engine answers is known."""

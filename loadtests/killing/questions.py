@@ -29,6 +29,11 @@ class Questions(Protocol):
         """The answer to it."""
 
 
+def find_text(answer: Mapping[str, Any]) -> str:
+    """The text of an answer to a chat."""
+    return str(answer["choices"][0]["message"]["content"])
+
+
 def make_input(questions: Questions, name: str, requests: int) -> bytes:
     """The input file of a batch; its custom ids begin with `name`."""
     lines = []

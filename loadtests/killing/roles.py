@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
 
 from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.harvester import Harvester
 from conserve.jobs.errors import ApiError
 from conserve.jobs.files import FileStore
+from conserve.jobs.flex import FlexService
 from conserve.jobs.link import RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
@@ -26,6 +28,8 @@ from conserve.telemetry.logs import configure_service_logs
 from deployments.api_errors import install_api_error_handlers
 from deployments.batch_routes import build_batch_router
 from deployments.controller import ConServeController
+from deployments.flex_routes import answer_flex
+from loadtests.killing.questions import ENDPOINT
 from loadtests.killing.testing import MODEL, LightEngine
 
 Role = Literal["replica", "controller", "front"]
@@ -88,19 +92,27 @@ async def _run_front(settings: Settings, redis_url: str, name: str) -> None:
 
 def _build_front(settings: Settings, redis_url: str) -> FastAPI:
     service: JobService | None = None
+    flex: FlexService | None = None
 
     async def offer(redis: RedisClient) -> None:
-        nonlocal service
-        service = JobService(redis, FileStore(settings.files_url), settings, [MODEL])
+        nonlocal service, flex
+        store = FileStore(settings.files_url)
+        service = JobService(redis, store, settings, [MODEL])
+        flex = FlexService(redis, store, settings, [MODEL])
         try:
-            await asyncio.Event().wait()
+            await flex.run()
         finally:
-            service = None
+            service = flex = None
 
     def find_service() -> JobService:
         if service is None:
-            raise ApiError(503, "Redis is away.", error_type="server_error", retry_after_s=1)
+            raise _away()
         return service
+
+    async def chat(request: Request) -> Response:
+        if flex is None:
+            raise _away()
+        return await answer_flex(flex, ENDPOINT, request)
 
     @asynccontextmanager
     async def connected(app: FastAPI) -> AsyncIterator[None]:
@@ -113,8 +125,13 @@ def _build_front(settings: Settings, redis_url: str) -> FastAPI:
 
     app = FastAPI(lifespan=connected)
     app.include_router(build_batch_router(find_service))
+    app.add_api_route(ENDPOINT, chat, methods=["POST"], response_model=None)
     install_api_error_handlers(app)
     return app
+
+
+def _away() -> ApiError:
+    return ApiError(503, "Redis is away.", error_type="server_error", retry_after_s=1)
 
 
 _ROLES: Final[dict[Role, Callable[[Settings, str, str], Coroutine[Any, Any, None]]]] = {

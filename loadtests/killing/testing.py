@@ -67,7 +67,10 @@ class LightEngine:
         *,
         on_chunk: OnChunk | None = None,
     ) -> OfflineResult:
-        """Runs one chat request; after the tokens in `record`, if these are its own."""
+        """Runs one chat request; after the tokens in `record`, if these are its own.
+
+        What is streamed is not written down: it begins anew in each attempt.
+        """
         content = body["messages"][-1]["content"]
         text = make_answer(content)
         place = 0
@@ -80,7 +83,10 @@ class LightEngine:
             while place < len(text):
                 await asyncio.sleep(self._generator.uniform(0.0, 2 * STEP_S))
                 new = text[place : place + STEP]
-                os.write(self._log, f"{content} {attempt} {place} {len(new)}\n".encode())
+                if on_chunk is None:
+                    os.write(self._log, f"{content} {attempt} {place} {len(new)}\n".encode())
+                else:
+                    on_chunk(_make_chunk(content, new, is_first=place == 0))
                 place += len(new)
                 if record is not None and place < len(text):
                     record.add([ord(letter) for letter in new])
@@ -110,3 +116,9 @@ class LightEngine:
             offline_prompt_tokens=PROMPT_TOKENS * self._answered,
             offline_output_tokens=self._output_tokens,
         )
+
+
+def _make_chunk(content: str, new: str, *, is_first: bool) -> dict[str, Any]:
+    delta = {"content": new} | ({"role": "assistant"} if is_first else {})
+    choice = {"index": 0, "delta": delta, "finish_reason": None}
+    return {"id": f"chatcmpl-{content}", "object": "chat.completion.chunk", "model": MODEL, "choices": [choice]}

@@ -1,25 +1,26 @@
--- Puts a batch into the indexes, unless too many are active or a quota is in the way. KEYS after those of _ledger.lua:
--- the index of its tenant's batches; none for a flex request, which is in no list.
--- ARGV: most active batches, or flex requests if it is one, then as `hold` wants it: batch id ...
--- Result: {}, {'active'} when there are too many, or name, limit and present use of the quota.
+-- Puts a batch into the indexes, unless too many are active or a quota is in the way. A flex request is in no index of
+-- batches (INDEX). ARGV: most active batches, or flex requests that wait, if it is one; most flex requests that wait to be
+-- deleted; then as `hold` wants it: batch id ...
+-- Result: {}, {'active'} or {'over'} when there are too many, or name, limit and present use of the quota.
 -- A repeated call changes nothing.
-local INDEX, id = KEYS[5], ARGV[2]
+local id = ARGV[3]
 if redis.call('ZSCORE', ACTIVE, id) then
   return {}
 end
-local count = redis.call('ZCARD', FLEX)
+local count, over = redis.call('ZCARD', FLEX), redis.call('ZCARD', FLEX_OVER)
 if INDEX then
-  count = redis.call('ZCARD', ACTIVE) - count
+  count = redis.call('ZCARD', ACTIVE) - count - over
+elseif ARGV[2] ~= '' and over >= tonumber(ARGV[2]) then
+  return { 'over' }
 end
 if count >= tonumber(ARGV[1]) then
   return { 'active' }
 end
-local refused = hold(2)
+local refused = hold(3)
 if refused then
   return refused
 end
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local now = now_ms()
 redis.call('ZADD', ACTIVE, now, id)
 redis.call('ZADD', INDEX or FLEX, now, id)
 return {}

@@ -334,7 +334,7 @@ async def test_a_request_of_a_front_that_is_gone_is_deleted_later(
 
     settings = change(fast, flex={"wait_s": 1})
     service = FlexService(redis, FileStore(settings.files_url), settings, [MODEL])
-    monkeypatch.setattr(service, "_say_goodbye", lambda batch_id: None)
+    monkeypatch.setattr(service._waiters, "leave", lambda batch_id: None)
     async with running(service.run()):
         with pytest.raises(ApiError):
             await service.answer(DEFAULT_TENANT, URL, ask("x"))

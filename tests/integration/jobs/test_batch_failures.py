@@ -11,13 +11,16 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from conserve.jobs import lifecycle
+from conserve.config import DEFAULT_TENANT
+from conserve.jobs import flex_cleanup, lifecycle
 from conserve.jobs.barrier import DiskBarrier
 from conserve.jobs.batch import FileObject
 from conserve.jobs.catalog import FileCatalog, FileRecord
+from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.errors import ApiError, NotDurableError
+from conserve.jobs.flex import FlexService
 from conserve.jobs.queue import JobQueue
-from tests.integration.bench import URL, Bench, make_input, stream
+from tests.integration.bench import LONG_MS, MODEL, URL, Bench, make_input, stream
 
 
 async def test_an_input_file_cut_short_does_not_hang_the_keeper(
@@ -58,6 +61,49 @@ async def test_a_step_that_hangs_is_given_up_and_tried_again(bench: Bench, monke
     bench.now_s += 60
     await bench.keeper.run_once()
     assert (await bench.get(batch_id)).status == "in_progress"
+
+
+async def test_steps_of_others_that_hang_hold_up_neither_flex_nor_another_tenant(
+    bench: Bench, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = {await bench.submit(make_input(1)) for _ in range(8)}
+    begin = JobQueue.begin_enqueue
+
+    async def hang(queue: JobQueue, batch_id: str, token: str) -> bool:
+        if batch_id in hanging:
+            await asyncio.Event().wait()
+        return await begin(queue, batch_id, token)
+
+    monkeypatch.setattr(JobQueue, "begin_enqueue", hang)
+    monkeypatch.setattr(flex_cleanup, "_LINGER_MS", 0)
+    service = FlexService(redis, bench.store, bench.settings, [MODEL])
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
+    loops = [asyncio.create_task(service.run()), asyncio.create_task(bench.keeper.run(0.01))]
+    try:
+        async with asyncio.timeout(20):
+            asking = asyncio.create_task(service.answer(DEFAULT_TENANT, URL, body))
+            while not (claimed := await claim_flex(redis, bench)):
+                await asyncio.sleep(0.01)
+            await bench.finish(claimed)
+            answer = await asking
+            while await redis.exists(*bench.queue._keys.batch(claimed[0].batch_id)):
+                await asyncio.sleep(0.01)
+            other = bench.service.for_tenant("b")
+            file = await other.upload_file("in.jsonl", "batch", stream(make_input(1)))
+            batch_id = (await other.create_batch(file.id, URL, "24h")).id
+            while (await other.get_batch(batch_id)).status != "in_progress":
+                await asyncio.sleep(0.01)
+    finally:
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+    assert answer["service_tier"] == "flex"
+
+
+async def claim_flex(redis: Redis, bench: Bench) -> list[ClaimedRequest]:
+    for batch_id in await redis.zrange(bench.queue._keys.flex, 0, -1):
+        return await bench.queue.claim(batch_id, 1, LONG_MS, "a")
+    return []
 
 
 @pytest.mark.parametrize("step", ["expire", "freeze_cancelled", "reap"])

@@ -103,6 +103,40 @@ async def test_flex_requests_and_batches_have_limits_of_their_own(redis: Redis, 
     assert await redis.zcard(keys.flex) == 0
 
 
+async def test_a_flex_request_that_is_over_counts_for_nothing_but_its_deletion(
+    redis: Redis, ledger: Ledger, keys: Keys
+) -> None:
+    async def admit_flex(name: str) -> bool:
+        held = Holding(requests=1, flex=1)
+        return await ledger.admit(name, "a", held, Limits(flex=1), index=None, most=2, most_over=2)
+
+    for name in ("f0", "f1"):
+        assert await admit_flex(name)
+        with pytest.raises(QuotaExceededError, match="1 flex: 1 are in use"):
+            await admit_flex("f2")
+        for _ in range(2):
+            await ledger.leave([name, "unknown"])
+        assert (await ledger.used("a")).flex == 0
+    assert not await admit_flex("f2"), "two are to be deleted"
+    assert await admit(ledger, "b0", Holding(batches=1), most=1), "they are no batches"
+    await ledger.retire("f0")
+    assert await admit_flex("f2")
+    for name in ("f1", "f2", "b0"):
+        await ledger.retire(name)
+    assert await ledger.used("a") == Holding()
+    assert await redis.exists(keys.flex, keys.flex_over) == 0
+
+
+async def test_what_was_held_before_there_were_more_quotas_is_read(redis: Redis, ledger: Ledger, keys: Keys) -> None:
+    await redis.hset(keys.held, "b1", "a|6|600|0|0")  # type: ignore[misc]
+    await redis.hset(keys.used, mapping={"a|requests": 6, "a|tokens": 600})  # type: ignore[misc]
+    await redis.zadd(keys.active_batches, {"b1": 1})
+    await ledger.adjust({"b1": ("a", Holding(2, 900, batches=1))})
+    assert await ledger.used("a") == Holding(2, 900, batches=1)
+    await ledger.retire("b1")
+    assert await ledger.used("a") == Holding()
+
+
 async def test_at_once_no_more_is_taken_than_there_is(ledger: Ledger) -> None:
     async def take(number: int) -> bool:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
 from conserve.config import DEFAULT_TENANT, Settings
+from conserve.jobs.errors import ApiError
 from conserve.jobs.files import FileStore
 from conserve.jobs.keys import Keys
 from conserve.jobs.ledger import Holding
@@ -270,3 +271,49 @@ async def test_batches_that_begin_alike_are_known(world: World) -> None:
     first, second, third = (batch.prefix for batch in await world.bench.queue.active_summaries(ids))
     assert first == second != ""
     assert third == ""
+
+
+async def test_one_tenant_cannot_take_all_batches(redis: Redis, store: FileStore, settings: Settings) -> None:
+    few = Settings.model_validate(settings.to_args() | {"jobs": settings.jobs.model_dump() | {"max_active_batches": 4}})
+    async with make_world(redis, store, with_tenants(few)) as world:
+        a, b = await world.client(KEYS["a"]), await world.client(KEYS["b"])
+        batch_id = await submit(a)
+        await submit(a)
+        for _ in range(2):  # Before and after the keeper has counted them.
+            with pytest.raises(openai.RateLimitError, match="Your limit is 2 batches") as refused:
+                await submit(a)
+            assert refused.value.code == "batches_exceeded"
+            assert int(refused.value.response.headers["retry-after"]) > 0
+            await world.bench.keeper.run_once()
+        await submit(b)
+        await finish(world.bench, batch_id)
+        await submit(a)
+        await submit(b)
+        with pytest.raises(openai.RateLimitError) as refused:
+            await submit(b)
+        assert refused.value.code == "too_many_batches"
+
+
+async def test_one_tenant_cannot_take_all_streams(redis: Redis, store: FileStore, settings: Settings) -> None:
+    few = Settings.model_validate(settings.to_args() | {"jobs": settings.jobs.model_dump() | {"max_result_streams": 3}})
+    async with make_world(redis, store, with_tenants(few, max_result_streams=1)) as world:
+        streams = {}
+        for name in KEYS:
+            streams[name] = (await submit(await world.client(KEYS[name])), world.bench.service.for_tenant(name))
+        await world.bench.keeper.run_once()
+
+        async def open_one(name: str) -> AsyncGenerator[bytes, None]:
+            batch_id, service = streams[name]
+            return await service.stream_results(batch_id, follow=True)
+
+        opened = [await open_one("a")]
+        with pytest.raises(ApiError, match="Your limit is 1 streams of results") as own:
+            await open_one("a")
+        assert (own.value.status, own.value.code) == (429, "result_streams_exceeded")
+        opened += [await open_one("b"), await open_one("b")]  # Half of them: nothing else is said for it.
+        with pytest.raises(ApiError) as full:
+            await open_one("b")
+        assert full.value.code == "result_streams_exceeded"
+        for one in opened:
+            await one.aclose()
+        await (await open_one("a")).aclose()

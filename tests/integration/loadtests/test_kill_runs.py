@@ -25,6 +25,7 @@ async def test_nothing_is_lost_or_done_twice(tmp_path: Path) -> None:
         report = await run.run(progress)
     assert sum(report.kills.values()) == 12
     assert report.requests > 0
+    assert report.flex > 0
     assert report.is_clean, report
     assert report.again is not None
     commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]

@@ -8,7 +8,7 @@ import pytest
 from conserve.config import DEFAULT_TENANT, Settings, SettingsError, digest_key, load_settings
 from conserve.jobs.errors import ApiError
 from conserve.jobs.ledger import Limits
-from conserve.jobs.tenants import TenantDirectory
+from conserve.jobs.tenants import TenantDirectory, find_tenants
 
 SECRET = "sk-very-secret"
 DIGEST = f"sha256:{hashlib.sha256(SECRET.encode()).hexdigest()}"
@@ -85,3 +85,19 @@ def test_quotas_are_those_of_the_settings() -> None:
     assert directory.needs_keys
     assert directory.limits("a") == Limits(requests=5, bytes=7)
     assert directory.limits("unknown") == Limits()
+
+
+@pytest.mark.parametrize(
+    ("tenants", "of_a"),
+    [
+        ({"a": {"api_keys": ["x"]}}, Limits()),
+        ({"a": {"api_keys": ["x"]}, "b": {"api_keys": ["y"]}}, Limits(batches=4, flex=1)),
+        (
+            {"a": {"api_keys": ["x"], "max_batches": 6, "max_waiting_flex": 2}, "b": {"api_keys": ["y"]}},
+            Limits(batches=6, flex=2),
+        ),
+    ],
+)
+def test_one_of_several_tenants_leaves_room_for_others(tenants: dict[str, Any], of_a: Limits) -> None:
+    settings = load_settings({"tenants": tenants, "jobs": {"max_active_batches": 7}, "flex": {"max_waiting": 1}}, {})
+    assert find_tenants(settings).limits("a") == of_a

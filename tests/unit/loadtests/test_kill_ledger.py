@@ -6,8 +6,11 @@ import json
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from conserve.jobs.batch import Batch
+from loadtests.kill_runs import main
 from loadtests.killing.ledger import Verdict
 from loadtests.killing.questions import make_input
 from loadtests.killing.testing import PROMPT_TOKENS, LightQuestions, make_answer
@@ -91,3 +94,19 @@ def test_it_finds_what_is_lost_twice_or_wrong(
 )
 def test_counts_and_status_have_to_fit(changes: dict[str, Any]) -> None:
     assert not check(make_batch(**changes), LINES).is_clean
+
+
+def test_a_flex_request_has_one_right_answer() -> None:
+    verdict = Verdict(QUESTIONS)
+    verdict.check_flex("f", 1, make_answer("f-1"))
+    assert (verdict.flex, verdict.is_clean) == (1, True)
+    verdict.check_flex("f", 2, make_answer("f-1"))
+    assert (verdict.flex, len(verdict.wrong)) == (2, 1)
+
+
+def test_the_command_says_what_can_be_killed() -> None:
+    app = typer.Typer()
+    app.command()(main)
+    refused = CliRunner().invoke(app, ["--only", "nobody"])
+    assert refused.exit_code == 2
+    assert "nobody: not one of replica, controller, front, redis" in " ".join(refused.output.replace("│", "").split())
