@@ -15,7 +15,8 @@ from conserve.jobs.errors import UnsuitableServerError
 from conserve.jobs.keys import Keys
 from conserve.jobs.storage import Storage
 
-_MARK = "deployment.id"
+MARK = "deployment.id"
+"""A file beside the others that says whose they are."""
 _PASSWORD = re.compile(r"//[^/@]*@")
 
 
@@ -67,7 +68,7 @@ async def check_identity(redis: Redis, keys: Keys, files_url: str) -> None:
 def find_identity(files_url: str) -> Identity:
     """The deployment with these files; marks their folder if need be. Blocking. Raises OSError."""
     storage = Storage(files_url)
-    mark = storage.create_once(_MARK, secrets.token_hex(16).encode()).decode() if storage.folder is not None else ""
+    mark = storage.create_once(MARK, secrets.token_hex(16).encode()).decode() if storage.folder is not None else ""
     return Identity(_describe(files_url), mark)
 
 

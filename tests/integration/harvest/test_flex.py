@@ -25,6 +25,7 @@ from conserve.jobs.connection import connect
 from conserve.jobs.errors import ApiError
 from conserve.jobs.files import FileStore
 from conserve.jobs.flex import FlexService
+from conserve.jobs.identity import MARK
 from conserve.jobs.keys import Keys
 from conserve.jobs.ledger import Holding
 from deployments.errors import install_error_handlers
@@ -96,7 +97,7 @@ async def find_leftovers(redis: Redis, settings: Settings) -> list[str]:
     for index in (keys.active_batches, keys.flex, keys.due_files):
         left += await redis.zrange(index, 0, -1)
     left += list(await redis.hgetall(keys.held))
-    left += [path.name for path in Path(settings.files_url).rglob("*") if path.is_file()]
+    left += [path.name for path in Path(settings.files_url).rglob("*") if path.is_file() and path.name != MARK]
     return left
 
 

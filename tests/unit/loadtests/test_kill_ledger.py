@@ -109,4 +109,5 @@ def test_the_command_says_what_can_be_killed() -> None:
     app.command()(main)
     refused = CliRunner().invoke(app, ["--only", "nobody"])
     assert refused.exit_code == 2
-    assert "nobody: not one of replica, controller, front, redis" in " ".join(refused.output.replace("│", "").split())
+    said = " ".join(refused.output.replace("│", "").split())
+    assert "'nobody' is not one of 'replica', 'controller', 'front', 'redis'" in said
