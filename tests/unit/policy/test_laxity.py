@@ -144,7 +144,7 @@ def test_a_lost_batch_does_not_make_an_urgent_one_late() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(100, 900), st.floats(1.0, 3.0)), max_size=4), st.floats(0.1, 0.9))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_no_lost_batch_makes_one_late_that_could_be_in_time(lost: list[tuple[int, float]], share: float) -> None:
     rate, deadline_s = 10.0, 400.0
     works = [WorkLeft(f"lost{number}", at_s, rate * at_s * factor + 1.0) for number, (at_s, factor) in enumerate(lost)]
