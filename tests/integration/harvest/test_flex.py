@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -97,7 +98,8 @@ async def find_leftovers(redis: Redis, settings: Settings) -> list[str]:
     for index in (keys.active_batches, keys.flex, keys.due_files):
         left += await redis.zrange(index, 0, -1)
     left += list(await redis.hgetall(keys.held))
-    left += [path.name for path in Path(settings.files_url).rglob("*") if path.is_file() and path.name != MARK]
+    # Folders may go meanwhile.
+    left += [name for _, _, names in os.walk(settings.files_url) for name in names if name != MARK]
     return left
 
 
