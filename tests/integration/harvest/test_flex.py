@@ -96,7 +96,8 @@ async def find_leftovers(redis: Redis, settings: Settings) -> list[str]:
     for index in (keys.active_batches, keys.flex, keys.due_files):
         left += await redis.zrange(index, 0, -1)
     left += list(await redis.hgetall(keys.held))
-    left += [path.name for path in Path(settings.files_url).rglob("*") if path.is_file()]
+    files = (path.name for path in Path(settings.files_url).rglob("*") if path.is_file())
+    left += [name for name in files if name != "deployment.id"]
     return left
 
 
