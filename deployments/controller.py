@@ -22,7 +22,7 @@ from conserve.jobs.link import RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.retention import FileRetention
 from conserve.telemetry.logs import configure_service_logs
-from deployments.ray_compat import find_cluster
+from deployments.ray_cluster import find_cluster
 
 log = structlog.get_logger(__name__)
 

@@ -25,7 +25,8 @@ from conserve.jobs.tenants import TenantDirectory
 from conserve.telemetry.logs import configure_service_logs
 from deployments.errors import error_response
 from deployments.flex_routes import answer_flex, is_flex
-from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, find_cluster
+from deployments.ray_cluster import find_cluster
+from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from deployments.readiness import ReadinessProbe
 from deployments.status import Status, build_status
 

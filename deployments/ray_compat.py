@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ray
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.serve.core.configs.openai_api_models import (
     ChatCompletionRequest,
@@ -35,7 +34,6 @@ __all__ = [
     "RawRequestInfo",
     "VLLMEngine",
     "find_client",
-    "find_cluster",
     "find_engine",
     "has_died",
     "to_model_metadata",
@@ -50,11 +48,6 @@ def find_engine(server: Any) -> Any:
 def find_client(engine: Any) -> Any:
     """The `AsyncLLM` of an engine object that was started."""
     return engine._engine_client
-
-
-def find_cluster() -> str | None:
-    """A name of the running Ray cluster that no other has, the same on all its nodes; None: there is none."""
-    return ray.get_runtime_context().get_session_name() if ray.is_initialized() else None
 
 
 def has_died(engine: Any) -> bool:

@@ -11,6 +11,7 @@ from ray.serve.llm.ingress import OpenAiIngress
 
 from conserve.engine.vllm_compat import AsyncLLM
 from deployments import ray_compat
+from deployments.ray_cluster import find_cluster
 
 
 def test_version_is_a_tested_one() -> None:
@@ -19,7 +20,7 @@ def test_version_is_a_tested_one() -> None:
 
 def test_a_cluster_has_a_name() -> None:
     assert callable(ray.runtime_context.RuntimeContext.get_session_name)
-    assert ray_compat.find_cluster() is None, "no cluster runs here"
+    assert find_cluster() is None, "no cluster runs here"
 
 
 def test_server_methods_are_overridden_as_they_are() -> None:
