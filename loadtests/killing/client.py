@@ -141,6 +141,6 @@ async def _read_events(lines: AsyncIterator[str]) -> str:
 
 
 def _explain(status: int, said: str) -> Exception:
-    # What comes from in front of the front, as it is away, is no error body of ours.
-    is_passing = status in (429, 503) or (status > 500 and "error" not in said)
+    # While the front is away, what is in front of it says so with 500, but with no error body of ours.
+    is_passing = status in (429, 503) or (status >= 500 and '"error"' not in said)
     return (NotNowError if is_passing else WrongAnswerError)(f"{status} {said}")

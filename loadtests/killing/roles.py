@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
@@ -127,7 +127,13 @@ def _build_front(settings: Settings, redis_url: str) -> FastAPI:
     app.include_router(build_batch_router(find_service))
     app.add_api_route(ENDPOINT, chat, methods=["POST"], response_model=None)
     install_api_error_handlers(app)
+    app.exception_handler(Exception)(_fail)
     return app
+
+
+async def _fail(_request: Request, error: Exception) -> JSONResponse:
+    # With an error body, so that it is not taken for the word of something in front of the front.
+    return JSONResponse(ApiError(500, f"{type(error).__name__}: {error}").body(), status_code=500)
 
 
 def _away() -> ApiError:
