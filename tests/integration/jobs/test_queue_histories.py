@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import tempfile
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,8 @@ class Histories(RuleBasedStateMachine):
         jobs = {"redis_url": self.url, "namespace": f"h{secrets.token_hex(6)}", "retry_delay_s": 3_000}
         jobs |= {"max_retry_delay_s": 3_000, "max_retry_time_s": 1e6, "lease_ms": LONG_MS}
         jobs |= {"max_attempts": MOST_ATTEMPTS, "suspicions": SUSPICIONS}
-        self.settings = Settings.model_validate({"jobs": jobs, "state_dir": Path("unused")})
+        self.folder = tempfile.TemporaryDirectory()
+        self.settings = Settings.model_validate({"jobs": jobs, "state_dir": Path(self.folder.name)})
         self.redis: Any = self.do(connect(self.settings))
         self.queue = JobQueue(self.redis, self.settings)
         self.lines = {number: Line() for number in range(1, LINES + 1)}
@@ -319,6 +321,7 @@ class Histories(RuleBasedStateMachine):
         finally:
             self.do(self._clean())
             self.runner.close()
+            self.folder.cleanup()
 
     def _run_to_the_end(self) -> None:
         """Whatever has happened, what is left can be done, and every line has one result."""
