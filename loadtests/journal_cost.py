@@ -41,6 +41,7 @@ from conserve.jobs.lifecycle import BatchKeeper
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
 from conserve.models import DEFAULT_MODEL, resolve_model
+from conserve.telemetry.logs import configure_program_logs
 from loadtests.report import Ratio, describe_machine
 
 Way = Literal["direct", "leased", "journaled"]
@@ -267,6 +268,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Folder for journal.json.")] = None,
 ) -> None:
     """Prints the figures, and writes `journal.json`."""
+    configure_program_logs()
     engine = EngineSettings(
         max_model_len=1_024, max_num_seqs=window, dtype=dtype, extra_args={"use_tqdm_on_load": False}
     )

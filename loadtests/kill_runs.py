@@ -28,6 +28,7 @@ from rich.table import Table
 
 from conserve.config import JobsSettings
 from conserve.jobs.batch import Batch
+from conserve.telemetry.logs import configure_program_logs
 from loadtests.killing.application import ApplicationHousehold
 from loadtests.killing.client import PatientClient
 from loadtests.killing.flex import FlexClients
@@ -288,6 +289,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Folder for kills.json.")] = None,
 ) -> None:
     """Prints what became of the requests; exits with 1 if one was lost, done twice or answered wrongly."""
+    configure_program_logs()
     console = Console(highlight=False)
     weights = {victim: weight for victim, weight in WEIGHTS.items() if not only or victim in only}
     pause_s = (PAUSE_MS[real] if pause_ms is None else pause_ms) / 1e3

@@ -37,6 +37,7 @@ from conserve.jobs.lifecycle import BatchKeeper
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
 from conserve.jobs.validation import RequestRange
+from conserve.telemetry.logs import configure_program_logs
 from loadtests.report import Ratio, describe_machine
 
 MODEL = "any"
@@ -326,6 +327,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Folder for queue.json.")] = None,
 ) -> None:
     """Prints a table of the figures with what they must and should be, and writes `queue.json`."""
+    configure_program_logs()
     report = asyncio.run(measure(redis_url, queued, lines, line_bytes, requests, repeats, turns))
     Console(highlight=False).print(render(report))
     if out is not None:
