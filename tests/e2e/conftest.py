@@ -49,6 +49,12 @@ class Application:
                 process.kill()
         psutil.wait_procs(self.processes(), timeout=20)
 
+    def kill_redis(self) -> None:
+        """SIGKILL to the embedded Redis, which the controller starts again."""
+        process = psutil.Process(int((self.state_dir / "redis" / "redis.pid").read_text()))
+        process.kill()
+        psutil.wait_procs([process], timeout=20)
+
     def kill_replicas(self) -> int:
         """SIGKILL to all replicas with their engines, which Serve starts anew; returns how many there were."""
         replicas = [

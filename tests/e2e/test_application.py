@@ -237,6 +237,21 @@ def test_everything_killed_in_the_middle_and_nothing_lost(application: Applicati
     assert "Paris" in ask(application)
 
 
+def test_online_requests_are_answered_while_redis_is_gone(application: Application) -> None:
+    batch = application.submit(make_lines(20))
+    application.wait_for(batch.id, completed=1)
+    for _ in range(2):
+        application.kill_redis()
+        assert "Paris" in ask(application)
+        deadline_s = time.monotonic() + 60
+        while httpx.get(f"{application.base_url}/v1/batches", timeout=30).status_code != 200:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+    batch = application.wait_for(batch.id)
+    assert batch.request_counts is not None
+    assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 20, 0)
+
+
 def test_answers_go_on_where_they_were_when_the_replicas_are_killed(application: Application) -> None:
     lines = make_lines(6, words=12, max_tokens=100)
     for line in lines:
