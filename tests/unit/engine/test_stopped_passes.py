@@ -9,7 +9,7 @@ import pytest
 from conserve.engine.arrival_board import ArrivalBoard
 from conserve.engine.options import Objective
 from conserve.engine.page import EnginePage, Knobs
-from conserve.engine.pass_control import MOST_KEPT_S, MOST_STOPS_IN_A_ROW
+from conserve.policy.pass_stop import MOST_KEPT_S, MOST_STOPS_IN_A_ROW
 from conserve.engine.step_plan import StepPlan, read_plan
 from conserve.engine.stoppable import WORKERS, explain_unresumable, explain_unstoppable
 from conserve.engine.testing.connector import use_fake_connector
