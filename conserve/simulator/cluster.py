@@ -59,6 +59,7 @@ class Cluster:
         metrics: Where to count.
         seed: Decides everything random.
         supply: Of offline requests; None for none.
+        coarse: As of `EngineState`.
     """
 
     def __init__(
@@ -70,10 +71,12 @@ class Cluster:
         metrics: Metrics,
         seed: int,
         supply: Supply | None = None,
+        *,
+        coarse: bool = False,
     ) -> None:
         if policy.batch_tokens:
             limits = EngineLimits(limits.max_num_seqs, policy.batch_tokens, limits.long_prefill_token_threshold)
-        self.replicas = [Replica(number, costs, limits, metrics, seed) for number in range(replicas)]
+        self.replicas = [Replica(number, costs, limits, metrics, seed, coarse=coarse) for number in range(replicas)]
         for replica in self.replicas:
             policy.equip(replica)
         self.metrics = metrics

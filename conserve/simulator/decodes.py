@@ -43,10 +43,11 @@ class Decodes:
     def remove(self, request: SimRequest) -> None:
         """Takes a request out; brings its state up to date."""
         del self._members[request.number]
-        passed = self.tick - request.joined_tick
+        beyond = max(0, self.tick - request.end_tick)
+        passed = self.tick - request.joined_tick - beyond
         request.computed += passed
         request.produced += passed
-        self.context -= request.computed
+        self.context -= request.computed + beyond
 
     def computed_of(self, request: SimRequest) -> int:
         """Tokens of a member in the KV cache, now."""
@@ -65,8 +66,15 @@ class Decodes:
                 return end_tick - self.tick
             heappop(self._ends)
 
+    def count_beyond(self, iterations: int) -> int:
+        """Tokens that so many iterations more would count of members that end before."""
+        last = self.tick + iterations
+        if not self._ends or self._ends[0][0] >= last:
+            return 0
+        return sum(max(0, last - request.end_tick) for request in self._members.values())
+
     def advance(self, iterations: int, held: Collection[SimRequest] = ()) -> None:
-        """So many iterations, no more than until the first end; without those that are held back."""
+        """So many iterations; without those that are held back."""
         self.tick += iterations
         self.context += iterations * (len(self._members) - len(held))
         if held:
@@ -77,7 +85,7 @@ class Decodes:
             heapify(self._ends)
 
     def pop_ended(self) -> list[SimRequest]:
-        """Takes out those that have come to their end."""
+        """Takes out those that have come to their end; `tick - end_tick` of them were counted that they did not need."""
         ended: list[SimRequest] = []
         while self._ends and self._ends[0][0] <= self.tick:
             end_tick, number = heappop(self._ends)

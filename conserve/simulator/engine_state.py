@@ -17,8 +17,14 @@ from conserve.simulator.step import Step
 
 LONGEST_STEP_MS: Final = 1_000.0
 """Iterations of more time than this are not decided at once: what policies know fades by the second."""
+LEAST_COARSE: Final = 4
+"""Fewer requests that decode are looked at one by one: the end of each makes a difference."""
 DRIFT_SHARE: Final = 0.02
 """A decision holds while the time of an iteration has grown by no more than this."""
+
+
+COARSE_STEP_MS: Final = 500.0
+"""The same where iterations are not looked at one by one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,13 @@ class EngineLimits:
 class EngineState:
     """What schedulers decide about.
 
+    Args:
+        costs: Of iterations.
+        limits: Sizes of the engine.
+        metrics: Where to count.
+        coarse: Whether several iterations are one step although requests begin and end in them: decisions are made for
+            half a second at a time, or until an online request comes.
+
     Attributes:
         waiting: Online requests without a slot, the oldest first.
         online_prompts, offline_prompts: With a slot, and a prompt that is not computed; in the order of their turn.
@@ -41,7 +54,8 @@ class EngineState:
         last_tokens_s: When online requests got their last tokens.
     """
 
-    def __init__(self, costs: EngineCosts, limits: EngineLimits, metrics: Metrics) -> None:
+    def __init__(self, costs: EngineCosts, limits: EngineLimits, metrics: Metrics, *, coarse: bool = False) -> None:
+        self.coarse = coarse
         self.costs = costs
         self.limits = limits
         self.metrics = metrics
@@ -122,14 +136,15 @@ class EngineState:
         group = self.online if request.online else self.offline
         return group.computed_of(request) if request in group else request.computed
 
-    def bound_count(self, step: Step, spare_tokens: float, limit_ms: float = LONGEST_STEP_MS) -> None:
+    def bound_count(self, step: Step, spare_tokens: float) -> None:
         """Sets how many iterations of a step there are: until a request ends, a prompt ends, or memory does.
 
         Args:
             step: With the time of its first iteration; what it computes does not change from one to the next.
             spare_tokens: KV memory that it may take, in tokens.
-            limit_ms: Of all its iterations.
         """
+        if self.coarse and self._bound_coarsely(step, spare_tokens):
+            return
         count = 1 << 30
         growth = 0
         if step.online_decodes and len(self.online):
@@ -147,8 +162,41 @@ class EngineState:
             count = min(count, int(spare_tokens / growth))
         if step.slope_ms > 0:
             count = min(count, 1 + int(DRIFT_SHARE * step.first_ms / step.slope_ms))
-        count = min(count, int(limit_ms / step.first_ms))
+        step.count = max(1, min(count, int(LONGEST_STEP_MS / step.first_ms)))
+
+    def _bound_coarsely(self, step: Step, spare_tokens: float) -> bool:
+        """The same for a step in which requests may begin and end; False if it must be looked at closely."""
+        if step.held or any(chunk.request.online for chunk in step.chunks) or not step.chunks:
+            if step.chunks or step.held:
+                return False
+        count = max(1, int(COARSE_STEP_MS / step.first_ms))
+        growth = step.offline_decodes
+        if step.online_decodes:
+            growth += len(self.online)
+            if len(self.online) < LEAST_COARSE:
+                count = min(count, self.online.iterations_to_end())
+        if 0 < step.offline_decodes < LEAST_COARSE:
+            count = min(count, self.offline.iterations_to_end())
+        tokens = sum(chunk.tokens for chunk in step.chunks)
+        if tokens:
+            waiting = min(len(self.backlog), self.limits.max_num_seqs - self.running)
+            left = sum(request.to_compute for request in self.offline_prompts)
+            if waiting > 0:
+                left += waiting * self.backlog.peek_next().to_compute
+            count = min(count, max(1, left // tokens))
+            request = step.chunks[0].request
+            # Contexts of prompt tokens are on average those of half a prompt.
+            middle = tokens * (request.prompt_tokens / 2 - request.computed - tokens / 2)
+            if count > 1 and count * tokens > request.to_compute:
+                step.first_ms += self.costs.attention_ms * middle / 2
+                step.slope_ms = self.costs.context_ms * step.shape.decode_sequences
+            if count > 1:
+                step.fluid_tokens, step.chunks = tokens, ()
+        growth += tokens
+        if growth:
+            count = min(count, int(spare_tokens / growth))
         step.count = max(1, count)
+        return True
 
     def find_slope_ms(self, step: Step) -> float:
         """How much longer each next iteration of a step takes."""

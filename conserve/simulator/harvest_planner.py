@@ -56,6 +56,11 @@ class HarvestPlanner:
 
     # What the replica calls.
 
+    @property
+    def kept_free_blocks(self) -> int:
+        """KV blocks that new offline requests leave free."""
+        return self._way.kept_by_new + self._state.running
+
     def note_arrival(self, request: SimRequest, now_s: float) -> None:
         """An online request has come; it waits already."""
         state = self._state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from typing import Protocol
 
 from conserve.policy.allotment import ReplicaCapacity, ReplicaState
@@ -12,11 +13,15 @@ from conserve.simulator.engine_costs import EngineCosts
 from conserve.simulator.engine_state import EngineLimits, EngineState
 from conserve.simulator.metrics import Metrics
 from conserve.simulator.request import SimRequest
-from conserve.simulator.step import Step
+from conserve.simulator.step import Chunk, Step
 
 
 class Planner(Protocol):
     """Decides what the engine computes next."""
+
+    @property
+    def kept_free_blocks(self) -> int:
+        """KV blocks that new offline requests leave free."""
 
     def note_arrival(self, request: SimRequest, now_s: float) -> None:
         """An online request has come."""
@@ -50,13 +55,16 @@ class Replica:
         limits: Sizes of its engine.
         metrics: Where to count.
         seed: Decides the noise of its iterations.
+        coarse: As of `EngineState`.
     """
 
-    def __init__(self, number: int, costs: EngineCosts, limits: EngineLimits, metrics: Metrics, seed: int) -> None:
+    def __init__(
+        self, number: int, costs: EngineCosts, limits: EngineLimits, metrics: Metrics, seed: int, *, coarse: bool = False
+    ) -> None:
         self.number = number
         self.name = f"replica-{number}"
         self.status: ReplicaState = "serving"
-        self.state = EngineState(costs, limits, metrics)
+        self.state = EngineState(costs, limits, metrics, coarse=coarse)
         self.planner: Planner
         self.stopping: StoppingPlanner | None = None
         self.version = 0
@@ -128,8 +136,7 @@ class Replica:
         state = self.state
         online = [*state.waiting, *state.online_prompts, *state.online]
         offline = [*state.backlog, *state.offline_prompts, *state.offline]
-        costs, limits, metrics = state.costs, state.limits, state.metrics
-        self.state.__init__(costs, limits, metrics)  # type: ignore[misc]  # the planner keeps its reference
+        self.state = EngineState(state.costs, state.limits, state.metrics, coarse=state.coarse)
         self._step = self._stop_share = None
         self.prompt_backlog = 0
         self.version += 1
@@ -189,6 +196,13 @@ class Replica:
             return
         if step.count > 1:
             self._apply(step, step.count - 1, now_s)
+        if step.fluid_tokens:
+            left, chunks = step.fluid_tokens, []
+            for request in self.state.offline_prompts:
+                if left > 0:
+                    chunks.append(Chunk(request, min(left, request.to_compute)))
+                    left -= chunks[-1].tokens
+            step.chunks, step.fluid_tokens = chunks, 0
         self._metrics.busy_s += now_s - step.begins_s
         self._free_s = now_s + self.state.costs.stop_ms / 1e3
         self.stopping.note_stopped(step, now_s, share)
@@ -211,14 +225,45 @@ class Replica:
             state.kv.grow(step.offline_decodes * count)
             if counts:
                 metrics.offline_output_tokens += step.offline_decodes * count
-        for request, tokens in step.chunks:
-            self._compute(request, tokens * count, now_s, counts=counts)
         if step.has_online:
             for request in state.online.pop_ended():
+                beyond = state.online.tick - request.end_tick
+                if beyond:
+                    state.kv.grow(-beyond)
+                    metrics.online_tokens -= beyond if counts else 0
                 self._end(request, now_s)
         if step.offline_decodes:
             for request in state.offline.pop_ended():
+                beyond = state.offline.tick - request.end_tick
+                if beyond:
+                    state.kv.grow(-beyond)
+                    metrics.offline_output_tokens -= beyond if counts else 0
                 self._end(request, now_s)
+        for request, tokens in step.chunks:
+            self._compute(request, tokens * count, now_s, counts=counts)
+        if step.fluid_tokens:
+            for request, tokens in self._take_prompts(step.fluid_tokens * count):
+                self._compute(request, tokens, now_s, counts=counts)
+
+    def _take_prompts(self, tokens: int) -> Iterator[Chunk]:
+        """So many tokens of offline prompts in turn; those that wait are admitted while there is room."""
+        state = self.state
+        kept_tokens = self.planner.kept_free_blocks * state.kv.block_size
+        while tokens > 0:
+            if state.offline_prompts:
+                request = state.offline_prompts[0]
+            else:
+                if not len(state.backlog) or state.running >= state.limits.max_num_seqs:
+                    return
+                request = state.backlog.peek_next()
+                cached = state.kv.find_cached(request)
+                if request.saved_tokens or request.total_tokens - cached + kept_tokens > state.kv.free_tokens:
+                    return
+                state.backlog.pop_next()
+                state.admit(request, cached)
+            part = min(tokens, request.to_compute)
+            tokens -= part
+            yield Chunk(request, part)
 
     def _compute(self, request: SimRequest, tokens: int, now_s: float, *, counts: bool) -> None:
         state, metrics = self.state, self._metrics
@@ -264,11 +309,13 @@ class Replica:
 
     def _record_gaps(self, step: Step, count: int, now_s: float) -> None:
         """The time between tokens of those who decode: of the first iteration it counts from their last token."""
-        metrics, decodes = self._metrics, len(self.state.online)
+        state, metrics, decodes = self.state, self._metrics, len(self.state.online)
         first_ms = step.first_ms * (1.0 - step.done_share)
         waited_ms = (step.begins_s - self.state.last_tokens_s) * 1e3
         metrics.add_tbt(now_s, max(0.0, waited_ms) + first_ms, decodes)
         if count > 1:
             rest = count - 1
             mean_ms = (step.duration_ms(count) - step.first_ms) / rest
-            metrics.add_tbt(now_s, mean_ms, decodes * rest)
+            # Of those who end in the middle, and have no more gaps then, the mean number counts.
+            beyond = state.online.count_beyond(count) if state.coarse else 0
+            metrics.add_tbt(now_s, mean_ms, decodes * rest - beyond)

@@ -26,6 +26,11 @@ class StockPlanner:
         self._state = state
         self._online_first = online_first
 
+    @property
+    def kept_free_blocks(self) -> int:
+        """KV blocks that new offline requests leave free."""
+        return 1
+
     def note_arrival(self, request: SimRequest, now_s: float) -> None:
         """An online request has come."""
 
