@@ -195,14 +195,13 @@ class LatencyModel:
         def predict(tokens: int) -> float:
             return self.predict_ms(base.add_prefill(tokens, context))
 
-        low, high = 0, max_tokens
         if self._ready:
-            # Around the solution of the quadratic equation, as far as rounding may put it off.
             found = self._solve_prefill(base, context, limit_ms, max_tokens)
-            low, high = max(low, found - 1), min(high, found + 2)
-            if (low > 0 and predict(low) > limit_ms) or (high < max_tokens and predict(high) <= limit_ms):
-                low, high = 0, max_tokens
-        return low + bisect_right(range(low + 1, high + 1), limit_ms, key=predict)
+            fits = found == 0 or predict(found) <= limit_ms
+            if fits and (found == max_tokens or predict(found + 1) > limit_ms):
+                return found
+            # Rounding has put it off.
+        return bisect_right(range(1, max_tokens + 1), limit_ms, key=predict)
 
     def _solve_prefill(self, base: IterationShape, context: int, limit_ms: float, max_tokens: int) -> int:
         _, token_ms, attention_ms, prompt_ms, _, _ = self._coefficients

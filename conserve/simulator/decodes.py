@@ -14,16 +14,18 @@ class Decodes:
     Attributes:
         tick: Iterations so far.
         context: Tokens in the KV cache, of all of them.
+        size: How many they are.
     """
 
     def __init__(self) -> None:
         self.tick = 0
         self.context = 0
+        self.size = 0
         self._members: dict[int, SimRequest] = {}
         self._ends: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
-        return len(self._members)
+        return self.size
 
     def __iter__(self) -> Iterator[SimRequest]:
         """In the order in which they began to decode."""
@@ -38,11 +40,13 @@ class Decodes:
         request.end_tick = self.tick + request.output_tokens - request.produced
         self._members[request.number] = request
         self.context += request.computed
+        self.size += 1
         heappush(self._ends, (request.end_tick, request.number))
 
     def remove(self, request: SimRequest) -> None:
         """Takes a request out; brings its state up to date."""
         del self._members[request.number]
+        self.size -= 1
         beyond = max(0, self.tick - request.end_tick)
         passed = self.tick - request.joined_tick - beyond
         request.computed += passed
@@ -76,7 +80,7 @@ class Decodes:
     def advance(self, iterations: int, held: Collection[SimRequest] = ()) -> None:
         """So many iterations; without those that are held back."""
         self.tick += iterations
-        self.context += iterations * (len(self._members) - len(held))
+        self.context += iterations * (self.size - len(held))
         if held:
             for request in held:
                 request.joined_tick += iterations

@@ -23,7 +23,7 @@ DRIFT_SHARE: Final = 0.02
 """A decision holds while the time of an iteration has grown by no more than this."""
 
 
-COARSE_STEP_MS: Final = 500.0
+COARSE_STEP_MS: Final = 1_000.0
 """The same where iterations are not looked at one by one."""
 
 
@@ -44,7 +44,7 @@ class EngineState:
         limits: Sizes of the engine.
         metrics: Where to count.
         coarse: Whether several iterations are one step although requests begin and end in them: decisions are made for
-            half a second at a time, or until an online request comes.
+            a second at a time, or until an online request comes.
 
     Attributes:
         waiting: Online requests without a slot, the oldest first.
@@ -75,27 +75,27 @@ class EngineState:
     @property
     def running(self) -> int:
         """Requests with a slot."""
-        return len(self.online) + len(self.offline) + len(self.online_prompts) + len(self.offline_prompts)
+        return self.online.size + self.offline.size + len(self.online_prompts) + len(self.offline_prompts)
 
     @property
     def online_running(self) -> int:
         """Online requests that have got their first token."""
-        return len(self.online)
+        return self.online.size
 
     @property
     def offline_running(self) -> int:
         """Offline requests in the engine, waiting ones included."""
-        return len(self.offline) + len(self.offline_prompts) + len(self.backlog)
+        return self.offline.size + len(self.offline_prompts) + len(self.backlog)
 
     @property
     def has_online(self) -> bool:
         """Whether there is an online request."""
-        return bool(self.waiting or self.online_prompts or len(self.online))
+        return bool(self.waiting or self.online_prompts or self.online.size)
 
     @property
     def has_offline(self) -> bool:
         """Whether there is an offline request."""
-        return bool(self.offline_prompts or len(self.offline) or len(self.backlog))
+        return bool(self.offline_prompts or self.offline.size or len(self.backlog))
 
     def add_offline(self, request: SimRequest) -> None:
         """An offline request comes in."""
@@ -147,9 +147,9 @@ class EngineState:
             return
         count = 1 << 30
         growth = 0
-        if step.online_decodes and len(self.online):
+        if step.online_decodes and self.online.size:
             count = min(count, self.online.iterations_to_end())
-            growth += len(self.online)
+            growth += self.online.size
         if step.offline_decodes:
             count = min(count, self.offline.iterations_to_end()) if not step.held else 1
             growth += step.offline_decodes
@@ -172,8 +172,8 @@ class EngineState:
         count = max(1, int(COARSE_STEP_MS / step.first_ms))
         growth = step.offline_decodes
         if step.online_decodes:
-            growth += len(self.online)
-            if len(self.online) < LEAST_COARSE:
+            growth += self.online.size
+            if self.online.size < LEAST_COARSE:
                 count = min(count, self.online.iterations_to_end())
         if 0 < step.offline_decodes < LEAST_COARSE:
             count = min(count, self.offline.iterations_to_end())
@@ -181,7 +181,7 @@ class EngineState:
         if tokens:
             waiting = min(len(self.backlog), self.limits.max_num_seqs - self.running)
             left = sum(request.to_compute for request in self.offline_prompts)
-            if waiting > 0:
+            if waiting > 0 and not self.waiting:
                 left += waiting * self.backlog.peek_next().to_compute
             count = min(count, max(1, left // tokens))
             request = step.chunks[0].request
@@ -209,4 +209,4 @@ class EngineState:
 
     def decode_shape(self) -> IterationShape:
         """All online requests that decode."""
-        return IterationShape(decode_sequences=len(self.online), decode_context=self.online.context)
+        return IterationShape(decode_sequences=self.online.size, decode_context=self.online.context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from conserve.policy.latency import IterationShape
 from conserve.policy.pass_stop import (
@@ -26,6 +26,10 @@ from conserve.simulator.request import SimRequest
 
 if TYPE_CHECKING:
     from conserve.simulator.online_demand import OnlineDemand
+
+
+KNOWN_S: Final = 1.0
+"""What the guard of arrivals says is asked for again after so long without one."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,15 @@ class HarvestLimits:
         self._tbt_slo_ms = mechanisms.tbt_slo_ms if mechanisms.token_budget else math.inf
         self._slos = (self._ttft_slo_ms,)
         self._first_token_ms: float | None = None
+        self._arrival_ms = self._spare_ms = math.inf
+        self._known_until_s = -math.inf
         self._efficient_ms = limit_efficient_ms(self.model)
         self._pass_efficient_ms = limit_efficient_ms(self.model, STOPPABLE_EFFICIENT_SHARE)
 
     def note_arrival(self) -> None:
         """A request has come, so that others may be typical now."""
         self._first_token_ms = None
+        self._known_until_s = -math.inf
 
     def first_token_ms(self) -> float:
         """How long a typical request takes to its first token, once the engine is free."""
@@ -89,7 +96,7 @@ class HarvestLimits:
 
     def token_due_s(self) -> float:
         """When the next token of those who decode is due; `inf` if nobody does."""
-        if not len(self._state.online):
+        if not self._state.online.size:
             return math.inf
         return self._state.last_tokens_s + self._tbt_slo_ms / 1e3
 
@@ -105,11 +112,20 @@ class HarvestLimits:
         """The longest an iteration may take for an arrival that has to wait for it."""
         if not self._does.arrival_guard:
             return math.inf
-        return self._guard.limit_ms(now_s, self._slos, self.model)
+        self._ask_guard(now_s)
+        return self._arrival_ms
 
     def spare_ms(self, now_s: float) -> float:
         """How long a typical long prompt can wait and still meet its objective."""
-        return self._guard.spare_ms(now_s, self._slos, self.model)
+        self._ask_guard(now_s)
+        return self._spare_ms
+
+    def _ask_guard(self, now_s: float) -> None:
+        """What the guard says changes with each arrival, and once after minutes without any."""
+        if now_s >= self._known_until_s:
+            self._arrival_ms = self._guard.limit_ms(now_s, self._slos, self.model)
+            self._spare_ms = self._guard.spare_ms(now_s, self._slos, self.model)
+            self._known_until_s = now_s + KNOWN_S
 
     def limit_ms(self, demand: OnlineDemand, now_s: float) -> float:
         """The longest predicted time of the next iteration; `inf` for any."""
@@ -122,7 +138,8 @@ class HarvestLimits:
 
     def limit_pass_ms(self, now_s: float) -> float:
         """The longest predicted time of an offline iteration that an arrival can stop."""
-        arrival_ms = self._guard.limit_ms(now_s, self._slos, self.model)
+        self._ask_guard(now_s)
+        arrival_ms = self._arrival_ms
         if math.isinf(arrival_ms):
             return math.inf
         ttft_slo_ms = self._guard.ttft_slo_ms(now_s, self._slos)

@@ -210,7 +210,7 @@ class HarvestPlanner:
         spare_ms = self._limits.spare_ms(now_s)
         if can_bear_mixed(spare_ms, self._does.tbt_slo_ms, state.overhead_ms):
             return None
-        shape = demand.shape.add_decodes(len(state.offline), state.offline.context)
+        shape = demand.shape.add_decodes(state.offline.size, state.offline.context)
         return find_slack(
             now_s,
             max(state.last_tokens_s, now_s - 10.0) + self._does.tbt_slo_ms / 1e3,
@@ -228,7 +228,7 @@ class HarvestPlanner:
             return None
         alone = OnlineDemand()
         room = Room(state.kv.free_blocks - demand.blocks, self._way.kept_by_new, self._way.kept_by_running)
-        left = len(state.online) + len(state.offline)
+        left = state.online.size + state.offline.size
         limit_ms = self._limits.limit_pass_ms(now_s)
         filling = fill(
             state, alone, limit_ms, self._size_pass(now_s), room, (), self._copies, now_s, prompts_only=True, besides=left

@@ -82,7 +82,7 @@ class HostCopies:
         allowed = limit_blocks(passed_s, COPY_SHARE, self._block_s, has_online=state.has_online)
         self._allowance = min(self._allowance + allowed, most)
         at_risk = count_blocks_at_risk(state.kv.free_blocks, burst_blocks, wanted_blocks, self._losses.at(now_s))
-        if not at_risk or self._allowance < 1.0 or now_s < self._rests_until_s:
+        if not at_risk or not state.offline.size + len(state.offline_prompts) or self._allowance < 1.0 or now_s < self._rests_until_s:
             return
         requests = {request.number: request for request in reversed(state.list_offline())}
         ranked = sorted(

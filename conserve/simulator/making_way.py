@@ -49,7 +49,7 @@ class MakingWay:
         if demand.blocks > state.kv.free_blocks and self._copies is not None:
             self._copies.release()
         while True:
-            offline = len(state.offline) + len(state.offline_prompts)
+            offline = state.offline.size + len(state.offline_prompts)
             slots_short = demand.slots + offline - state.limits.max_num_seqs if demand.arrivals else 0
             blocks_short = demand.blocks - state.kv.free_blocks
             if not offline or not self._preempt(state.list_offline, slots_short, blocks_short, now_s):

@@ -79,7 +79,7 @@ def fill(
     filling = Filling(demand.shape)
     left = 0 if demand.is_cut else largest - demand.tokens
     free = room.free_blocks
-    if len(state.offline) and not prompts_only:
+    if state.offline.size and not prompts_only:
         left, free = _add_decodes(state, demand, filling, limit_ms, left, free, room.kept_by_running)
     smallest = SMALLEST_CHUNK_TOKENS
     if not demand.is_present:
@@ -174,7 +174,7 @@ def _add_decodes(
     state: EngineState, demand: OnlineDemand, filling: Filling, limit_ms: float, left: int, free: int, kept: int
 ) -> tuple[int, int]:
     group = state.offline
-    count = len(group)
+    count = group.size
     shape = filling.shape.add_decodes(count, group.context)
     in_time = not demand.is_present or state.model.predict_ms(shape) <= limit_ms
     blocks = -(-count // state.kv.block_size)

@@ -53,7 +53,7 @@ def measure_demand(state: EngineState, limits: HarvestLimits, now_s: float) -> O
         limits: Say how much of the prompts is computed beside those who decode.
         now_s: Now.
     """
-    decodes = len(state.online)
+    decodes = state.online.size
     full_batch = state.limits.max_num_batched_tokens
     shape = state.decode_shape()
     demand = OnlineDemand(decodes, tokens=min(decodes, full_batch), shape=shape, slots=decodes)

@@ -54,6 +54,8 @@ class SimPolicy:
             replica.planner = replica.stopping = planner
         else:
             replica.planner = StockPlanner(state, online_first=self.kind == "chunked")
+            # Memory is full as a rule, and each of its iterations costs little to decide.
+            state.coarse = state.coarse and not self.has_offline
 
 
 _BUDGET_ONLY = Mechanisms(safepoints=False, resume=False, checkpoints=False, arrival_guard=False, prefix_order=False)

@@ -114,7 +114,7 @@ class Replica:
             self.name,
             "model",
             self.status,
-            online_running=len(state.online),
+            online_running=state.online.size,
             online_waiting=len(state.waiting) + len(state.online_prompts),
             kv_usage=state.kv.usage,
             offline_running=state.offline_running,
@@ -124,7 +124,7 @@ class Replica:
         """Time to the first token of a request that would come now, roughly: what comes before it, and its prompt."""
         state = self.state
         shape = IterationShape().add_prefill(self.prompt_backlog + prompt_tokens, 0)
-        return state.model.predict_ms(shape) + state.costs.decode_ms * len(state.online)
+        return state.model.predict_ms(shape) + state.costs.decode_ms * state.online.size
 
     def take_longest_ttft_ms(self) -> float:
         """The longest time to a first token since this was asked last; 0 without any."""
@@ -214,10 +214,10 @@ class Replica:
         metrics.busy_s += now_s - step.begins_s
         counts = metrics.covers(now_s)
         if step.has_online:
-            if len(state.online):
+            if state.online.size:
                 self._record_gaps(step, count, now_s)
-                metrics.online_tokens += len(state.online) * count if counts else 0
-                state.kv.grow(len(state.online) * count)
+                metrics.online_tokens += state.online.size * count if counts else 0
+                state.kv.grow(state.online.size * count)
                 state.online.advance(count)
             state.last_tokens_s = now_s
         if step.offline_decodes:
@@ -253,7 +253,7 @@ class Replica:
             if state.offline_prompts:
                 request = state.offline_prompts[0]
             else:
-                if not len(state.backlog) or state.running >= state.limits.max_num_seqs:
+                if state.waiting or not len(state.backlog) or state.running >= state.limits.max_num_seqs:
                     return
                 request = state.backlog.peek_next()
                 cached = state.kv.find_cached(request)
@@ -309,7 +309,7 @@ class Replica:
 
     def _record_gaps(self, step: Step, count: int, now_s: float) -> None:
         """The time between tokens of those who decode: of the first iteration it counts from their last token."""
-        state, metrics, decodes = self.state, self._metrics, len(self.state.online)
+        state, metrics, decodes = self.state, self._metrics, self.state.online.size
         first_ms = step.first_ms * (1.0 - step.done_share)
         waited_ms = (step.begins_s - self.state.last_tokens_s) * 1e3
         metrics.add_tbt(now_s, max(0.0, waited_ms) + first_ms, decodes)

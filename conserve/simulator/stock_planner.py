@@ -41,9 +41,9 @@ class StockPlanner:
             self._make_way()
         left = state.limits.max_num_batched_tokens
         self._make_room()
-        online = min(len(state.online), left)
+        online = min(state.online.size, left)
         left -= online
-        offline = min(len(state.offline), left)
+        offline = min(state.offline.size, left)
         left -= offline
         shape = IterationShape(
             decode_sequences=online + offline, decode_context=state.online.context + state.offline.context
@@ -134,7 +134,7 @@ class StockPlanner:
     def _make_room(self) -> None:
         """While those that decode have no room for their next tokens, the youngest of the lowest priority goes."""
         state = self._state
-        while state.kv.free_tokens < len(state.online) + len(state.offline):
+        while state.kv.free_tokens < state.online.size + state.offline.size:
             offline = state.list_offline()
             if len(offline) > (0 if state.has_online else 1):
                 self._drop(offline[-1])

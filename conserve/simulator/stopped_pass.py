@@ -91,7 +91,7 @@ class StoppedPasses:
             shape = shape.add_prefill(tokens, request.computed)
         # Those who have decoded in the meantime are not part of it any more.
         decodes = kept.decodes if state.offline.tick == kept.decode_tick and math.isinf(until_s) else 0
-        decodes = min(decodes, len(state.offline))
+        decodes = min(decodes, state.offline.size)
         if decodes:
             shape = shape.add_decodes(decodes, state.offline.context)
         self._kept = None
@@ -107,7 +107,7 @@ class StoppedPasses:
             is_stoppable=True,
             done_share=kept.share,
         )
-        if decodes < len(state.offline) and decodes:
+        if decodes < state.offline.size and decodes:
             step.held = sorted(state.offline, key=lambda request: request.number)[decodes:]
         self.cut(step, now_s, until_s)
         return step
