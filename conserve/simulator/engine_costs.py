@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from conserve.policy.latency import FEATURES, IterationShape, LatencyModel, LatencyProfile
 
+LARGE_TOKENS = 512
 _TEACHING_SEED = 7
 
 
@@ -23,6 +24,8 @@ class EngineCosts(BaseModel):
         prompt_ms: Of a prompt chunk itself.
         decode_ms: Of a sequence that decodes.
         context_ms: Of a token of context that a decode reads.
+        large_token_ms: Of a prompt token besides, for those beyond `LARGE_TOKENS` in one iteration: on a CPU the
+            activations fall out of the caches. The latency model knows nothing of it, as in the engine.
         kv_blocks, block_size: KV blocks of the engine, and tokens of one.
         block_bytes: Of a KV block, on all workers.
         layers: Of the model.
@@ -43,6 +46,7 @@ class EngineCosts(BaseModel):
     prompt_ms: float = Field(0.0, ge=0)
     decode_ms: float = Field(ge=0)
     context_ms: float = Field(ge=0)
+    large_token_ms: float = Field(0.0, ge=0)
     kv_blocks: int = Field(gt=0)
     block_size: int = Field(16, gt=0)
     block_bytes: int = Field(gt=0)
@@ -64,6 +68,7 @@ class EngineCosts(BaseModel):
             + self.prompt_ms * shape.prefill_sequences
             + self.decode_ms * shape.decode_sequences
             + self.context_ms * shape.decode_context
+            + self.large_token_ms * max(0, shape.prefill_tokens - LARGE_TOKENS)
         )
 
     def with_profile(self, profile: LatencyProfile) -> EngineCosts:

@@ -61,6 +61,12 @@ class KvMemory:
             return min(self._prefixes[request.prefix], request.prefix_tokens) // self.block_size * self.block_size
         return 0
 
+    def count_needed(self, request: SimRequest) -> int:
+        """Tokens that all of a waiting request takes of what is free: all but those that others hold."""
+        if self._sharers.get(request.prefix, 0) and request.prefix in self._prefixes:
+            return request.total_tokens - self._prefixes[request.prefix]
+        return request.total_tokens
+
     def admit(self, request: SimRequest, cached: int) -> None:
         """A request begins, with so many tokens that are there already."""
         if (own := self._left.pop(-1 - request.number, 0)) > 0:

@@ -82,7 +82,7 @@ class MakingWay:
             cached = state.kv.find_cached(request)
             if (
                 state.running >= state.limits.max_num_seqs
-                or state.kv.blocks_for(request.total_tokens - cached) > state.kv.free_blocks
+                or state.kv.blocks_for(state.kv.count_needed(request)) > state.kv.free_blocks
             ):
                 return number
             state.waiting.popleft()

@@ -149,7 +149,7 @@ def fill(
         request = state.backlog.peek_next()
         cached = state.kv.find_cached(request)
         wanted = request.total_tokens - cached
-        blocks = state.kv.blocks_for(wanted)
+        blocks = state.kv.blocks_for(state.kv.count_needed(request))
         if blocks + headroom > free:
             break
         tokens = fit(cached, wanted)

@@ -88,7 +88,7 @@ def measure_demand(state: EngineState, limits: HarvestLimits, now_s: float) -> O
         cached = state.kv.find_cached(request)
         wanted = request.total_tokens - cached
         if add_prompt(request, cached, wanted):
-            demand.blocks += state.kv.blocks_for(wanted)
+            demand.blocks += state.kv.blocks_for(state.kv.count_needed(request))
             demand.arrivals.append(request)
             demand.slots += 1
     return demand

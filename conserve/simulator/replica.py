@@ -257,7 +257,7 @@ class Replica:
                     return
                 request = state.backlog.peek_next()
                 cached = state.kv.find_cached(request)
-                if request.saved_tokens or request.total_tokens - cached + kept_tokens > state.kv.free_tokens:
+                if request.saved_tokens or state.kv.count_needed(request) + kept_tokens > state.kv.free_tokens:
                     return
                 state.backlog.pop_next()
                 state.admit(request, cached)

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from conserve.policy.latency import IterationShape
 from conserve.simulator.engine_state import EngineState
 from conserve.simulator.request import SimRequest
@@ -25,6 +27,7 @@ class StockPlanner:
     def __init__(self, state: EngineState, *, online_first: bool = False) -> None:
         self._state = state
         self._online_first = online_first
+        self._admitted = 0
 
     @property
     def kept_free_blocks(self) -> int:
@@ -67,17 +70,17 @@ class StockPlanner:
             running = [*state.online_prompts, *state.offline_prompts]
             for request in state.online_prompts:
                 take(request)
-            self._admit_online(take)
+            self._admit_online(take, lambda: left > 0)
             for request in running:
                 if not request.online:
                     take(request)
         else:
             for request in sorted([*state.online_prompts, *state.offline_prompts], key=lambda one: one.joined_tick):
                 take(request)
-            if not self._admit_online(take):
+            if not self._admit_online(take, lambda: left > 0):
                 left = 0
         if left > 0 and not state.waiting:
-            self._admit_offline(take)
+            self._admit_offline(take, lambda: left > 0)
         if not shape.tokens:
             return None
         step = Step(
@@ -92,12 +95,12 @@ class StockPlanner:
         state.bound_count(step, max(0, state.kv.free_tokens))
         return step
 
-    def _admit_online(self, take) -> bool:
+    def _admit_online(self, take: Callable[[SimRequest], bool], has_left: Callable[[], bool]) -> bool:
         """Admits online requests; False if one has to wait, and so all that come after it."""
         state = self._state
         while state.waiting:
             request = state.waiting[0]
-            if not self._fits(request):
+            if not has_left() or not self._fits(request):
                 return False
             cached = state.kv.find_cached(request)
             state.waiting.popleft()
@@ -106,11 +109,11 @@ class StockPlanner:
                 return False
         return True
 
-    def _admit_offline(self, take) -> None:
+    def _admit_offline(self, take: Callable[[SimRequest], bool], has_left: Callable[[], bool]) -> None:
         state = self._state
         while len(state.backlog):
             request = state.backlog.peek_next()
-            if not self._fits(request):
+            if not has_left() or not self._fits(request):
                 return
             cached = state.kv.find_cached(request)
             state.backlog.pop_next()
@@ -120,14 +123,14 @@ class StockPlanner:
 
     def _begin(self, request: SimRequest, cached: int) -> None:
         self._state.admit(request, cached)
-        self._admitted = getattr(self, "_admitted", 0) + 1
+        self._admitted += 1
         request.joined_tick = self._admitted
 
     def _fits(self, request: SimRequest) -> bool:
         state = self._state
         if state.running >= state.limits.max_num_seqs:
             return False
-        wanted = request.total_tokens - state.kv.find_cached(request)
+        wanted = state.kv.count_needed(request)
         promised = sum(other.to_compute for other in (*state.online_prompts, *state.offline_prompts))
         return wanted + promised + state.kv.block_size <= state.kv.free_tokens
 

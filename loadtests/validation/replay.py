@@ -13,7 +13,7 @@ import numpy as np
 from conserve.policy.latency import FEATURES, IterationShape
 from conserve.policy.least_squares import solve_nonnegative
 from conserve.simulator.cluster import Cluster
-from conserve.simulator.engine_costs import EngineCosts
+from conserve.simulator.engine_costs import LARGE_TOKENS, EngineCosts
 from conserve.simulator.engine_state import EngineLimits
 from conserve.simulator.metrics import Metrics
 from conserve.simulator.policies import POLICIES, SimPolicy
@@ -47,7 +47,7 @@ def fit_costs(recordings: Iterable[Recording]) -> EngineCosts:
         errors = np.log(measured / np.maximum(rows @ solution, 1e-6))
         # Iterations that something else on the machine held up are none of the engine's.
         keep = np.abs(errors) < 3 * np.median(np.abs(errors))
-    cost = dict(zip(FEATURES, solution.tolist(), strict=True))
+    cost = dict(zip((*FEATURES, "large_tokens"), solution.tolist(), strict=True))
     return EngineCosts(
         iteration_ms=cost["iteration"],
         token_ms=cost["prefill_tokens"],
@@ -55,6 +55,7 @@ def fit_costs(recordings: Iterable[Recording]) -> EngineCosts:
         prompt_ms=cost["prefill_sequences"],
         decode_ms=cost["decode_sequences"],
         context_ms=cost["decode_context"],
+        large_token_ms=cost["large_tokens"],
         kv_blocks=1,
         block_size=128,
         block_bytes=int(128 * KV_BYTES_PER_TOKEN),
@@ -75,6 +76,7 @@ def _row(shape: IterationShape) -> tuple[float, ...]:
         shape.prefill_sequences,
         shape.decode_sequences,
         shape.decode_context,
+        max(0, shape.prefill_tokens - LARGE_TOKENS),
     )
 
 
