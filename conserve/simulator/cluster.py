@@ -82,12 +82,20 @@ class Cluster:
         self.metrics = metrics
         self._policy = policy
         self._supply = supply if policy.has_offline else None
+        self._control_s = 0.0 if self._supply is not None else math.inf
         self._router = Router(seed)
         self._serving = [*self.replicas]
         self._numbers = 0
         self._events: list[tuple[float, int, int, int]] = []  # time, order, replica, version of its step
         self._order = 0
         self.unserved: list[SimRequest] = []
+        self.idle_since_s = 0.0
+        """When the last event happened."""
+
+    def feed(self, arrivals: Iterable[Arrival]) -> None:
+        """Online requests that are there at the beginning."""
+        for arrival in arrivals:
+            self._route(arrival, 0.0)
 
     def run(self, arrivals: Iterable[Arrival], until_s: float, incidents: Sequence[Incident] = ()) -> float:
         """Runs until a time. Returns the processor time that it took, in seconds."""
@@ -96,7 +104,7 @@ class Cluster:
         coming = iter(arrivals if self._policy.has_online else ())
         arrival = next(coming, None)
         troubles = sorted(incidents, key=lambda incident: incident.at_s, reverse=True)
-        control_s = 0.0 if supply is not None else math.inf
+        control_s = self._control_s
         events = self._events
         while True:
             arrival_s = arrival.arrival_s if arrival is not None else math.inf
@@ -105,6 +113,7 @@ class Cluster:
             now_s = min(arrival_s, event_s, control_s, trouble_s)
             if now_s >= until_s:
                 break
+            self.idle_since_s = now_s
             if now_s == event_s:
                 _, _, number, version = heappop(events)
                 replica = self.replicas[number]
@@ -120,7 +129,7 @@ class Cluster:
                     version = replica.version
                     supply.top_up(replica, now_s)
                     self._follow(replica, version)
-                control_s = now_s + supply.period_s
+                control_s = self._control_s = now_s + supply.period_s
             elif arrival is not None:
                 self._route(arrival, now_s)
                 arrival = next(coming, None)

@@ -89,7 +89,7 @@ class Decodes:
             heapify(self._ends)
 
     def pop_ended(self) -> list[SimRequest]:
-        """Takes out those that have come to their end; `tick - end_tick` of them were counted that they did not need."""
+        """Takes out those that have come to their end, some maybe `tick - end_tick` iterations ago."""
         ended: list[SimRequest] = []
         while self._ends and self._ends[0][0] <= self.tick:
             end_tick, number = heappop(self._ends)

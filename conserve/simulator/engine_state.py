@@ -166,9 +166,8 @@ class EngineState:
 
     def _bound_coarsely(self, step: Step, spare_tokens: float) -> bool:
         """The same for a step in which requests may begin and end; False if it must be looked at closely."""
-        if step.held or any(chunk.request.online for chunk in step.chunks) or not step.chunks:
-            if step.chunks or step.held:
-                return False
+        if step.held or any(chunk.request.online for chunk in step.chunks):
+            return False
         count = max(1, int(COARSE_STEP_MS / step.first_ms))
         growth = step.offline_decodes
         if step.online_decodes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from conserve.policy.latency import IterationShape
@@ -58,6 +58,14 @@ class Mechanisms:
     prefix_order: bool = True
     preempt: PreemptRule = "slo"
     offline_pass_tokens: int = 0
+
+    def without(self, names: Collection[str]) -> Mechanisms:
+        """With some of them switched off, by name."""
+        switches = {
+            name: getattr(self, name) and name not in names
+            for name in ("safepoints", "resume", "checkpoints", "token_budget", "prefix_order")
+        }
+        return replace(self, **switches)
 
 
 class HarvestLimits:

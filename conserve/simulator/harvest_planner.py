@@ -1,7 +1,7 @@
 """ConServe's scheduling in the simulator: what the engine's scheduler does, with the same policies.
 
-What the engine's own modules decide besides those (`offline_share`, `online_demand`, `pass_control`) is followed here in
-the same order, without vLLM's queues between.
+What the engine's own modules decide besides those (`offline_share`, `online_demand`, `pass_control`) is followed here
+in the same order, without vLLM's queues between.
 """
 
 from __future__ import annotations
@@ -228,11 +228,9 @@ class HarvestPlanner:
             return None
         alone = OnlineDemand()
         room = Room(state.kv.free_blocks - demand.blocks, self._way.kept_by_new, self._way.kept_by_running)
-        left = state.online.size + state.offline.size
         limit_ms = self._limits.limit_pass_ms(now_s)
-        filling = fill(
-            state, alone, limit_ms, self._size_pass(now_s), room, (), self._copies, now_s, prompts_only=True, besides=left
-        )
+        tokens = self._size_pass(now_s)
+        filling = fill(state, alone, limit_ms, tokens, room, (), self._copies, now_s, prompts_only=True)
         if not filling.chunks:
             return None
         shape = IterationShape().add_prefill(max(1, filling.tokens), 0)
@@ -253,4 +251,3 @@ class HarvestPlanner:
         if burst_blocks and len(state.backlog) and state.running < state.limits.max_num_seqs:
             wanted_blocks += state.kv.blocks_for(state.backlog.peek_next().total_tokens)
         self._copies.save(now_s, burst_blocks, wanted_blocks)
-

@@ -82,7 +82,9 @@ class HostCopies:
         allowed = limit_blocks(passed_s, COPY_SHARE, self._block_s, has_online=state.has_online)
         self._allowance = min(self._allowance + allowed, most)
         at_risk = count_blocks_at_risk(state.kv.free_blocks, burst_blocks, wanted_blocks, self._losses.at(now_s))
-        if not at_risk or not state.offline.size + len(state.offline_prompts) or self._allowance < 1.0 or now_s < self._rests_until_s:
+        if not at_risk or self._allowance < 1.0 or now_s < self._rests_until_s:
+            return
+        if not state.offline.size + len(state.offline_prompts):
             return
         requests = {request.number: request for request in reversed(state.list_offline())}
         ranked = sorted(
@@ -104,9 +106,7 @@ class HostCopies:
         full = computed // state.kv.block_size
         return Coverage(str(request.number), freed, full, self.count_saved_blocks(request))
 
-    def _copy(
-        self, request: SimRequest, blocks: int, ranked: list[Coverage], requests: dict[int, SimRequest]
-    ) -> int:
+    def _copy(self, request: SimRequest, blocks: int, ranked: list[Coverage], requests: dict[int, SimRequest]) -> int:
         if self._used_slots + blocks > self._slots:
             for victim in list_drops(reversed(ranked), str(request.number)):
                 self._drop(requests[int(victim.request_id)])

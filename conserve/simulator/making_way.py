@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from conserve.policy.preemption import LAST_PROMPT_TOKENS, PLENTY_SHARE, Victim, choose_victims, count_lost_tokens
@@ -89,11 +89,13 @@ class MakingWay:
             state.admit(request, cached)
         return len(demand.arrivals)
 
-    def _preempt(self, list_candidates, slots_short: int, blocks_short: int, now_s: float) -> bool:
+    def _preempt(
+        self, list_candidates: Callable[[], Sequence[SimRequest]], slots_short: int, blocks_short: int, now_s: float
+    ) -> bool:
         if slots_short <= 0 and blocks_short <= 0:
             return False
         state = self._state
-        candidates: Sequence[SimRequest] = list_candidates()
+        candidates = list_candidates()
         stays = blocks_short <= 0 and state.kv.free_blocks >= PLENTY_SHARE * state.kv.blocks
         prompts = [request for request in candidates if request not in state.offline]
         by_id = {str(request.number): request for request in candidates}

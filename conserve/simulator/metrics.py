@@ -24,10 +24,7 @@ class LatencyHistogram:
 
     def add(self, value_ms: float, count: int = 1) -> None:
         """Adds a time, so many times."""
-        if value_ms <= _LEAST_MS:
-            index = 0
-        else:
-            index = min(int(math.log(value_ms / _LEAST_MS) / _BIN), _BINS - 1)
+        index = 0 if value_ms <= _LEAST_MS else min(int(math.log(value_ms / _LEAST_MS) / _BIN), _BINS - 1)
         self._counts[index] += count
         self.count += count
         self.sum_ms += value_ms * count

@@ -59,7 +59,6 @@ def fill(
     *,
     decodes_only: bool = False,
     prompts_only: bool = False,
-    besides: int = 0,
 ) -> Filling:
     """Fills an iteration with offline tokens, in the order of the engine's `offline_share`.
 
@@ -74,7 +73,6 @@ def fill(
         now_s: Now.
         decodes_only: Prompts have to wait.
         prompts_only: Decodes have to wait.
-        besides: Requests with a slot that are not in the iteration.
     """
     filling = Filling(demand.shape)
     left = 0 if demand.is_cut else largest - demand.tokens

@@ -65,9 +65,7 @@ _ALL: Final = (
     SimPolicy("stock-priority", "stock", "vLLM with priorities"),
     SimPolicy("chunked-priority", "chunked", "online first in each batch, prompts in chunks (Sarathi-like)"),
     SimPolicy("gateway-limit", "stock", "offline requests in flight limited by latencies (AIMD)", gateway=True),
-    SimPolicy(
-        "budget-only", "harvest", "iterations limited by TBT, no stops, no checkpoints", mechanisms=_BUDGET_ONLY
-    ),
+    SimPolicy("budget-only", "harvest", "iterations limited by TBT, no stops, no checkpoints", mechanisms=_BUDGET_ONLY),
     SimPolicy("conserve", "harvest", "ConServe"),
     SimPolicy("no-safepoints", "harvest", "without stops", mechanisms=Mechanisms(safepoints=False)),
     SimPolicy("no-resume", "harvest", "stopped passes are thrown away", mechanisms=Mechanisms(resume=False)),

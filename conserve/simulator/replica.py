@@ -59,7 +59,14 @@ class Replica:
     """
 
     def __init__(
-        self, number: int, costs: EngineCosts, limits: EngineLimits, metrics: Metrics, seed: int, *, coarse: bool = False
+        self,
+        number: int,
+        costs: EngineCosts,
+        limits: EngineLimits,
+        metrics: Metrics,
+        seed: int,
+        *,
+        coarse: bool = False,
     ) -> None:
         self.number = number
         self.name = f"replica-{number}"

@@ -141,8 +141,8 @@ def read_measured(path: Path) -> LatencyProfile:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ProfileError(f"{path}: cannot be read: {error}") from None
     try:
-        return LatencyProfile.model_validate(content["profile"] if "profile" in content else content)
-    except (ValidationError, TypeError) as error:
+        return LatencyProfile.model_validate(content.get("profile", content))
+    except (ValidationError, AttributeError) as error:
         problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(str(part) for part in problem["loc"]) or "file"
         raise ProfileError(f"{path}: is no file of `conserve profile`: {where}: {problem['msg']}") from None

@@ -33,8 +33,8 @@ class Step:
         held: Offline requests that decode but not in this step.
         begins_s: When the first one begins.
         predicted_ms: Time that the first one was predicted to take.
-        fluid_tokens: Of offline prompts in each iteration, taken from one after the other as they come, where iterations
-            are not looked at one by one.
+        fluid_tokens: Of offline prompts in each iteration, taken from one after the other as they come, where
+            iterations are not looked at one by one.
         is_stoppable: Whether it may be stopped between two layers.
         until_s: It gives way by then.
         done_share, end_share: Of its layers, those that an earlier step has computed, and those computed when it ends:

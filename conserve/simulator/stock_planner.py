@@ -2,8 +2,8 @@
 
 - `priority`: those that run get their tokens in the order in which they were admitted, prompts as large a part of the
   batch as is left; online requests are admitted before offline ones. Nobody is preempted for one that waits.
-- `chunked`: as Sarathi-Serve with priorities: a batch holds all that decode, then online prompts, then offline ones up to
-  its size, and an offline request is preempted where an online one lacks a slot or memory.
+- `chunked`: as Sarathi-Serve with priorities: a batch holds all that decode, then online prompts, then offline ones up
+  to its size, and an offline request is preempted where an online one lacks a slot or memory.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class StockPlanner:
         self._state = state
         self._online_first = online_first
         self._admitted = 0
+        state.backlog.ordered = False
 
     @property
     def kept_free_blocks(self) -> int:

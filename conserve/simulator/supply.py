@@ -63,7 +63,7 @@ class EndlessSupply:
     def give_back(self, requests: Sequence[SimRequest], now_s: float) -> None:
         """Requests of a replica that has failed begin anew."""
         for request in requests:
-            self._returned.append(_begin_anew(request))
+            self._returned.append(begin_anew(request))
 
     def _next(self, now_s: float) -> SimRequest | None:
         if self._returned:
@@ -73,12 +73,11 @@ class EndlessSupply:
             return None
         self._number += 1
         prompt, output, prefix, prefix_tokens = found
-        return SimRequest(
-            self._number, now_s, prompt, output, online=False, prefix=prefix, prefix_tokens=prefix_tokens
-        )
+        return SimRequest(self._number, now_s, prompt, output, online=False, prefix=prefix, prefix_tokens=prefix_tokens)
 
 
-def _begin_anew(request: SimRequest) -> SimRequest:
+def begin_anew(request: SimRequest) -> SimRequest:
+    """The request of a replica that has failed, as it is queued again."""
     again = SimRequest(
         request.number,
         request.arrival_s,

@@ -87,7 +87,7 @@ def choose_policy(recording: Recording) -> SimPolicy:
     tbt_slo_ms = recording.tbt_slo_ms or math.inf
     mechanisms = replace(
         policy.mechanisms,
-        **{name: False for name in recording.off},
+        **dict.fromkeys(recording.off, False),
         offline_pass_tokens=recording.offline_pass_tokens,
     )
     return replace(policy, mechanisms=mechanisms).with_objectives(ttft_slo_ms, tbt_slo_ms)
