@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from conserve.cli.console import err, fail, out, say_progress
+from conserve.cli.console import fail, out, say_progress
 from conserve.cli.simulation_options import MeasuredOption, ProfileOption, read_profile, read_requests, split_names
 from conserve.simulator.cluster import Incident
 from conserve.simulator.comparison import Comparison, ComparisonPlan, compare
@@ -78,10 +78,8 @@ def simulate(
         f"TBT {found.tbt_slo_ms:.1f} ms."
     )
     iterations = sum(metrics.iterations for metrics in found.metrics.values())
-    took_s = sum(found.took_s.values())
-    err.print(
-        f"{iterations:,} iterations in {took_s:.1f} s: {iterations / max(took_s, 1e-9):,.0f} a second", style="dim"
-    )
+    took_s = max(1e-9, sum(found.took_s.values()))
+    say_progress(f"{iterations:,} iterations in {took_s:.1f} s of processor time: {iterations / took_s:,.0f} a second")
     if out_file is not None:
         document = {"workload": workload, "profile": profile, "replicas": replicas, "seed": seed, **found.to_dict()}
         try:
@@ -92,15 +90,14 @@ def simulate(
 
 
 def _make_table(found: Comparison, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=f"{title}: p50 / p99", title_justify="left")
     table.add_column("policy", no_wrap=True)
-    for column in ("TTFT p50", "p99 ms", "TBT p50", "p99 ms", "in time", "offline tok/s", "preempted", "stops"):
-        table.add_column(column, justify="right")
+    for column in ("TTFT ms", "TBT ms", "in time", "offline tok/s", "preempted", "stops"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, metrics in found.metrics.items():
         latencies = [
-            f"{histogram.percentile(share):,.{digits}f}" if histogram.count else "-"
-            for histogram, digits in ((metrics.ttft, 0), (metrics.tbt, 1))
-            for share in (0.5, 0.99)
+            f"{histogram.percentile(0.5):,.0f} / {histogram.percentile(0.99):,.0f}" if histogram.count else "-"
+            for histogram in (metrics.ttft, metrics.tbt)
         ]
         in_time = f"{metrics.ttft_in_time / metrics.ttft.count:.1%}" if metrics.ttft.count else "-"
         table.add_row(

@@ -183,7 +183,8 @@ class Cluster:
             if self._supply is not None:
                 self._supply.give_back(offline, now_s)
             for request in online:
-                # Its client tries again; it waits since it first came.
+                # Its client tries again. Who has had a first token has it; others wait since they first came.
+                self.metrics.online_broken += request.first_token_s < math.inf
                 self._send(_renew(request), now_s)
             return
         replica.status = "draining" if incident.kind == "drain" else "serving"
@@ -197,7 +198,7 @@ class Cluster:
 
 
 def _renew(request: SimRequest) -> SimRequest:
-    return SimRequest(
+    again = SimRequest(
         request.number,
         request.arrival_s,
         request.prompt_tokens,
@@ -206,3 +207,5 @@ def _renew(request: SimRequest) -> SimRequest:
         prefix=request.prefix,
         prefix_tokens=request.prefix_tokens,
     )
+    again.first_token_s = request.first_token_s
+    return again

@@ -61,11 +61,14 @@ class Mechanisms:
 
     def without(self, names: Collection[str]) -> Mechanisms:
         """With some of them switched off, by name."""
-        switches = {
-            name: getattr(self, name) and name not in names
-            for name in ("safepoints", "resume", "checkpoints", "token_budget", "prefix_order")
-        }
-        return replace(self, **switches)
+        return replace(
+            self,
+            safepoints=self.safepoints and "safepoints" not in names,
+            resume=self.resume and "resume" not in names,
+            checkpoints=self.checkpoints and "checkpoints" not in names,
+            token_budget=self.token_budget and "token_budget" not in names,
+            prefix_order=self.prefix_order and "prefix_order" not in names,
+        )
 
 
 class HarvestLimits:

@@ -63,6 +63,7 @@ class Metrics:
         ttft_slo_ms, tbt_slo_ms: Objectives that are counted.
         online_tokens, offline_prompt_tokens, offline_output_tokens: Computed for the first time.
         recomputed_tokens: Computed again after a preemption, and in vain where a stopped pass was thrown away.
+        online_broken: Whose answer was broken off by a failure, and begun anew.
         iterations: Simulated, macro-steps counting for all that they stand for.
         steps: Decisions that were made.
     """
@@ -75,6 +76,7 @@ class Metrics:
     tbt: LatencyHistogram = field(default_factory=LatencyHistogram)
     online_requests: int = 0
     online_finished: int = 0
+    online_broken: int = 0
     ttft_in_time: int = 0
     tbt_in_time: int = 0
     online_tokens: int = 0
@@ -136,6 +138,7 @@ class Metrics:
             "offline_output_tokens_per_s": round(self.offline_output_tokens / self.window_s, 3),
             "total_tokens_per_s": round(total / self.window_s, 3),
             "offline_requests": self.offline_requests,
+            "online_broken": self.online_broken,
             "offline_preemptions": self.offline_preemptions,
             "online_preemptions": self.online_preemptions,
             "stops": self.stops,

@@ -295,7 +295,7 @@ class Replica:
                 metrics.online_tokens += 1 + (request.prompt_tokens if request.produced == 1 else 0)
             else:
                 metrics.offline_output_tokens += 1
-        if request.online and request.produced == 1:
+        if request.online and request.first_token_s == math.inf:
             request.first_token_s = now_s
             ttft_ms = (now_s - request.arrival_s) * 1e3 + state.costs.front_ms
             metrics.add_ttft(request.arrival_s, ttft_ms)

@@ -85,11 +85,8 @@ def choose_policy(recording: Recording) -> SimPolicy:
     policy = POLICIES[_POLICY_OF.get(recording.run, "conserve")]
     ttft_slo_ms = recording.ttft_slo_ms or math.inf
     tbt_slo_ms = recording.tbt_slo_ms or math.inf
-    mechanisms = replace(
-        policy.mechanisms,
-        **dict.fromkeys(recording.off, False),
-        offline_pass_tokens=recording.offline_pass_tokens,
-    )
+    mechanisms = policy.mechanisms.without(recording.off)
+    mechanisms = replace(mechanisms, offline_pass_tokens=recording.offline_pass_tokens)
     return replace(policy, mechanisms=mechanisms).with_objectives(ttft_slo_ms, tbt_slo_ms)
 
 
