@@ -136,14 +136,15 @@ class EngineState:
         group = self.online if request.online else self.offline
         return group.computed_of(request) if request in group else request.computed
 
-    def bound_count(self, step: Step, spare_tokens: float) -> None:
+    def bound_count(self, step: Step, spare_tokens: float, *, closely: bool = False) -> None:
         """Sets how many iterations of a step there are: until a request ends, a prompt ends, or memory does.
 
         Args:
             step: With the time of its first iteration; what it computes does not change from one to the next.
             spare_tokens: KV memory that it may take, in tokens.
+            closely: Whether it must be looked at closely in any case.
         """
-        if self.coarse and self._bound_coarsely(step, spare_tokens):
+        if self.coarse and not closely and self._bound_coarsely(step, spare_tokens):
             return
         count = 1 << 30
         growth = 0

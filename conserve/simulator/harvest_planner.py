@@ -182,7 +182,9 @@ class HarvestPlanner:
         if step.is_stoppable:
             step.first_ms *= 1.0 + state.costs.safepoint_share
         step.slope_ms = state.find_slope_ms(step)
-        state.bound_count(step, max(0, state.kv.free_tokens - self._way.kept_by_running * state.kv.block_size))
+        spare_tokens = max(0, state.kv.free_tokens - self._way.kept_by_running * state.kv.block_size)
+        # Prompts of a stopped pass must stay as they are.
+        state.bound_count(step, spare_tokens, closely=self._stopped.is_kept)
         return step
 
     @property
