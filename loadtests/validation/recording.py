@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from conserve.policy.latency import IterationShape
 from loadtests.coserving.results import RunResult, WorkloadResults
+
+KV_BYTES_PER_TOKEN: Final = 22.5 * 1024
+"""Of the benchmark's model on a CPU, SmolLM2-135M in bfloat16."""
+FIRST_S: Final = 0.1
+"""All offline requests that are in flight at a time begin within so long of the beginning."""
 
 
 class Recording(BaseModel):
@@ -26,7 +32,9 @@ class Recording(BaseModel):
         in_flight: Offline requests in the engine at any time.
         online: Due time, prompt tokens, output tokens.
         offline: Prompt tokens, output tokens, in the order in which they came.
-        measured: Figures of the run.
+        ttft_ms, tbt_ms: Of the online requests that were due in the window.
+        offline_tokens, offline_output_tokens: In the window.
+        stops, preemptions: Of passes, and of offline requests, in the window.
         iterations: Of ConServe's engine: begin, end, online prompt tokens, online decodes, offline tokens, first layer,
             layer before which it was stopped (-1: none), offline decodes, context of all decodes.
     """
@@ -51,7 +59,12 @@ class Recording(BaseModel):
     in_flight: int = 0
     online: tuple[tuple[float, int, int], ...] = ()
     offline: tuple[tuple[int, int], ...] = ()
-    measured: dict[str, float]
+    ttft_ms: tuple[float, ...] = ()
+    tbt_ms: tuple[float, ...] = ()
+    offline_tokens: float = 0.0
+    offline_output_tokens: float = 0.0
+    stops: int = 0
+    preemptions: int = 0
     iterations: tuple[tuple[float, ...], ...] = ()
 
     def list_shapes(self) -> list[tuple[IterationShape, float]]:
@@ -107,7 +120,12 @@ def record(results: WorkloadResults, run: RunResult, *, with_iterations: bool = 
         in_flight=_count_in_flight(run),
         online=tuple((each.intended_s, each.prompt_tokens, each.output_tokens) for each in run.online),
         offline=tuple((each.prompt_tokens, each.output_tokens) for each in offline),
-        measured=_measure(run),
+        ttft_ms=tuple(round(value, 1) for group in run.ttft_groups for value in group),
+        tbt_ms=tuple(round(value, 1) for group in run.tbt_groups for value in group),
+        offline_tokens=run.offline_rates.total_per_s * run.window_s,
+        offline_output_tokens=run.offline_rates.output_per_s * run.window_s,
+        stops=int(run.counters_after.stops - run.counters_before.stops),
+        preemptions=int(run.counters_after.offline_preemptions - run.counters_before.offline_preemptions),
         iterations=tuple(_list_iterations(run)) if with_iterations else (),
     )
 
@@ -117,35 +135,13 @@ def read_recording(path: Path) -> Recording:
     return Recording.model_validate_json(path.read_bytes())
 
 
-KV_BYTES_PER_TOKEN = 22.5 * 1024
-"""Of the benchmark's model on a CPU, SmolLM2-135M in bfloat16."""
-
-
 def _count_blocks(engine: dict[str, object], block_size: int) -> int:
     gib = float(str(engine.get("kv_cache_gib", 1.0)))
     return int(gib * 2**30 / (KV_BYTES_PER_TOKEN * block_size))
 
 
 def _count_in_flight(run: RunResult) -> int:
-    return sum(each.started_s < 0.5 * run.window_start_s and each.started_s < 0.1 for each in run.offline)
-
-
-def _measure(run: RunResult) -> dict[str, float]:
-    window_s = run.window_s
-    figures = {
-        "offline_tokens_per_s": run.offline_rates.total_per_s,
-        "offline_output_tokens_per_s": run.offline_rates.output_per_s,
-        "online_requests": float(len(run.measured_online)),
-        "stops": run.counters_after.stops - run.counters_before.stops,
-        "preemptions": run.counters_after.offline_preemptions - run.counters_before.offline_preemptions,
-        "iterations_per_s": (run.counters_after.iterations - run.counters_before.iterations) / window_s,
-    }
-    for name, groups in (("ttft", run.ttft_groups), ("tbt", run.tbt_groups)):
-        values = [value for group in groups for value in group]
-        if values:
-            for quantile in (50, 90, 99):
-                figures[f"{name}_p{quantile}_ms"] = float(np.percentile(values, quantile))
-    return {name: round(value, 3) for name, value in figures.items()}
+    return sum(each.started_s < FIRST_S for each in run.offline)
 
 
 def _list_iterations(run: RunResult) -> list[tuple[float, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -15,7 +15,7 @@ from conserve.policy.least_squares import solve_nonnegative
 from conserve.simulator.cluster import Cluster
 from conserve.simulator.engine_costs import LARGE_TOKENS, EngineCosts
 from conserve.simulator.engine_state import EngineLimits
-from conserve.simulator.metrics import Metrics
+from conserve.simulator.metrics import LatencyHistogram, Metrics
 from conserve.simulator.policies import POLICIES, SimPolicy
 from conserve.simulator.supply import EndlessSupply
 from conserve.simulator.workload import Arrival
@@ -26,6 +26,7 @@ FRONT_MS: Final = 6.0
 STOP_MS: Final = 8.0
 COPY_BYTES_PER_S: Final = 4e9
 LAYERS: Final = 30
+DRAIN_S: Final = 10.0
 _POLICY_OF: Final = {
     "online-only": "online-only",
     "offline-only": "offline-only",
@@ -90,13 +91,49 @@ def choose_policy(recording: Recording) -> SimPolicy:
     return replace(policy, mechanisms=mechanisms).with_objectives(ttft_slo_ms, tbt_slo_ms)
 
 
-def replay(recording: Recording, costs: EngineCosts, seeds: Sequence[int] = (1, 2, 3)) -> dict[str, float]:
-    """The figures of a recording as the simulator has them; of several seeds, which differ in noise, the means."""
-    found = [_replay(recording, costs, seed) for seed in seeds]
-    return {name: float(np.mean([figures[name] for figures in found])) for name in found[0]}
+@dataclass
+class Figures:
+    """Of the runs of one name, pooled: as they were measured, or as they were simulated."""
+
+    offline_tokens_per_s: float = 0.0
+    ttft_p99_ms: float = 0.0
+    tbt_p99_ms: float = 0.0
+    stops: float = 0.0
+    preemptions: float = 0.0
 
 
-def _replay(recording: Recording, costs: EngineCosts, seed: int) -> dict[str, float]:
+def pool_measured(recordings: Sequence[Recording]) -> Figures:
+    """What was measured in several repeats of a run."""
+    window_s = sum(recording.window_s[1] - recording.window_s[0] for recording in recordings)
+    ttft = [value for recording in recordings for value in recording.ttft_ms]
+    tbt = [value for recording in recordings for value in recording.tbt_ms]
+    return Figures(
+        offline_tokens_per_s=sum(recording.offline_tokens for recording in recordings) / window_s,
+        ttft_p99_ms=float(np.percentile(ttft, 99)) if ttft else 0.0,
+        tbt_p99_ms=float(np.percentile(tbt, 99)) if tbt else 0.0,
+        stops=sum(recording.stops for recording in recordings),
+        preemptions=sum(recording.preemptions for recording in recordings),
+    )
+
+
+def pool_simulated(recordings: Sequence[Recording], costs: EngineCosts, seeds: Sequence[int] = (1, 2, 3)) -> Figures:
+    """The same in the simulator; of several seeds, which differ in noise, everything together."""
+    runs = [replay(recording, costs, seed) for recording in recordings for seed in seeds]
+    ttft, tbt = LatencyHistogram(), LatencyHistogram()
+    for metrics in runs:
+        ttft.merge(metrics.ttft)
+        tbt.merge(metrics.tbt)
+    return Figures(
+        offline_tokens_per_s=sum(run.offline_tokens for run in runs) / sum(run.window_s for run in runs),
+        ttft_p99_ms=ttft.percentile(0.99),
+        tbt_p99_ms=tbt.percentile(0.99),
+        stops=sum(run.stops for run in runs) / len(seeds),
+        preemptions=sum(run.offline_preemptions for run in runs) / len(seeds),
+    )
+
+
+def replay(recording: Recording, costs: EngineCosts, seed: int) -> Metrics:
+    """A recording in the simulator."""
     costs = costs.model_copy(
         update={
             "kv_blocks": recording.kv_blocks,
@@ -114,15 +151,5 @@ def _replay(recording: Recording, costs: EngineCosts, seed: int) -> dict[str, fl
         requests = itertools.cycle((prompt, output, 0, 0) for prompt, output in recording.offline)
         supply = EndlessSupply(requests, recording.in_flight)
     cluster = Cluster(costs, limits, choose_policy(recording), 1, metrics, seed, supply)
-    cluster.run((Arrival(*each) for each in recording.online), end_s + 10.0)
-    figures = {
-        "offline_tokens_per_s": metrics.offline_tokens_per_s,
-        "offline_output_tokens_per_s": metrics.offline_output_tokens / metrics.window_s,
-        "online_requests": float(metrics.online_requests),
-        "stops": float(metrics.stops),
-        "preemptions": float(metrics.offline_preemptions),
-    }
-    for name, histogram in (("ttft", metrics.ttft), ("tbt", metrics.tbt)):
-        for quantile in (50, 90, 99):
-            figures[f"{name}_p{quantile}_ms"] = histogram.percentile(quantile / 100)
-    return figures
+    cluster.run((Arrival(*each) for each in recording.online), end_s + DRAIN_S)
+    return metrics
