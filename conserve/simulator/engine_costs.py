@@ -32,6 +32,7 @@ class EngineCosts(BaseModel):
         copy_bytes_per_s: Rate of copies of KV blocks to host memory and back.
         host_kv_gib: Host memory for them.
         stop_ms: From a safepoint that stops a pass to the next iteration.
+        resume_ms: Of continuing a stopped pass, before its first layer.
         stop_lag_layers: Layers that are computed before a stop takes effect.
         safepoint_share: Time that safepoints add to a pass that can be stopped, as a share.
         front_ms: From a request's arrival to the scheduler, and from the end of an iteration to the client, together.
@@ -54,6 +55,7 @@ class EngineCosts(BaseModel):
     copy_bytes_per_s: float = Field(gt=0)
     host_kv_gib: float = Field(4.0, ge=0)
     stop_ms: float = Field(0.0, ge=0)
+    resume_ms: float = Field(0.0, ge=0)
     stop_lag_layers: int = Field(1, ge=0)
     safepoint_share: float = Field(0.0, ge=0)
     front_ms: float = Field(0.0, ge=0)

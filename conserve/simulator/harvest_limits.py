@@ -45,6 +45,7 @@ class Mechanisms:
         arrival_guard: Also by what a request that arrives later needs.
         prefix_order: Offline requests with a common prefix follow each other.
         preempt: For which arrivals a pass is stopped.
+        full_passes: Iterations without online requests are as large as the batch, whatever the objectives.
         offline_pass_tokens: Tokens of an iteration without online requests, at most; 0 for the largest batch.
     """
 
@@ -57,6 +58,7 @@ class Mechanisms:
     arrival_guard: bool = True
     prefix_order: bool = True
     preempt: PreemptRule = "slo"
+    full_passes: bool = False
     offline_pass_tokens: int = 0
 
     def without(self, names: Collection[str]) -> Mechanisms:
@@ -140,6 +142,8 @@ class HarvestLimits:
 
     def limit_ms(self, demand: OnlineDemand, now_s: float) -> float:
         """The longest predicted time of the next iteration; `inf` for any."""
+        if not demand.is_present and self._does.full_passes:
+            return math.inf
         if not demand.is_present and self._does.safepoints:
             return self.limit_pass_ms(now_s)
         limit_ms = limit_iteration_ms(

@@ -194,7 +194,7 @@ class HarvestPlanner:
     def _size_pass(self, now_s: float) -> int:
         full = self._state.limits.max_num_batched_tokens
         tokens = min(full, self._does.offline_pass_tokens or full)
-        if self._does.offline_pass_tokens:
+        if self._does.offline_pass_tokens or self._does.full_passes:
             return tokens
         tokens = self._rates.best_tokens(tokens)
         if not self._can_stop or self._does.resume:

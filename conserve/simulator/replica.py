@@ -166,6 +166,7 @@ class Replica:
             factor = math.exp(self._random.gauss(0.0, self._noise))
             step.first_ms *= factor
             step.slope_ms *= factor
+        begins_s += step.lead_ms / 1e3
         step.begins_s = begins_s
         self._step = step
         if step.end_share < 1.0:

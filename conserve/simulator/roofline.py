@@ -191,6 +191,7 @@ def compute_costs(name: str, gpu: Gpu, model: ModelShape, values: dict[str, floa
         copy_bytes_per_s=gpu.host_bytes_per_s * values["copy_efficiency"] * ranks,
         host_kv_gib=values["host_kv_gib"] * ranks,
         stop_ms=values["stop_ms"],
+        resume_ms=values["resume_ms"],
         stop_lag_layers=int(values["stop_lag_layers"]),
         safepoint_share=values["safepoint_share"],
         front_ms=values["front_ms"],

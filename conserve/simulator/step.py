@@ -31,6 +31,7 @@ class Step:
         chunks: Of prompts; with more than one iteration they have the same size in each.
         offline_decodes: Offline requests that decode.
         held: Offline requests that decode but not in this step.
+        lead_ms: Before the first one begins.
         begins_s: When the first one begins.
         predicted_ms: Time that the first one was predicted to take.
         fluid_tokens: Of offline prompts in each iteration, taken from one after the other as they come, where
@@ -49,6 +50,7 @@ class Step:
     chunks: Sequence[Chunk] = ()
     offline_decodes: int = 0
     held: Sequence[SimRequest] = field(default_factory=tuple)
+    lead_ms: float = 0.0
     begins_s: float = 0.0
     predicted_ms: float = 0.0
     fluid_tokens: int = 0

@@ -106,6 +106,7 @@ class StoppedPasses:
             predicted_ms=state.model.predict_ms(shape),
             is_stoppable=True,
             done_share=kept.share,
+            lead_ms=state.costs.resume_ms,
         )
         if decodes < state.offline.size and decodes:
             step.held = sorted(state.offline, key=lambda request: request.number)[decodes:]
@@ -119,7 +120,7 @@ class StoppedPasses:
         layers = self._state.costs.layers
         layer_s = step.first_ms / 1e3 / layers
         first = round(step.done_share * layers)
-        fits = max(1, int((until_s - now_s) / layer_s))
+        fits = max(1, int((until_s - now_s - step.lead_ms / 1e3) / layer_s))
         if first + fits < layers:
             step.end_share = (first + fits) / layers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ from loadtests.coserving.results import RunResult, WorkloadResults
 
 KV_BYTES_PER_TOKEN: Final = 22.5 * 1024
 """Of the benchmark's model on a CPU, SmolLM2-135M in bfloat16."""
+LAYERS: Final = 30
 FIRST_S: Final = 0.1
 """All offline requests that are in flight at a time begin within so long of the beginning."""
 
@@ -27,6 +29,7 @@ class Recording(BaseModel):
         kv_blocks, block_size, host_blocks: Of its KV memory and of host memory for it; 0 host blocks for none.
         ttft_slo_ms, tbt_slo_ms: Objectives that it was told; None for none.
         off: Mechanisms that are switched off.
+        full_passes: As the knob of this name.
         window_s: Begin and end of what is measured.
         offline_until_s: When offline work ended.
         in_flight: Offline requests in the engine at any time.
@@ -54,6 +57,7 @@ class Recording(BaseModel):
     ttft_slo_ms: float | None = None
     tbt_slo_ms: float | None = None
     off: tuple[str, ...] = ()
+    full_passes: bool = False
     window_s: tuple[float, float]
     offline_until_s: float
     in_flight: int = 0
@@ -68,15 +72,19 @@ class Recording(BaseModel):
     iterations: tuple[tuple[float, ...], ...] = ()
 
     def list_shapes(self) -> list[tuple[IterationShape, float]]:
-        """Whole iterations that were measured, and how long they took; contexts of prompts are guessed from lengths."""
+        """Whole iterations, and how long they took; contexts of prompts are guessed from lengths."""
+        return [(shape, took_ms) for shape, took_ms, first, last in self._list_all() if first == 0 and last == LAYERS]
+
+    def list_parts(self) -> list[tuple[IterationShape, float, int, int]]:
+        """Iterations of some layers only: what they would have computed, their time, first and last layer."""
+        return [each for each in self._list_all() if each[2] > 0 or each[3] < LAYERS]
+
+    def _list_all(self) -> Iterator[tuple[IterationShape, float, int, int]]:
         prompts = [prompt for prompt, _ in self.offline]
         half_offline = float(np.mean(prompts)) / 2 if prompts else 0.0
         half_online = float(np.mean([prompt for _, prompt, _ in self.online])) / 2 if self.online else 0.0
-        shapes = []
         for begin_s, end_s, online, decodes, offline, first, stop, offline_decodes, context in self.iterations:
-            if first or stop >= 0:
-                continue
-            prefill = offline - offline_decodes
+            prefill = max(0.0, offline - offline_decodes)
             shape = IterationShape(
                 int(online + prefill),
                 online * half_online + prefill * half_offline,
@@ -84,8 +92,7 @@ class Recording(BaseModel):
                 int(decodes + offline_decodes),
                 int(context),
             )
-            shapes.append((shape, (end_s - begin_s) * 1e3))
-        return shapes
+            yield shape, (end_s - begin_s) * 1e3, int(first), LAYERS if stop < 0 else int(stop)
 
 
 def record(results: WorkloadResults, run: RunResult, *, with_iterations: bool = False) -> Recording:
@@ -115,6 +122,7 @@ def record(results: WorkloadResults, run: RunResult, *, with_iterations: bool = 
         ttft_slo_ms=run.objective.ttft_slo_ms if run.objective is not None else None,
         tbt_slo_ms=run.objective.tbt_slo_ms if run.objective is not None else None,
         off=tuple(name.removesuffix("_off") for name in names if knobs.get(name)),
+        full_passes=bool(knobs.get("full_passes")),
         window_s=(run.window_start_s, run.window_end_s),
         offline_until_s=max(ends, default=0.0),
         in_flight=_count_in_flight(run),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from conserve.policy.latency import FEATURES, IterationShape
 from conserve.policy.least_squares import solve_nonnegative
@@ -19,13 +20,11 @@ from conserve.simulator.metrics import LatencyHistogram, Metrics
 from conserve.simulator.policies import POLICIES, SimPolicy
 from conserve.simulator.supply import EndlessSupply
 from conserve.simulator.workload import Arrival
-from loadtests.validation.recording import KV_BYTES_PER_TOKEN, Recording
+from loadtests.validation.recording import KV_BYTES_PER_TOKEN, LAYERS, Recording
 
 FRONT_MS: Final = 6.0
 """From when a request is due to the scheduler and from the end of an iteration to the client, measured without load."""
-STOP_MS: Final = 8.0
 COPY_BYTES_PER_S: Final = 4e9
-LAYERS: Final = 30
 DRAIN_S: Final = 10.0
 _POLICY_OF: Final = {
     "online-only": "online-only",
@@ -36,7 +35,7 @@ _POLICY_OF: Final = {
 }
 
 
-def fit_costs(recordings: Iterable[Recording]) -> EngineCosts:
+def fit_costs(recordings: Sequence[Recording]) -> EngineCosts:
     """The costs of iterations, by relative least squares, from all whole iterations of the recordings."""
     shapes = [pair for recording in recordings for pair in recording.list_shapes()]
     rows = np.array([_row(shape) for shape, _ in shapes])
@@ -48,6 +47,7 @@ def fit_costs(recordings: Iterable[Recording]) -> EngineCosts:
         errors = np.log(measured / np.maximum(rows @ solution, 1e-6))
         # Iterations that something else on the machine held up are none of the engine's.
         keep = np.abs(errors) < 3 * np.median(np.abs(errors))
+    stop_ms, resume_ms = _measure_stops(recordings, solution)
     cost = dict(zip((*FEATURES, "large_tokens"), solution.tolist(), strict=True))
     return EngineCosts(
         iteration_ms=cost["iteration"],
@@ -62,11 +62,22 @@ def fit_costs(recordings: Iterable[Recording]) -> EngineCosts:
         block_bytes=int(128 * KV_BYTES_PER_TOKEN),
         layers=LAYERS,
         copy_bytes_per_s=COPY_BYTES_PER_S,
-        stop_ms=STOP_MS,
+        stop_ms=stop_ms,
+        resume_ms=resume_ms,
         stop_lag_layers=0,
         front_ms=FRONT_MS,
         noise=float(1.4826 * np.median(np.abs(errors - np.median(errors)))),
     )
+
+
+def _measure_stops(recordings: Iterable[Recording], solution: NDArray[np.float64]) -> tuple[float, float]:
+    """What a stop and a resumption take besides the layers that they compute, in ms: the medians."""
+    stops, resumptions = [0.0], [0.0]
+    for recording in recordings:
+        for shape, measured_ms, first, last in recording.list_parts():
+            rest_ms = measured_ms - float(np.array(_row(shape)) @ solution) * (last - first) / LAYERS
+            (stops if last < LAYERS else resumptions).append(rest_ms)
+    return max(0.0, float(np.median(stops))), max(0.0, float(np.median(resumptions)))
 
 
 def _row(shape: IterationShape) -> tuple[float, ...]:
@@ -87,7 +98,9 @@ def choose_policy(recording: Recording) -> SimPolicy:
     ttft_slo_ms = recording.ttft_slo_ms or math.inf
     tbt_slo_ms = recording.tbt_slo_ms or math.inf
     mechanisms = policy.mechanisms.without(recording.off)
-    mechanisms = replace(mechanisms, offline_pass_tokens=recording.offline_pass_tokens)
+    mechanisms = replace(
+        mechanisms, offline_pass_tokens=recording.offline_pass_tokens, full_passes=recording.full_passes
+    )
     return replace(policy, mechanisms=mechanisms).with_objectives(ttft_slo_ms, tbt_slo_ms)
 
 
