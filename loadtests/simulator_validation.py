@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="simulator_validation", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="out/bench/raw/WORKLOAD of a benchmark")
     parser.add_argument("--runs", help="only these, with commas between them")
+    parser.add_argument("--record", type=Path, help="also write what was simulated to this folder, for tests")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     options = parser.parse_args(arguments)
     names = options.runs.split(",") if options.runs else None
@@ -95,6 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not any(recording.iterations for recording in recordings):
             parser.error(f"{folder}: has no run with a log of iterations")
         rows += [row for row in validate(recordings) if names is None or row.run in names]
+        for recording in recordings if options.record is not None else ():
+            if names is None or recording.run in names:
+                path = options.record / f"{recording.workload}-{recording.run}-{recording.repeat}.json"
+                path.write_text(recording.model_dump_json(exclude_defaults=True) + "\n", encoding="utf-8")
     table = to_markdown(rows)
     print("Measured / simulated; beyond 10 % (rates) or 25 % (latencies): bold.\n")
     print(table)

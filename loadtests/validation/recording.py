@@ -69,7 +69,7 @@ class Recording(BaseModel):
     offline_output_tokens: float = 0.0
     stops: int = 0
     preemptions: int = 0
-    iterations: tuple[tuple[float, ...], ...] = ()
+    iterations: tuple[tuple[int | float, ...], ...] = ()
 
     def list_shapes(self) -> list[tuple[IterationShape, float]]:
         """Whole iterations, and how long they took; contexts of prompts are guessed from lengths."""
@@ -126,12 +126,12 @@ def record(results: WorkloadResults, run: RunResult, *, with_iterations: bool = 
         window_s=(run.window_start_s, run.window_end_s),
         offline_until_s=max(ends, default=0.0),
         in_flight=_count_in_flight(run),
-        online=tuple((each.intended_s, each.prompt_tokens, each.output_tokens) for each in run.online),
+        online=tuple((round(each.intended_s, 4), each.prompt_tokens, each.output_tokens) for each in run.online),
         offline=tuple((each.prompt_tokens, each.output_tokens) for each in offline),
         ttft_ms=tuple(round(value, 1) for group in run.ttft_groups for value in group),
         tbt_ms=tuple(round(value, 1) for group in run.tbt_groups for value in group),
-        offline_tokens=run.offline_rates.total_per_s * run.window_s,
-        offline_output_tokens=run.offline_rates.output_per_s * run.window_s,
+        offline_tokens=round(run.offline_rates.total_per_s * run.window_s, 1),
+        offline_output_tokens=round(run.offline_rates.output_per_s * run.window_s, 1),
         stops=int(run.counters_after.stops - run.counters_before.stops),
         preemptions=int(run.counters_after.offline_preemptions - run.counters_before.offline_preemptions),
         iterations=tuple(_list_iterations(run)) if with_iterations else (),
@@ -152,7 +152,7 @@ def _count_in_flight(run: RunResult) -> int:
     return sum(each.started_s < FIRST_S for each in run.offline)
 
 
-def _list_iterations(run: RunResult) -> list[tuple[float, ...]]:
+def _list_iterations(run: RunResult) -> list[tuple[int | float, ...]]:
     """With the offline decodes and the contexts that the outputs of requests show."""
     outputs: list[tuple[float, bool, int]] = []  # when, whether offline, context
     for offline, records in ((False, run.online), (True, run.offline)):
@@ -161,7 +161,7 @@ def _list_iterations(run: RunResult) -> list[tuple[float, ...]]:
                 outputs.append((event.at_s, offline, each.prompt_tokens + number))
     outputs.sort()
     times = np.array([at_s for at_s, _, _ in outputs])
-    found: list[tuple[float, ...]] = []
+    found: list[tuple[int | float, ...]] = []
     ends = [iteration.end_s for iteration in run.iterations]
     for number, iteration in enumerate(run.iterations):
         following_s = ends[number + 1] if number + 1 < len(ends) else iteration.end_s + 0.05
@@ -169,15 +169,15 @@ def _list_iterations(run: RunResult) -> list[tuple[float, ...]]:
         own = outputs[first:last]
         found.append(
             (
-                round(iteration.start_s, 5),
-                round(iteration.end_s, 5),
-                iteration.online_prefill_tokens,
-                iteration.online_decodes,
-                iteration.offline_tokens,
-                iteration.first_layer,
-                iteration.stop_layer,
-                float(sum(offline for _, offline, _ in own)),
-                float(sum(context for _, _, context in own)),
+                round(iteration.start_s, 4),
+                round(iteration.end_s, 4),
+                int(iteration.online_prefill_tokens),
+                int(iteration.online_decodes),
+                int(iteration.offline_tokens),
+                int(iteration.first_layer),
+                int(iteration.stop_layer),
+                sum(offline for _, offline, _ in own),
+                sum(context for _, _, context in own),
             )
         )
     return found

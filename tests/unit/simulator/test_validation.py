@@ -1,4 +1,4 @@
-"""The simulator against a benchmark that was run on a 2-core CPU, of which requests, latencies and iterations are kept."""
+"""The simulator against a benchmark that was run on a 2-core CPU: requests, latencies and iterations are kept."""
 
 from __future__ import annotations
 
