@@ -103,13 +103,13 @@ def _saturate(costs: EngineCosts, scenario: Scenario, arrivals: Sequence[Arrival
 
 
 def compare(
-    plan: ComparisonPlan, names: Sequence[str], report: Callable[[str], None] = lambda name: None
+    plan: ComparisonPlan, policies: Sequence[str | SimPolicy], report: Callable[[str], None] = lambda name: None
 ) -> Comparison:
     """Simulates each policy on the same requests.
 
     Args:
         plan: What.
-        names: Of policies.
+        policies: Themselves, or their names.
         report: Is told which one begins.
     """
     rate = find_rate(plan)
@@ -121,9 +121,11 @@ def compare(
         ttft_slo_ms = ttft_slo_ms or plan.tightness * alone.ttft.percentile(0.99) or math.inf
         tbt_slo_ms = tbt_slo_ms or plan.tightness * alone.tbt.percentile(0.99) or math.inf
     found = Comparison(rate, ttft_slo_ms, tbt_slo_ms)
-    for name in names:
+    for policy in policies:
+        one = POLICIES[policy] if isinstance(policy, str) else policy
+        name = one.name
         report(name)
-        found.metrics[name], found.took_s[name] = simulate(plan, POLICIES[name], arrivals, ttft_slo_ms, tbt_slo_ms)
+        found.metrics[name], found.took_s[name] = simulate(plan, one, arrivals, ttft_slo_ms, tbt_slo_ms)
     return found
 
 

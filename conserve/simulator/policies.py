@@ -12,7 +12,7 @@ from conserve.simulator.harvest_planner import HarvestPlanner
 from conserve.simulator.replica import Replica
 from conserve.simulator.stock_planner import StockPlanner
 
-Kind = Literal["stock", "chunked", "harvest"]
+Kind = Literal["stock", "fcfs", "chunked", "harvest"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SimPolicy:
             planner = HarvestPlanner(state, self.mechanisms)
             replica.planner = replica.stopping = planner
         else:
-            replica.planner = StockPlanner(state, online_first=self.kind == "chunked")
+            replica.planner = StockPlanner(state, online_first=self.kind == "chunked", in_order=self.kind == "fcfs")
             # Memory is full as a rule, and each of its iterations costs little to decide.
             state.coarse = state.coarse and not self.has_offline
 
@@ -63,6 +63,7 @@ _ALL: Final = (
     SimPolicy("online-only", "stock", "online requests alone", has_offline=False),
     SimPolicy("offline-only", "stock", "offline requests alone", has_online=False),
     SimPolicy("stock-priority", "stock", "vLLM with priorities"),
+    SimPolicy("stock-fcfs", "fcfs", "vLLM as it is by default: first come, first served"),
     SimPolicy("chunked-priority", "chunked", "online first in each batch, prompts in chunks (Sarathi-like)"),
     SimPolicy("gateway-limit", "stock", "offline requests in flight limited by latencies (AIMD)", gateway=True),
     SimPolicy("budget-only", "harvest", "iterations limited by TBT, no stops, no checkpoints", mechanisms=_BUDGET_ONLY),

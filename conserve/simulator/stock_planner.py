@@ -2,6 +2,7 @@
 
 - `priority`: those that run get their tokens in the order in which they were admitted, prompts as large a part of the
   batch as is left; online requests are admitted before offline ones. Nobody is preempted for one that waits.
+- `fcfs`: likewise, but requests are admitted in the order in which they came, whatever they are.
 - `chunked`: as Sarathi-Serve with priorities: a batch holds all that decode, then online prompts, then offline ones up
   to its size, and an offline request is preempted where an online one lacks a slot or memory.
 """
@@ -22,11 +23,13 @@ class StockPlanner:
     Args:
         state: Of the engine.
         online_first: Whether offline requests make way for online ones that wait.
+        in_order: Whether all are admitted in the order in which they came.
     """
 
-    def __init__(self, state: EngineState, *, online_first: bool = False) -> None:
+    def __init__(self, state: EngineState, *, online_first: bool = False, in_order: bool = False) -> None:
         self._state = state
         self._online_first = online_first
+        self._in_order = in_order
         self._admitted = 0
         state.backlog.ordered = False
 
@@ -78,9 +81,11 @@ class StockPlanner:
         else:
             for request in sorted([*state.online_prompts, *state.offline_prompts], key=lambda one: one.joined_tick):
                 take(request)
-            if not self._admit_online(take, lambda: left > 0):
+            if self._in_order:
+                self._admit_in_order(take, lambda: left > 0)
+            elif not self._admit_online(take, lambda: left > 0):
                 left = 0
-        if left > 0 and not state.waiting:
+        if left > 0 and not state.waiting and not self._in_order:
             self._admit_offline(take, lambda: left > 0)
         if not shape.tokens:
             return None
@@ -109,6 +114,24 @@ class StockPlanner:
             if not take(request):
                 return False
         return True
+
+    def _admit_in_order(self, take: Callable[[SimRequest], bool], has_left: Callable[[], bool]) -> None:
+        """Admits whoever came first."""
+        state = self._state
+        while state.waiting or len(state.backlog):
+            request = state.backlog.peek_next() if len(state.backlog) else state.waiting[0]
+            if state.waiting and state.waiting[0].arrival_s <= request.arrival_s:
+                request = state.waiting[0]
+            if not has_left() or not self._fits(request):
+                return
+            cached = state.kv.find_cached(request)
+            if request.online:
+                state.waiting.popleft()
+            else:
+                state.backlog.pop_next()
+            self._begin(request, cached)
+            if not take(request):
+                return
 
     def _admit_offline(self, take: Callable[[SimRequest], bool], has_left: Callable[[], bool]) -> None:
         state = self._state
