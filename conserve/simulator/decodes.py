@@ -43,6 +43,14 @@ class Decodes:
         self.size += 1
         heappush(self._ends, (request.end_tick, request.number))
 
+    def go_ahead(self, request: SimRequest, iterations: int) -> None:
+        """A member has been there for so many iterations already."""
+        if iterations > 0:
+            request.joined_tick -= iterations
+            request.end_tick -= iterations
+            self.context += iterations
+            heappush(self._ends, (request.end_tick, request.number))
+
     def remove(self, request: SimRequest) -> None:
         """Takes a request out; brings its state up to date."""
         del self._members[request.number]

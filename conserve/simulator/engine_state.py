@@ -136,15 +136,16 @@ class EngineState:
         group = self.online if request.online else self.offline
         return group.computed_of(request) if request in group else request.computed
 
-    def bound_count(self, step: Step, spare_tokens: float, *, closely: bool = False) -> None:
+    def bound_count(self, step: Step, spare_tokens: float, *, kept_tokens: int = 0, closely: bool = False) -> None:
         """Sets how many iterations of a step there are: until a request ends, a prompt ends, or memory does.
 
         Args:
             step: With the time of its first iteration; what it computes does not change from one to the next.
             spare_tokens: KV memory that it may take, in tokens.
+            kept_tokens: KV memory that new offline requests leave free.
             closely: Whether it must be looked at closely in any case.
         """
-        if self.coarse and not closely and self._bound_coarsely(step, spare_tokens):
+        if self.coarse and not closely and self._bound_coarsely(step, spare_tokens, kept_tokens):
             return
         count = 1 << 30
         growth = 0
@@ -165,7 +166,7 @@ class EngineState:
             count = min(count, 1 + int(DRIFT_SHARE * step.first_ms / step.slope_ms))
         step.count = max(1, min(count, int(LONGEST_STEP_MS / step.first_ms)))
 
-    def _bound_coarsely(self, step: Step, spare_tokens: float) -> bool:
+    def _bound_coarsely(self, step: Step, spare_tokens: float, kept_tokens: int) -> bool:
         """The same for a step in which requests may begin and end; False if it must be looked at closely."""
         if step.held or any(chunk.request.online for chunk in step.chunks):
             return False
@@ -178,11 +179,18 @@ class EngineState:
         if 0 < step.offline_decodes < LEAST_COARSE:
             count = min(count, self.offline.iterations_to_end())
         tokens = sum(chunk.tokens for chunk in step.chunks)
+        left = sum(request.to_compute for request in self.offline_prompts)
+        begun = 0
+        if len(self.backlog) and not self.waiting:
+            # As many more as there are slots and memory for.
+            following = self.backlog.peek_next().to_compute
+            room = self.kv.free_tokens - kept_tokens - left
+            begun = min(len(self.backlog), self.limits.max_num_seqs - self.running, room // following)
+            left += following * max(0, begun)
+        if begun <= 0 and step.offline_decodes:
+            # Others begin when one of these ends.
+            count = min(count, self.offline.iterations_to_end())
         if tokens:
-            waiting = min(len(self.backlog), self.limits.max_num_seqs - self.running)
-            left = sum(request.to_compute for request in self.offline_prompts)
-            if waiting > 0 and not self.waiting:
-                left += waiting * self.backlog.peek_next().to_compute
             count = min(count, max(1, left // tokens))
             request = step.chunks[0].request
             # Contexts of prompt tokens are on average those of half a prompt.
@@ -191,7 +199,7 @@ class EngineState:
                 step.first_ms += self.costs.attention_ms * middle / 2
                 step.slope_ms = self.costs.context_ms * step.shape.decode_sequences
             if count > 1:
-                step.fluid_tokens, step.chunks = tokens, ()
+                step.fluid_tokens, step.chunks, step.admits = tokens, (), not self.waiting
         growth += tokens
         if growth:
             count = min(count, int(spare_tokens / growth))

@@ -139,7 +139,7 @@ class HarvestPlanner:
         filling = self._fill(demand, limit_ms, largest, now_s, decodes_only=decodes_only)
         if filling.blocks_short and self._way.give_way(filling, now_s):
             filling = self._fill(demand, limit_ms, largest, now_s, decodes_only=decodes_only)
-        step = self._make_step(demand, filling)
+        step = self._make_step(demand, filling, now_s)
         if step is not None and filling.tokens and demand.decodes and now_s > state.last_tokens_s + 1e-9:
             # The limit of the next one counts from the tokens of this one.
             step.count = step.count if math.isinf(limit_ms) else 1
@@ -152,7 +152,7 @@ class HarvestPlanner:
         if not self._state.has_online:
             return None
         demand = self._way.make_way(measure_demand(self._state, self._limits, now_s), self._limits, now_s)
-        return self._make_step(demand, Filling(demand.shape))
+        return self._make_step(demand, Filling(demand.shape), now_s)
 
     def _fill(
         self, demand: OnlineDemand, limit_ms: float, largest: int, now_s: float, *, decodes_only: bool
@@ -162,7 +162,7 @@ class HarvestPlanner:
         held = self._stopped.list_held()
         return fill(state, demand, limit_ms, largest, room, held, self._copies, now_s, decodes_only=decodes_only)
 
-    def _make_step(self, demand: OnlineDemand, filling: Filling) -> Step | None:
+    def _make_step(self, demand: OnlineDemand, filling: Filling, now_s: float) -> Step | None:
         state = self._state
         shape = filling.shape
         if not shape.tokens:
@@ -184,7 +184,12 @@ class HarvestPlanner:
         step.slope_ms = state.find_slope_ms(step)
         spare_tokens = max(0, state.kv.free_tokens - self._way.kept_by_running * state.kv.block_size)
         # Prompts of a stopped pass must stay as they are.
-        state.bound_count(step, spare_tokens, closely=self._stopped.is_kept)
+        kept_tokens = self.kept_free_blocks * state.kv.block_size
+        state.bound_count(step, spare_tokens, kept_tokens=kept_tokens, closely=self._stopped.is_kept)
+        if step.count > 1 and self._copies is not None and self._copies.landed_s < math.inf:
+            # Who has come back by then goes on.
+            left_ms = (self._copies.landed_s - now_s) * 1e3
+            step.count = max(1, min(step.count, math.ceil(left_ms / step.first_ms)))
         return step
 
     @property
@@ -238,7 +243,7 @@ class HarvestPlanner:
         shape = IterationShape().add_prefill(max(1, filling.tokens), 0)
         if state.model.predict_ms(shape) < SMALLEST_SLICE_OVERHEADS * state.overhead_ms:
             return None
-        step = self._make_step(alone, filling)
+        step = self._make_step(alone, filling, now_s)
         if step is not None:
             step.count = 1
             step.is_stoppable = True

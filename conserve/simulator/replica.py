@@ -241,19 +241,32 @@ class Replica:
                     metrics.online_tokens -= beyond if counts else 0
                 self._end(request, now_s)
         if step.offline_decodes:
-            for request in state.offline.pop_ended():
-                beyond = state.offline.tick - request.end_tick
-                if beyond:
-                    state.kv.grow(-beyond)
-                    metrics.offline_output_tokens -= beyond if counts else 0
-                self._end(request, now_s)
+            self._end_offline(now_s, counts=counts)
         for request, tokens in step.chunks:
             self._compute(request, tokens * count, now_s, counts=counts)
         if step.fluid_tokens:
-            for request, tokens in self._take_prompts(step.fluid_tokens * count):
+            passed = 0
+            for request, tokens in self._take_prompts(step.fluid_tokens * count, step.admits):
+                passed += tokens
                 self._compute(request, tokens, now_s, counts=counts)
+                if request in state.offline:
+                    # It has decoded since its prompt was computed.
+                    ahead = count - -(-passed // step.fluid_tokens)
+                    state.offline.go_ahead(request, ahead)
+                    state.kv.grow(ahead)
+                    metrics.offline_output_tokens += ahead if counts else 0
+            self._end_offline(now_s, counts=counts)
 
-    def _take_prompts(self, tokens: int) -> Iterator[Chunk]:
+    def _end_offline(self, now_s: float, *, counts: bool) -> None:
+        state = self.state
+        for request in state.offline.pop_ended():
+            beyond = state.offline.tick - request.end_tick
+            if beyond:
+                state.kv.grow(-beyond)
+                self._metrics.offline_output_tokens -= beyond if counts else 0
+            self._end(request, now_s)
+
+    def _take_prompts(self, tokens: int, admits: bool) -> Iterator[Chunk]:
         """So many tokens of offline prompts in turn; those that wait are admitted while there is room."""
         state = self.state
         kept_tokens = self.planner.kept_free_blocks * state.kv.block_size
@@ -261,7 +274,7 @@ class Replica:
             if state.offline_prompts:
                 request = state.offline_prompts[0]
             else:
-                if state.waiting or not len(state.backlog) or state.running >= state.limits.max_num_seqs:
+                if not admits or not len(state.backlog) or state.running >= state.limits.max_num_seqs:
                     return
                 request = state.backlog.peek_next()
                 cached = state.kv.find_cached(request)

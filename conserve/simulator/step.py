@@ -36,6 +36,7 @@ class Step:
         predicted_ms: Time that the first one was predicted to take.
         fluid_tokens: Of offline prompts in each iteration, taken from one after the other as they come, where
             iterations are not looked at one by one.
+        admits: Whether offline requests that wait may begin meanwhile.
         is_stoppable: Whether it may be stopped between two layers.
         until_s: It gives way by then.
         done_share, end_share: Of its layers, those that an earlier step has computed, and those computed when it ends:
@@ -54,6 +55,7 @@ class Step:
     begins_s: float = 0.0
     predicted_ms: float = 0.0
     fluid_tokens: int = 0
+    admits: bool = True
     is_stoppable: bool = False
     until_s: float = math.inf
     done_share: float = 0.0
