@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from conserve.simulator.cluster import Cluster
-from conserve.simulator.comparison import FILL_S
+from conserve.simulator.comparison import FILL_S, ComparisonPlan, find_rate
 from conserve.simulator.metrics import Metrics
 from conserve.simulator.policies import POLICIES
 from conserve.simulator.roofline import find_profile
@@ -44,13 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     costs = find_profile(options.profile).costs
     rate = options.rate
     if rate is None:
-        from conserve.simulator.comparison import ComparisonPlan, find_rate
-
         rate = find_rate(ComparisonPlan(scenario, costs))
-    if options.trace is None:
-        requests = generate_trace(STATISTICS["conv"], 20_000, 1)
-    else:
-        requests = read_trace(options.trace)
+    requests = generate_trace(STATISTICS["conv"], 20_000, 1) if options.trace is None else read_trace(options.trace)
     arrivals = [Arrival(one.arrival_s, one.prompt_tokens, one.output_tokens) for one in requests]
     seen_s = arrivals[-1].arrival_s
     factor = rate * options.replicas * seen_s / len(arrivals)
@@ -62,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{options.replicas} replicas of {options.profile}, {options.duration:,.0f} s, {rate:.2f} requests/s each "
-        f"({metrics.online_requests:,} online, {metrics.offline_requests:,} offline): {took_s:.1f} s of processor time, "
-        f"{metrics.iterations / took_s:,.0f} iterations a second, {metrics.steps:,} decisions, {peak_mib:,.0f} MiB"
+        f"({metrics.online_requests:,} online, {metrics.offline_requests:,} offline): {took_s:.1f} s of processor time,"
+        f" {metrics.iterations / took_s:,.0f} iterations a second, {metrics.steps:,} decisions, {peak_mib:,.0f} MiB"
     )
     print(metrics.to_dict())
     return 0

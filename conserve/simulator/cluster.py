@@ -189,6 +189,10 @@ class Cluster:
             return
         replica.status = "draining" if incident.kind == "drain" else "serving"
         self._update_serving()
+        if self._supply is not None and incident.kind == "start":
+            version = replica.version
+            self._supply.top_up(replica, now_s)
+            self._follow(replica, version)
         waiting, self.unserved = self.unserved, []
         for request in waiting:
             self._send(request, now_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 from conserve.policy.latency import IterationShape, LatencyModel
@@ -23,6 +24,7 @@ DRIFT_SHARE: Final = 0.02
 """A decision holds while the time of an iteration has grown by no more than this."""
 
 
+_number = attrgetter("number")
 COARSE_STEP_MS: Final = 1_000.0
 """The same where iterations are not looked at one by one."""
 
@@ -129,7 +131,7 @@ class EngineState:
 
     def list_offline(self) -> list[SimRequest]:
         """Running offline requests, the oldest first."""
-        return sorted([*self.offline, *self.offline_prompts], key=lambda request: request.number)
+        return sorted([*self.offline, *self.offline_prompts], key=_number)
 
     def computed_of(self, request: SimRequest) -> int:
         """Tokens of a running request in the KV cache."""

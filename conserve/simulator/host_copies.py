@@ -6,6 +6,8 @@ Copies take time on the way but none of the iterations', as on a GPU with a stre
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from operator import itemgetter
 from typing import Final
 
 from conserve.policy.checkpoint import (
@@ -21,11 +23,13 @@ from conserve.policy.preemption import PLENTY_SHARE
 from conserve.simulator.engine_state import EngineState
 from conserve.simulator.request import SimRequest
 
+_first = itemgetter(0)
 COPY_SHARE: Final = 0.1
 """Part of the time in which blocks may be copied: `engine.host_copy_share`."""
 LONGEST_PAUSE_S: Final = 0.1
+COARSE_PAUSE_S: Final = 0.25
 REST_S: Final = 0.02
-"""Both as in the engine's `saving.py`."""
+"""As in the engine's `saving.py`; a coarse step stands for many iterations, with each of which blocks are copied."""
 MOST_LAST_BLOCKS: Final = 1
 """As in the engine's `checkpoints.py`: so many full blocks not saved yet are copied at a preemption."""
 
@@ -65,20 +69,22 @@ class HostCopies:
         if not self._used_slots:
             return 0
         state, total = self._state, 0
-        for group in (state.offline, state.offline_prompts):
+        size, tick = state.kv.block_size, state.offline.tick
+        for group, now in ((state.offline, tick), (state.offline_prompts, None)):
             for request in group:
                 if request.saved_tokens:
-                    blocks = state.computed_of(request) // state.kv.block_size
-                    saved = min(self.count_saved_blocks(request), blocks)
-                    total += max(0, saved - (blocks - saved))
+                    passed = 0 if now is None else now - request.joined_tick
+                    blocks = (request.computed + passed) // size
+                    saved = min(request.saved_tokens // size, blocks)
+                    total += max(0, 2 * saved - blocks)
         return total
 
     def save(self, now_s: float, burst_blocks: int, wanted_blocks: int) -> None:
         """Has blocks copied that will probably be taken soon."""
         state = self._state
-        passed_s = min(LONGEST_PAUSE_S, now_s - self._allowed_s)
+        passed_s = min(COARSE_PAUSE_S if state.coarse else LONGEST_PAUSE_S, now_s - self._allowed_s)
         self._allowed_s = now_s
-        most = max(1.0, LONGEST_PAUSE_S * COPY_SHARE / self._block_s)
+        most = max(1.0, (COARSE_PAUSE_S if state.coarse else LONGEST_PAUSE_S) * COPY_SHARE / self._block_s)
         allowed = limit_blocks(passed_s, COPY_SHARE, self._block_s, has_online=state.has_online)
         self._allowance = min(self._allowance + allowed, most)
         at_risk = count_blocks_at_risk(state.kv.free_blocks, burst_blocks, wanted_blocks, self._losses.at(now_s))
@@ -86,30 +92,38 @@ class HostCopies:
             return
         if not state.offline.size + len(state.offline_prompts):
             return
-        requests = {request.number: request for request in reversed(state.list_offline())}
-        ranked = sorted(
-            (self._cover(request) for request in requests.values()),
-            key=lambda each: each.unsaved_blocks / max(1, each.freed_blocks),
-        )
+        requests = {request.key: request for request in reversed(state.list_offline())}
+        ranked = self._rank(requests.values())
         saved = 0
         for request_id, blocks in choose_saves(ranked, at_risk, int(self._allowance)):
-            saved += self._copy(requests[int(request_id)], blocks, ranked, requests)
+            saved += self._copy(requests[request_id], blocks, ranked, requests)
         if not saved:
             self._rests_until_s = now_s + REST_S
         self._allowance -= saved
         state.metrics.saved_blocks += saved
 
-    def _cover(self, request: SimRequest) -> Coverage:
+    def _rank(self, requests: Iterable[SimRequest]) -> list[Coverage]:
+        """Who gives way first: whoever loses least for each block."""
         state = self._state
-        computed = state.computed_of(request)
-        freed = state.kv.count_freed(computed, request)
-        full = computed // state.kv.block_size
-        return Coverage(str(request.number), freed, full, self.count_saved_blocks(request))
+        size, offline = state.kv.block_size, state.offline
+        ranked = []
+        is_unsaved = False
+        for request in requests:
+            computed = offline.computed_of(request) if request in offline else request.computed
+            freed = -(-(computed - request.cached) // size)
+            full, saved = computed // size, request.saved_tokens // size
+            unsaved = full - saved if full > saved else 0
+            is_unsaved |= unsaved > 0
+            ranked.append((unsaved / (freed or 1), Coverage(request.key, freed, full, saved)))
+        if not is_unsaved:
+            return []
+        ranked.sort(key=_first)
+        return [coverage for _, coverage in ranked]
 
-    def _copy(self, request: SimRequest, blocks: int, ranked: list[Coverage], requests: dict[int, SimRequest]) -> int:
+    def _copy(self, request: SimRequest, blocks: int, ranked: list[Coverage], requests: dict[str, SimRequest]) -> int:
         if self._used_slots + blocks > self._slots:
-            for victim in list_drops(reversed(ranked), str(request.number)):
-                self._drop(requests[int(victim.request_id)])
+            for victim in list_drops(reversed(ranked), request.key):
+                self._drop(requests[victim.request_id])
                 if self._used_slots + blocks <= self._slots:
                     break
             blocks = min(blocks, self._slots - self._used_slots)

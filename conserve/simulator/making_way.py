@@ -98,7 +98,7 @@ class MakingWay:
         candidates = list_candidates()
         stays = blocks_short <= 0 and state.kv.free_blocks >= PLENTY_SHARE * state.kv.blocks
         prompts = [request for request in candidates if request not in state.offline]
-        by_id = {str(request.number): request for request in candidates}
+        by_id = {request.key: request for request in candidates}
         victims = [self._as_victim(request, stays, prompts) for request in candidates]
         chosen = choose_victims(victims, max(0, slots_short), max(0, blocks_short))
         for request_id in chosen:
@@ -119,4 +119,4 @@ class MakingWay:
         lost += self._stopped.count_kept_tokens(request)
         if prompts == [request]:
             lost += LAST_PROMPT_TOKENS
-        return Victim(str(request.number), state.kv.count_freed(computed, request), lost)
+        return Victim(request.key, state.kv.count_freed(computed, request), lost)

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import attrgetter
 from typing import NamedTuple
 
 from conserve.policy.latency import IterationShape
@@ -129,10 +130,11 @@ def fill(
         take(request, tokens)
     if leaves_begun or filling.blocks_short or left <= 0:
         return filling
-    slots = state.limits.max_num_seqs - state.running
-    headroom = room.kept_by_new + filling.decodes + len(filling.chunks) if state.running - demand.slots > 0 else 0
+    running = state.running
+    slots = state.limits.max_num_seqs - running
+    headroom = room.kept_by_new + filling.decodes + len(filling.chunks) if running - demand.slots > 0 else 0
     if copies is not None and slots > 0:
-        kept_free = demand.blocks + headroom + state.running // state.kv.block_size + 1
+        kept_free = demand.blocks + headroom + running // state.kv.block_size + 1
         before = len(state.offline_prompts)
         if copies.bring_back(now_s, kept_free):
             return filling
@@ -179,7 +181,7 @@ def _add_decodes(
     if in_time and count <= left and blocks <= max(0, free - kept):
         filling.shape, filling.decodes, filling.tokens = shape, count, count
         return left - count, free - blocks
-    ordered = sorted(group, key=lambda request: request.number)
+    ordered = sorted(group, key=attrgetter("number"))
     most = min(count, max(0, left))
     contexts = [0, *accumulate(group.computed_of(request) for request in ordered)]
     if not in_time:

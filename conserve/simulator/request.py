@@ -9,7 +9,7 @@ class SimRequest:
     """One request.
 
     Attributes:
-        number: Unlike all others; in the order of arrival.
+        number, key: Unlike all others; in the order of arrival. The key is for policies, which know requests by name.
         online: Whether somebody waits for it; otherwise it is a line of a batch.
         arrival_s: When it came.
         prompt_tokens, output_tokens: At least 1.
@@ -34,6 +34,7 @@ class SimRequest:
         "end_tick",
         "first_token_s",
         "joined_tick",
+        "key",
         "number",
         "online",
         "output_tokens",
@@ -58,6 +59,7 @@ class SimRequest:
         batch_id: str = "",
     ) -> None:
         self.number = number
+        self.key = str(number)
         self.online = online
         self.arrival_s = arrival_s
         self.prompt_tokens = prompt_tokens
