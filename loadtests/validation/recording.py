@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -80,9 +80,8 @@ class Recording(BaseModel):
         return [each for each in self._list_all() if each[2] > 0 or each[3] < LAYERS]
 
     def _list_all(self) -> Iterator[tuple[IterationShape, float, int, int]]:
-        prompts = [prompt for prompt, _ in self.offline]
-        half_offline = float(np.mean(prompts)) / 2 if prompts else 0.0
-        half_online = float(np.mean([prompt for _, prompt, _ in self.online])) / 2 if self.online else 0.0
+        half_offline = _find_context([prompt for prompt, _ in self.offline])
+        half_online = _find_context([prompt for _, prompt, _ in self.online])
         for begin_s, end_s, online, decodes, offline, first, stop, offline_decodes, context in self.iterations:
             prefill = max(0.0, offline - offline_decodes)
             shape = IterationShape(
@@ -93,6 +92,11 @@ class Recording(BaseModel):
                 int(context),
             )
             yield shape, (end_s - begin_s) * 1e3, int(first), LAYERS if stop < 0 else int(stop)
+
+
+def _find_context(prompts: Sequence[int]) -> float:
+    """Tokens that are before a prompt token, on average of all prompt tokens."""
+    return sum(prompt * prompt for prompt in prompts) / sum(prompts) / 2 if prompts else 0.0
 
 
 def record(results: WorkloadResults, run: RunResult, *, with_iterations: bool = False) -> Recording:

@@ -45,8 +45,10 @@ def fit_costs(recordings: Sequence[Recording]) -> EngineCosts:
         scaled = rows[keep] / measured[keep, None]
         solution = solve_nonnegative(scaled.T @ scaled, scaled.sum(axis=0))
         errors = np.log(measured / np.maximum(rows @ solution, 1e-6))
-        # Iterations that something else on the machine held up are none of the engine's.
+        # Iterations that something else on the machine held up say nothing about what decides the others.
         keep = np.abs(errors) < 3 * np.median(np.abs(errors))
+    # But their time has passed: all together they take what they have taken.
+    solution *= measured.sum() / (rows @ solution).sum()
     stop_ms, resume_ms = _measure_stops(recordings, solution)
     cost = dict(zip((*FEATURES, "large_tokens"), solution.tolist(), strict=True))
     return EngineCosts(

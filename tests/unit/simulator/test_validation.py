@@ -11,7 +11,7 @@ from loadtests.validation.recording import Recording, read_recording
 from loadtests.validation.replay import Figures, fit_costs
 
 FOLDER = Path(__file__).parent / "recordings"
-RUNS = ("ceiling", "conserve", "online-only", "stock-tuned")
+RUNS = ("conserve", "offline-only", "online-only", "stock-tuned")
 
 
 @pytest.fixture(scope="module")
