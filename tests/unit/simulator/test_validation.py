@@ -1,4 +1,7 @@
-"""The simulator against a benchmark that was run on a 2-core CPU: requests, latencies and iterations are kept."""
+"""The simulator against a benchmark that was run on a 2-core CPU: requests, latencies and iterations are kept.
+
+Costs are fitted to three runs of the first repeat. Runs whose P99 hangs on one or two requests are not asserted.
+"""
 
 from __future__ import annotations
 
