@@ -105,7 +105,7 @@ class HarvestPlanner:
         """A step has come to its end."""
         if not step.has_online:
             self._stopped.note_done()
-        if step.done_share == 0.0:
+        if step.done_share == 0.0 and not self._state.coarse:
             self._rates.observe(step.shape, step.first_ms)
         if self._copies is not None and self._state.finished:
             for request in self._state.finished:
@@ -251,7 +251,7 @@ class HarvestPlanner:
         return step
 
     def _save(self, now_s: float) -> None:
-        if self._copies is None:
+        if self._copies is None or not self._copies.is_due(now_s):
             return
         state = self._state
         burst_blocks, wanted_blocks = self._reserve.predict_burst(now_s), state.running

@@ -27,7 +27,7 @@ _first = itemgetter(0)
 COPY_SHARE: Final = 0.1
 """Part of the time in which blocks may be copied: `engine.host_copy_share`."""
 LONGEST_PAUSE_S: Final = 0.1
-COARSE_PAUSE_S: Final = 0.25
+COARSE_PAUSE_S: Final = 0.5
 REST_S: Final = 0.02
 """As in the engine's `saving.py`; a coarse step stands for many iterations, with each of which blocks are copied."""
 MOST_LAST_BLOCKS: Final = 1
@@ -78,6 +78,10 @@ class HostCopies:
                     saved = min(request.saved_tokens // size, blocks)
                     total += max(0, 2 * saved - blocks)
         return total
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether it is time to look for blocks to copy."""
+        return not self._state.coarse or now_s >= self._allowed_s + COARSE_PAUSE_S
 
     def save(self, now_s: float, burst_blocks: int, wanted_blocks: int) -> None:
         """Has blocks copied that will probably be taken soon."""
