@@ -11,8 +11,9 @@ from rich.table import Table
 from conserve.cli.console import fail, out, say_progress
 from conserve.cli.simulation_options import MeasuredOption, ProfileOption, read_profile, read_requests
 from conserve.simulator.engine_state import EngineLimits
+from conserve.simulator.plan_input import PlanInput, draw_requests
 from conserve.simulator.plan_report import list_answers, list_variants, write_report
-from conserve.simulator.planning import Plan, PlanError, PlanInput, draw_requests, make_plan
+from conserve.simulator.planning import Plan, PlanError, make_plan
 from conserve.simulator.workload import Arrival, OfflineShape, scale_rate
 
 _LEAST_REQUESTS = 100

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import numpy as np
-
 from conserve.simulator.cluster import Cluster
 from conserve.simulator.engine_costs import EngineCosts
-from conserve.simulator.engine_state import EngineLimits
 from conserve.simulator.metrics import Metrics
+from conserve.simulator.plan_input import PlanInput, cut_busiest, redraw
 from conserve.simulator.policies import POLICIES, SimPolicy
-from conserve.simulator.roofline import GpuProfile
 from conserve.simulator.supply import EndlessSupply
-from conserve.simulator.workload import Arrival, OfflineShape, scale_rate
+from conserve.simulator.workload import Arrival, scale_rate
 
 MOST_SIMULATED: Final = 4
 """Of more replicas so many are simulated, with their part of the requests."""
-BUSIEST_S: Final = 600.0
-"""How many replicas it takes is found in the busiest time of this length."""
 FILL_S: Final = 30.0
 QUANTILE: Final = 0.99
 MOST_REPLICAS: Final = 100_000
@@ -33,56 +28,6 @@ DAY_S: Final = 86_400.0
 
 class PlanError(ValueError):
     """There is no plan for this; the message names what stands in the way."""
-
-
-@dataclass(frozen=True)
-class PlanInput:
-    """What is planned for.
-
-    Attributes:
-        arrivals: Online requests, in the order of time, of all replicas together.
-        duration_s: Of the arrivals; they stand for all other times.
-        ttft_slo_ms, tbt_slo_ms: Objectives of P99.
-        profile: GPU and model.
-        batch: Requests of the backlog.
-        batch_requests: How many.
-        limits: Sizes of the engines.
-        seed: Decides everything random.
-        dollars_per_hour: Of one replica.
-    """
-
-    arrivals: Sequence[Arrival]
-    duration_s: float
-    ttft_slo_ms: float
-    tbt_slo_ms: float
-    profile: GpuProfile
-    batch: OfflineShape
-    batch_requests: int
-    limits: EngineLimits
-    seed: int = 1
-    dollars_per_hour: float | None = None
-
-    @property
-    def rate_per_s(self) -> float:
-        """Mean online requests a second."""
-        return len(self.arrivals) / self.duration_s
-
-    @property
-    def burst_cv(self) -> float:
-        """Standard deviation over mean of the gaps between arrivals."""
-        times = np.array([arrival.arrival_s for arrival in self.arrivals])
-        gaps = np.diff(times)
-        return float(gaps.std() / gaps.mean()) if len(gaps) > 1 and gaps.mean() > 0 else 0.0
-
-    @property
-    def price(self) -> float:
-        """Dollars an hour of one replica."""
-        return self.profile.dollars_per_hour if self.dollars_per_hour is None else self.dollars_per_hour
-
-    @property
-    def backlog_tokens(self) -> float:
-        """Prompt and output tokens of the backlog."""
-        return self.batch_requests * self.batch.mean_tokens
 
 
 @dataclass(frozen=True)
@@ -180,28 +125,8 @@ def make_plan(given: PlanInput, report: Callable[[str], None] = lambda line: Non
         plan.by_slo.append(_vary(f"x {factor:g}", other, alone.replicas))
     for cv in BURST_CVS:
         report(f"gaps between arrivals with a CV of {cv:g}")
-        plan.by_burst.append(_vary(f"CV {cv:g}", replace(given, arrivals=_redraw(given, cv)), alone.replicas))
+        plan.by_burst.append(_vary(f"CV {cv:g}", replace(given, arrivals=redraw(given, cv)), alone.replicas))
     return plan
-
-
-def cut_busiest(given: PlanInput) -> PlanInput:
-    """The part of at most `BUSIEST_S` seconds in which most tokens come: replicas are there for the peak."""
-    if given.duration_s <= BUSIEST_S:
-        return given
-    starts = [number * BUSIEST_S / 2 for number in range(int(2 * given.duration_s / BUSIEST_S) - 1)]
-    work = dict.fromkeys(starts, 0)
-    for arrival in given.arrivals:
-        last = int(2 * arrival.arrival_s / BUSIEST_S)
-        for number in (last - 1, last):
-            if (start_s := number * BUSIEST_S / 2) in work:
-                work[start_s] += arrival.prompt_tokens + arrival.output_tokens
-    start_s = max(starts, key=lambda each: work[each])
-    arrivals = [
-        replace(arrival, arrival_s=arrival.arrival_s - start_s)
-        for arrival in given.arrivals
-        if start_s <= arrival.arrival_s < start_s + BUSIEST_S
-    ]
-    return replace(given, arrivals=arrivals, duration_s=BUSIEST_S)
 
 
 def find_replicas(given: PlanInput, first: int | None = None) -> Outcome:
@@ -309,38 +234,3 @@ def _check_possible(given: PlanInput) -> None:
             f"--ttft-slo-ms: {given.ttft_slo_ms:g} is less than the {prompt_ms:.0f} ms that a prompt of {longest:,} "
             f"tokens (P99) takes on {given.profile.name} alone"
         )
-
-
-def _redraw(given: PlanInput, cv: float) -> list[Arrival]:
-    """The same requests at other times: gaps that vary by so much."""
-    generator = np.random.default_rng([given.seed, 12])
-    shape = 1.0 / (cv * cv)
-    gaps = generator.gamma(shape, 1.0 / (given.rate_per_s * shape), len(given.arrivals))
-    times = np.cumsum(gaps) * (given.duration_s / max(1e-9, float(gaps.sum())))
-    return [replace(arrival, arrival_s=float(at_s)) for arrival, at_s in zip(given.arrivals, times, strict=True)]
-
-
-def draw_requests(
-    rate_per_s: float, duration_s: float, prompt_tokens: float, output_tokens: float, burst_cv: float, seed: int
-) -> list[Arrival]:
-    """Online requests of mean lengths; lengths vary as an exponential does, which is near those of real chats.
-
-    Args:
-        rate_per_s: Mean rate.
-        duration_s: How long.
-        prompt_tokens: Mean length of a prompt.
-        output_tokens: Mean length of an answer.
-        burst_cv: Standard deviation over mean of the gaps.
-        seed: Decides them.
-    """
-    generator = np.random.default_rng([seed, 13])
-    shape = 1.0 / (burst_cv * burst_cv)
-
-    def draw() -> Iterator[Arrival]:
-        at_s = 0.0
-        while True:
-            at_s += float(generator.gamma(shape, 1.0 / (rate_per_s * shape)))
-            prompt, output = generator.exponential((prompt_tokens, output_tokens)).tolist()
-            yield Arrival(at_s, max(1, round(prompt)), max(1, round(output)))
-
-    return list(itertools.takewhile(lambda arrival: arrival.arrival_s < duration_s, draw()))

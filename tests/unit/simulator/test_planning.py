@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 
 from conserve.simulator.engine_state import EngineLimits
+from conserve.simulator.plan_input import PlanInput, cut_busiest, draw_requests
 from conserve.simulator.plan_report import list_answers, list_variants, to_dict, write_report
 from conserve.simulator.planning import (
     Outcome,
     Plan,
     PlanError,
-    PlanInput,
     Variant,
-    cut_busiest,
-    draw_requests,
     find_replicas,
     make_plan,
     simulate_replicas,
