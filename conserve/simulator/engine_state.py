@@ -170,7 +170,8 @@ class EngineState:
 
     def _bound_coarsely(self, step: Step, spare_tokens: float, kept_tokens: int) -> bool:
         """The same for a step in which requests may begin and end; False if it must be looked at closely."""
-        if step.held or any(chunk.request.online for chunk in step.chunks):
+        # Online prompts end soon, and common prefixes are found only where prompts come one after the other.
+        if step.held or any(chunk.request.online or chunk.request.prefix for chunk in step.chunks):
             return False
         count = max(1, int(COARSE_STEP_MS / step.first_ms))
         growth = step.offline_decodes

@@ -51,7 +51,7 @@ class EndlessSupply:
         """Gives a replica as many requests as it may have in flight."""
         limit = self._limits.get(replica.number)
         most = self._in_flight if limit is None else limit.limit
-        while replica.state.offline_running < most:
+        for _ in range(most - replica.state.offline_running):
             request = self._next(now_s)
             if request is None:
                 return
