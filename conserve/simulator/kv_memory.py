@@ -129,8 +129,14 @@ class KvMemory:
         self._shrink()
 
     def _shrink(self) -> None:
-        while self._left and self.used + self._left_tokens > self.capacity:
-            key, tokens = self._left.popitem(last=False)
+        while self._left and (excess := self.used + self._left_tokens - self.capacity) > 0:
+            key, tokens = next(iter(self._left.items()))
+            if key < 0 and tokens > excess:
+                # The last tokens of a request go first.
+                self._left[key] = tokens - excess
+                self._left_tokens -= excess
+                return
+            del self._left[key]
             self._left_tokens -= tokens
             if key > 0:
                 self._prefixes.pop(key, None)

@@ -104,7 +104,7 @@ class MakingWay:
         for request_id in chosen:
             request = by_id[request_id]
             kept = self._stopped.drop_request(request)
-            computed = state.preempt(request, stays=blocks_short <= 0)
+            computed = state.preempt(request, stays=True)
             if self._copies is not None:
                 self._copies.note_preempted(request, computed, now_s, for_blocks=blocks_short > 0)
             state.metrics.recomputed_tokens += kept
