@@ -4,11 +4,14 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 VENV := .venv/bin
 
-.PHONY: setup test lint demo bench lock clean
+.PHONY: setup test baselines lint demo bench lock clean
 
 setup: ## make .venv and unpack the default model; DEVICE=cpu or DEVICE=gpu instead of what is found
 	@test -n "$(PYTHON)" || { echo "set-up: error: Python 3.11 is needed: neither python3.11 nor python3 is one" >&2; exit 1; }
 	@"$(PYTHON)" requirements/install.py $(if $(DEVICE),--device "$(DEVICE)")
+
+baselines: setup ## keep the figures of the small simulations that the tests compare with
+	$(VENV)/python -m loadtests.baselines
 
 test: setup ## every test
 	$(VENV)/python -m pytest tests

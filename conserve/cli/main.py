@@ -1,10 +1,10 @@
-"""`conserve`: brings a stack up and down, measures its engine, chats with it, and submits batches to it."""
+"""`conserve`: brings a stack up and down, measures and simulates engines, chats with one, and submits batches to it."""
 
 from __future__ import annotations
 
 import typer
 
-from conserve.cli import batch_commands, chat_command, profile_command, stack_commands
+from conserve.cli import batch_commands, chat_command, plan_command, profile_command, simulate_command, stack_commands
 from conserve.telemetry.logs import configure_program_logs
 
 app = typer.Typer(
@@ -17,6 +17,8 @@ app.command("status")(stack_commands.status)
 app.command("down")(stack_commands.down)
 app.command("chat")(chat_command.chat)
 app.command("profile")(profile_command.profile)
+app.command("simulate")(simulate_command.simulate)
+app.command("plan")(plan_command.plan)
 app.add_typer(batch_commands.app, name="batch")
 
 

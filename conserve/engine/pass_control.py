@@ -27,14 +27,10 @@ from conserve.engine.vllm_compat import (
     uncache_blocks,
 )
 from conserve.engine.work_tally import Work
-from conserve.policy.pass_stop import HOLD_S
+from conserve.policy.pass_stop import HOLD_S, MOST_KEPT_S, MOST_STOPS_IN_A_ROW
 
 ANNOUNCEMENT: Final = "conserve_announcement"
 """The key, among the extra arguments of a request's sampling parameters, of the number of its announcement."""
-MOST_STOPS_IN_A_ROW: Final = 3
-"""After so many stopped passes of which nothing was kept, the next one comes to its end."""
-MOST_KEPT_S: Final = 5.0
-"""A stopped pass that could not be continued for so long is given up: its prompts go on beside online requests."""
 
 
 class _Part(NamedTuple):

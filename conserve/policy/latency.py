@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -65,16 +65,17 @@ class IterationShape:
 
     def add_prefill(self, tokens: int, context: int) -> IterationShape:
         """With one more prompt chunk of `tokens` > 0 tokens after `context` tokens."""
-        return replace(
-            self,
-            prefill_tokens=self.prefill_tokens + tokens,
-            prefill_attention=self.prefill_attention + tokens * (context + tokens / 2),
-            prefill_sequences=self.prefill_sequences + 1,
+        return IterationShape(
+            self.prefill_tokens + tokens,
+            self.prefill_attention + tokens * (context + tokens / 2),
+            self.prefill_sequences + 1,
+            self.decode_sequences,
+            self.decode_context,
         )
 
     def add_decode(self, context: int) -> IterationShape:
         """With one more decoding sequence of `context` tokens."""
-        return replace(self, decode_sequences=self.decode_sequences + 1, decode_context=self.decode_context + context)
+        return self.add_decodes(1, context)
 
     def add_decodes(self, sequences: int, context: int) -> IterationShape:
         """With more decoding sequences, of `context` tokens together."""
@@ -190,9 +191,27 @@ class LatencyModel:
         """
         if max_tokens <= 0:
             return 0
-        return bisect_right(
-            range(1, max_tokens + 1), limit_ms, key=lambda tokens: self.predict_ms(base.add_prefill(tokens, context))
-        )
+
+        def predict(tokens: int) -> float:
+            return self.predict_ms(base.add_prefill(tokens, context))
+
+        if self._ready:
+            found = self._solve_prefill(base, context, limit_ms, max_tokens)
+            fits = found == 0 or predict(found) <= limit_ms
+            if fits and (found == max_tokens or predict(found + 1) > limit_ms):
+                return found
+            # Rounding has put it off.
+        return bisect_right(range(1, max_tokens + 1), limit_ms, key=predict)
+
+    def _solve_prefill(self, base: IterationShape, context: int, limit_ms: float, max_tokens: int) -> int:
+        _, token_ms, attention_ms, prompt_ms, _, _ = self._coefficients
+        spare_ms = limit_ms - self.predict_ms(base) - prompt_ms
+        if spare_ms <= 0:
+            return 0
+        linear, quadratic = token_ms + attention_ms * context, attention_ms / 2
+        if linear * max_tokens + quadratic * max_tokens * max_tokens <= spare_ms:
+            return max_tokens
+        return int(2 * spare_ms / (linear + math.sqrt(linear * linear + 4 * quadratic * spare_ms)))
 
     def error(self) -> LatencyError:
         """Error of the predictions of recent iterations (256 at most), each made before learning from it."""

@@ -26,6 +26,10 @@ HOLD_S = 0.25
 waited for no longer."""
 STOPPABLE_EFFICIENT_SHARE = 0.98
 """A pass that can be stopped and continued need not be longer than what gives this share of the best throughput."""
+MOST_STOPS_IN_A_ROW = 3
+"""After so many stopped passes of which nothing was kept, the next one comes to its end."""
+MOST_KEPT_S = 5.0
+"""A stopped pass that could not be continued for so long is given up: its prompts go on beside online requests."""
 SMALLEST_SLICE_OVERHEADS = 2.0
 """A slice of a pass that is shorter than this many times the smallest iteration costs more than it brings."""
 LONGEST_SLICE_OVERHEADS = 10.0

@@ -9,14 +9,13 @@ import pytest
 from conserve.engine.arrival_board import ArrivalBoard
 from conserve.engine.options import Objective
 from conserve.engine.page import EnginePage, Knobs
-from conserve.engine.pass_control import MOST_KEPT_S, MOST_STOPS_IN_A_ROW
 from conserve.engine.step_plan import StepPlan, read_plan
 from conserve.engine.stoppable import WORKERS, explain_unresumable, explain_unstoppable
 from conserve.engine.testing.connector import use_fake_connector
 from conserve.engine.testing.scheduling import EngineSize, FakeEngine, make_config
 from conserve.engine.testing.worker import LAYERS, sample_tokens
 from conserve.engine.vllm_compat import SchedulerOutput
-from conserve.policy.pass_stop import HOLD_S
+from conserve.policy.pass_stop import HOLD_S, MOST_KEPT_S, MOST_STOPS_IN_A_ROW
 from tests.unit.engine.engines import Start, prompt, run_until_answered, scheduled
 
 INFINITE = float("inf")

@@ -177,3 +177,23 @@ def test_traces_that_cannot_be_chosen_are_refused(tmp_path: Path) -> None:
         TraceSource(tmp_path / "missing").name("conv")
     with pytest.raises(TraceError, match=r"a.csv: holds 3 requests where 11 are needed"):
         TraceSource(tmp_path / "a.csv").draw("conv", 10, seed=1)
+
+
+@pytest.mark.parametrize("name", ["trace.csv", "trace.jsonl"])
+def test_lines_that_cannot_be_used_are_left_out_where_that_is_wanted(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("csv"):
+        path.write_text("Timestamp,Request tokens,Response tokens\n1,10,5\n2,ten,5\n3,-1,5\n4,20,5\n")
+    else:
+        line = '{{"timestamp": {}, "input_length": {}, "output_length": 5}}'
+        path.write_text("\n".join([line.format(1000, 10), "{", line.format(3000, -1), line.format(4000, 20)]) + "\n")
+    problems: list[str] = []
+
+    requests = read_trace(path, problems)
+
+    assert [request.prompt_tokens for request in requests] == [10, 20]
+    assert len(problems) == 2
+    assert all(str(path) in problem for problem in problems)
+    assert ("line 3" if name.endswith("csv") else "line 2") in problems[0]
+    with pytest.raises(TraceError):
+        read_trace(path)

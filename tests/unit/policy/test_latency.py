@@ -262,3 +262,28 @@ def test_live_iterations_correct_a_profile() -> None:
     profile = train(LatencyModel(), 5000).to_profile()
     model = train(LatencyModel(profile), 30, slowdown=1.3, noise=0.02)
     assert worst_error(model, 1.3) < 0.1
+
+
+def test_the_most_prompt_tokens_are_those_that_a_search_finds() -> None:
+    generator = random.Random(5)
+    model = LatencyModel()
+    for number in range(64):
+        shape = IterationShape().add_decodes(number % 7, 900 * (number % 7))
+        shape = shape.add_prefill(1 + 37 * (number % 11), 50 * (number % 5)) if number % 3 or not number % 7 else shape
+        model.observe(
+            shape, 8.0 + 0.03 * shape.prefill_tokens + 1e-6 * shape.prefill_attention + shape.decode_sequences
+        )
+    assert model.ready
+
+    for _ in range(500):
+        base = IterationShape().add_decodes(generator.randrange(50), generator.randrange(50_000))
+        context, most = generator.randrange(10_000), generator.choice((1, 2, 17, 2_048))
+        limit_ms = generator.uniform(0.0, 120.0)
+        if generator.random() < 0.3:  # Just what some number of tokens takes.
+            limit_ms = model.predict_ms(base.add_prefill(generator.randint(1, most), context))
+
+        tokens = model.fit_prefill_tokens(base, context, limit_ms, most)
+
+        assert tokens == 0 or model.predict_ms(base.add_prefill(tokens, context)) <= limit_ms
+        assert tokens == most or model.predict_ms(base.add_prefill(tokens + 1, context)) > limit_ms
+    assert model.fit_prefill_tokens(IterationShape(), 0, float("inf"), 100) == 100

@@ -1,0 +1,110 @@
+"""What iterations of an engine cost, and the latency model that its scheduler has of them."""
+
+from __future__ import annotations
+
+import math
+import random
+from functools import lru_cache
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from conserve.policy.latency import FEATURES, IterationShape, LatencyModel, LatencyProfile
+
+LARGE_TOKENS = 512
+_TEACHING_SEED = 7
+
+
+class EngineCosts(BaseModel):
+    """An engine as the simulator sees it.
+
+    Attributes:
+        iteration_ms: Of an iteration itself: weights are read, kernels launched, a batch is scheduled.
+        token_ms: Of a prompt token.
+        attention_ms: Of a pair of a prompt token and a token before it.
+        prompt_ms: Of a prompt chunk itself.
+        decode_ms: Of a sequence that decodes.
+        context_ms: Of a token of context that a decode reads.
+        large_token_ms: Of a prompt token besides, for those beyond `LARGE_TOKENS` in one iteration: on a CPU the
+            activations fall out of the caches. The latency model knows nothing of it, as in the engine.
+        kv_blocks, block_size: KV blocks of the engine, and tokens of one.
+        block_bytes: Of a KV block, on all workers.
+        layers: Of the model.
+        copy_bytes_per_s: Rate of copies of KV blocks to host memory and back.
+        host_kv_gib: Host memory for them.
+        stop_ms: From a safepoint that stops a pass to the next iteration.
+        resume_ms: Of continuing a stopped pass, before its first layer.
+        stop_lag_layers: Layers that are computed before a stop takes effect.
+        safepoint_share: Time that safepoints add to a pass that can be stopped, as a share.
+        front_ms: From a request's arrival to the scheduler, and from the end of an iteration to the client, together.
+        noise: Standard deviation of the logarithm of an iteration's time.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    iteration_ms: float = Field(gt=0)
+    token_ms: float = Field(gt=0)
+    attention_ms: float = Field(ge=0)
+    prompt_ms: float = Field(0.0, ge=0)
+    decode_ms: float = Field(ge=0)
+    context_ms: float = Field(ge=0)
+    large_token_ms: float = Field(0.0, ge=0)
+    kv_blocks: int = Field(gt=0)
+    block_size: int = Field(16, gt=0)
+    block_bytes: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    copy_bytes_per_s: float = Field(gt=0)
+    host_kv_gib: float = Field(4.0, ge=0)
+    stop_ms: float = Field(0.0, ge=0)
+    resume_ms: float = Field(0.0, ge=0)
+    stop_lag_layers: int = Field(1, ge=0)
+    safepoint_share: float = Field(0.0, ge=0)
+    front_ms: float = Field(0.0, ge=0)
+    noise: float = Field(0.0, ge=0, lt=0.5)
+
+    def time_ms(self, shape: IterationShape) -> float:
+        """Time of an iteration, without noise."""
+        return (
+            self.iteration_ms
+            + self.token_ms * shape.prefill_tokens
+            + self.attention_ms * shape.prefill_attention
+            + self.prompt_ms * shape.prefill_sequences
+            + self.decode_ms * shape.decode_sequences
+            + self.context_ms * shape.decode_context
+            + self.large_token_ms * max(0, shape.prefill_tokens - LARGE_TOKENS)
+        )
+
+    def with_profile(self, profile: LatencyProfile) -> EngineCosts:
+        """The same engine with the costs that `conserve profile` has measured."""
+        cost = profile.coefficients_ms
+        measured = {
+            "iteration_ms": max(cost[FEATURES[0]], 1e-3),
+            "token_ms": max(cost[FEATURES[1]], 1e-6),
+            "attention_ms": cost[FEATURES[2]],
+            "prompt_ms": cost[FEATURES[3]],
+            "decode_ms": cost[FEATURES[4]],
+            "context_ms": cost[FEATURES[5]],
+            # The safety factor is the 99th percentile of measured over predicted.
+            "noise": math.log(profile.safety_factor) / 2.326,
+        }
+        return self.model_copy(update=measured)
+
+
+@lru_cache(maxsize=64)
+def _teach(costs: EngineCosts) -> LatencyProfile:
+    generator = random.Random(_TEACHING_SEED)  # noqa: S311 - a simulation
+    model = LatencyModel()
+    for turn in range(160):
+        decodes = (0, 1, 8, 32, 128)[turn % 5]
+        tokens = (0, 16, 64, 256, 1024, 2048)[turn // 5 % 6] or (0 if decodes else 16)
+        shape = IterationShape()
+        if tokens:
+            shape = shape.add_prefill(tokens, (0, 512, 2048)[turn // 30 % 3])
+        if decodes:
+            shape = shape.add_decodes(decodes, decodes * (256, 1024, 2048)[turn % 3])
+        model.observe(shape, costs.time_ms(shape) * math.exp(generator.gauss(0.0, costs.noise)))
+    return model.to_profile()
+
+
+def make_model(costs: EngineCosts) -> LatencyModel:
+    """The latency model of an engine's scheduler, taught as by `conserve profile`."""
+    return LatencyModel(_teach(costs))

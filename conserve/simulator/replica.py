@@ -1,0 +1,208 @@
+"""One replica in virtual time: its engine's steps, and what arrivals, failures and draining do to them."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Protocol
+
+from conserve.policy.allotment import ReplicaCapacity, ReplicaState
+from conserve.policy.latency import IterationShape
+from conserve.simulator.engine_costs import EngineCosts
+from conserve.simulator.engine_state import EngineLimits, EngineState
+from conserve.simulator.metrics import Metrics
+from conserve.simulator.progress import Progress
+from conserve.simulator.request import SimRequest
+from conserve.simulator.step import Step
+
+
+class Planner(Protocol):
+    """Decides what the engine computes next."""
+
+    @property
+    def kept_free_blocks(self) -> int:
+        """KV blocks that new offline requests leave free."""
+
+    def note_arrival(self, request: SimRequest, now_s: float) -> None:
+        """An online request has come."""
+
+    def plan(self, now_s: float) -> Step | None:
+        """The next iterations; None if there is nothing to compute now."""
+
+
+class StoppingPlanner(Planner, Protocol):
+    """One whose passes can be stopped."""
+
+    def find_stop_share(self, step: Step, now_s: float, iteration: int) -> float | None:
+        """Which share of a running iteration's layers is computed when it stops for an arrival; None: it does not."""
+
+    def note_stopped(self, step: Step, now_s: float, share: float) -> None:
+        """An iteration was stopped with this share of its layers computed."""
+
+    def note_done(self, step: Step, now_s: float) -> None:
+        """A step has come to its end."""
+
+    def wake_s(self, now_s: float) -> float:
+        """When to plan anew although nothing has happened; `inf` for never."""
+
+
+class Replica:
+    """A replica.
+
+    Args:
+        number: From 0.
+        costs: What its iterations cost.
+        limits: Sizes of its engine.
+        metrics: Where to count.
+        seed: Decides the noise of its iterations.
+        coarse: As of `EngineState`.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        costs: EngineCosts,
+        limits: EngineLimits,
+        metrics: Metrics,
+        seed: int,
+        *,
+        coarse: bool = False,
+    ) -> None:
+        self.number = number
+        self.name = f"replica-{number}"
+        self.status: ReplicaState = "serving"
+        self.state = EngineState(costs, limits, metrics, coarse=coarse)
+        self.planner: Planner
+        self.stopping: StoppingPlanner | None = None
+        self.version = 0
+        """Goes up whenever the end of the step under way changes."""
+        self.ends_s = math.inf
+        self._metrics = metrics
+        self._noise = costs.noise
+        self._random = random.Random(seed * 1_000_003 + number)  # noqa: S311 - a simulation
+        self._step: Step | None = None
+        self._stop_share: float | None = None
+        self._free_s = 0.0
+        self._progress = Progress(self.state, metrics)
+
+    # What the cluster calls.
+
+    def arrive(self, request: SimRequest, now_s: float) -> None:
+        """An online request comes in."""
+        self.state.waiting.append(request)
+        self._progress.prompt_backlog += request.prompt_tokens
+        self.planner.note_arrival(request, now_s)
+        self._interrupt(now_s, for_online=True)
+
+    def feed(self, request: SimRequest, now_s: float) -> None:
+        """An offline request comes in; a step that leaves it no room goes on."""
+        self.state.add_offline(request)
+        if self._step is None or (self._step.count > 1 and len(self.state.backlog) == 1):
+            self._interrupt(now_s, for_online=False)
+
+    def end_step(self, now_s: float) -> None:
+        """The step under way has come to its end, or it is time to look again."""
+        step, self._step = self._step, None
+        if step is not None:
+            if self._stop_share is not None:
+                self._finish_stopped(step, now_s)
+            else:
+                self._progress.apply(step, step.count, now_s, self.planner.kept_free_blocks)
+                if self.stopping is not None:
+                    self.stopping.note_done(step, now_s)
+        self._begin(now_s)
+
+    def report(self) -> ReplicaCapacity:
+        """What the replica says about itself."""
+        state = self.state
+        return ReplicaCapacity(
+            self.name,
+            "model",
+            self.status,
+            online_running=state.online.size,
+            online_waiting=len(state.waiting) + len(state.online_prompts),
+            kv_usage=state.kv.usage,
+            offline_running=state.offline_running,
+        )
+
+    def predict_ttft_ms(self, prompt_tokens: int) -> float:
+        """Time to the first token of a request that would come now, roughly: what comes before it, and its prompt."""
+        state = self.state
+        shape = IterationShape().add_prefill(self._progress.prompt_backlog + prompt_tokens, 0)
+        return state.model.predict_ms(shape) + state.costs.decode_ms * state.online.size
+
+    def take_longest_ttft_ms(self) -> float:
+        """The longest time to a first token since this was asked last; 0 without any."""
+        longest_ms, self._progress.longest_ttft_ms = self._progress.longest_ttft_ms, 0.0
+        return longest_ms
+
+    def fail(self) -> tuple[list[SimRequest], list[SimRequest]]:
+        """The process is gone. Returns its online and its offline requests, as they were before they began."""
+        state = self.state
+        online = [*state.waiting, *state.online_prompts, *state.online]
+        offline = [*state.backlog, *state.offline_prompts, *state.offline]
+        self.state = EngineState(state.costs, state.limits, state.metrics, coarse=state.coarse)
+        self._progress = Progress(self.state, state.metrics)
+        self._step = self._stop_share = None
+        self.version += 1
+        self.ends_s = math.inf
+        self.status = "starting"
+        return online, offline
+
+    # Steps.
+
+    def _begin(self, now_s: float) -> None:
+        self.version += 1
+        begins_s = max(now_s, self._free_s)
+        step = self.planner.plan(begins_s)
+        self._metrics.steps += 1
+        self._stop_share = None
+        if step is None:
+            self.ends_s = self.stopping.wake_s(now_s) if self.stopping is not None else math.inf
+            return
+        if self._noise:
+            factor = math.exp(self._random.gauss(0.0, self._noise))
+            step.first_ms *= factor
+            step.slope_ms *= factor
+        begins_s += step.lead_ms / 1e3
+        step.begins_s = begins_s
+        self._step = step
+        if step.end_share < 1.0:
+            self._stop_share = step.end_share
+        self.ends_s = begins_s + step.duration_ms() * (step.end_share - step.done_share) / 1e3
+
+    def _interrupt(self, now_s: float, *, for_online: bool) -> None:
+        """Somebody has come: an iteration that can be stopped is, others come to their end."""
+        step = self._step
+        if step is None:
+            if now_s >= self._free_s:
+                self._begin(now_s)
+            return
+        iteration = step.find_iteration((now_s - step.begins_s) * 1e3)
+        if for_online and step.is_stoppable and self.stopping is not None:
+            share = self.stopping.find_stop_share(step, now_s, iteration)
+            if share is not None and share < step.end_share:
+                step.count = iteration + 1
+                self._stop_share = share
+                start_ms = step.duration_ms(iteration)
+                last_ms = step.duration_ms(iteration + 1) - start_ms
+                self._set_end(step.begins_s + (start_ms + last_ms * (share - step.done_share)) / 1e3)
+                return
+        if step.count > iteration + 1:
+            step.count = iteration + 1
+            self._set_end(step.begins_s + step.duration_ms() / 1e3)
+
+    def _set_end(self, ends_s: float) -> None:
+        self.version += 1
+        self.ends_s = ends_s
+
+    def _finish_stopped(self, step: Step, now_s: float) -> None:
+        share, self._stop_share = self._stop_share, None
+        if self.stopping is None or share is None:
+            return
+        if step.count > 1:
+            self._progress.apply(step, step.count - 1, now_s, self.planner.kept_free_blocks)
+        self._progress.cut_fluid(step)
+        self._metrics.busy_s += now_s - step.begins_s
+        self._free_s = now_s + self.state.costs.stop_ms / 1e3
+        self.stopping.note_stopped(step, now_s, share)

@@ -1,0 +1,1 @@
+"""The simulator against runs of the real engine."""

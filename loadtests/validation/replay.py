@@ -1,0 +1,170 @@
+"""A recording in the simulator: the same requests, the same engine, and costs that were measured."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conserve.policy.latency import FEATURES, IterationShape
+from conserve.policy.least_squares import solve_nonnegative
+from conserve.simulator.cluster import Cluster
+from conserve.simulator.engine_costs import LARGE_TOKENS, EngineCosts
+from conserve.simulator.engine_state import EngineLimits
+from conserve.simulator.metrics import LatencyHistogram, Metrics
+from conserve.simulator.policies import POLICIES, SimPolicy
+from conserve.simulator.supply import EndlessSupply
+from conserve.simulator.workload import Arrival
+from loadtests.validation.recording import KV_BYTES_PER_TOKEN, LAYERS, Recording
+
+FRONT_MS: Final = 6.0
+"""From when a request is due to the scheduler and from the end of an iteration to the client, measured without load."""
+COPY_BYTES_PER_S: Final = 4e9
+DRAIN_S: Final = 10.0
+_POLICY_OF: Final = {
+    "online-only": "online-only",
+    "offline-only": "offline-only",
+    "stock-coserve": "stock-priority",
+    "stock-tuned": "stock-priority",
+    "ceiling": "ceiling",
+}
+
+
+def fit_costs(recordings: Sequence[Recording]) -> EngineCosts:
+    """The costs of iterations, by relative least squares, from all whole iterations of the recordings."""
+    shapes = [pair for recording in recordings for pair in recording.list_shapes()]
+    rows = np.array([_row(shape) for shape, _ in shapes])
+    measured = np.array([measured_ms for _, measured_ms in shapes])
+    keep = np.ones(len(measured), dtype=bool)
+    for _ in range(3):
+        scaled = rows[keep] / measured[keep, None]
+        solution = solve_nonnegative(scaled.T @ scaled, scaled.sum(axis=0))
+        errors = np.log(measured / np.maximum(rows @ solution, 1e-6))
+        # Iterations that something else on the machine held up say nothing about what decides the others.
+        keep = np.abs(errors) < 3 * np.median(np.abs(errors))
+    # But their time has passed: all together they take what they have taken.
+    solution *= measured.sum() / (rows @ solution).sum()
+    stop_ms, resume_ms = _measure_stops(recordings, solution)
+    cost = dict(zip((*FEATURES, "large_tokens"), solution.tolist(), strict=True))
+    return EngineCosts(
+        iteration_ms=cost["iteration"],
+        token_ms=cost["prefill_tokens"],
+        attention_ms=cost["prefill_attention"],
+        prompt_ms=cost["prefill_sequences"],
+        decode_ms=cost["decode_sequences"],
+        context_ms=cost["decode_context"],
+        large_token_ms=cost["large_tokens"],
+        kv_blocks=1,
+        block_size=128,
+        block_bytes=int(128 * KV_BYTES_PER_TOKEN),
+        layers=LAYERS,
+        copy_bytes_per_s=COPY_BYTES_PER_S,
+        stop_ms=stop_ms,
+        resume_ms=resume_ms,
+        stop_lag_layers=0,
+        front_ms=FRONT_MS,
+        noise=float(1.4826 * np.median(np.abs(errors - np.median(errors)))),
+    )
+
+
+def _measure_stops(recordings: Iterable[Recording], solution: NDArray[np.float64]) -> tuple[float, float]:
+    """What a stop and a resumption take besides the layers that they compute, in ms: the medians."""
+    stops, resumptions = [0.0], [0.0]
+    for recording in recordings:
+        for shape, measured_ms, first, last in recording.list_parts():
+            rest_ms = measured_ms - float(np.array(_row(shape)) @ solution) * (last - first) / LAYERS
+            (stops if last < LAYERS else resumptions).append(rest_ms)
+    return max(0.0, float(np.median(stops))), max(0.0, float(np.median(resumptions)))
+
+
+def _row(shape: IterationShape) -> tuple[float, ...]:
+    return (
+        1.0,
+        shape.prefill_tokens,
+        shape.prefill_attention,
+        shape.prefill_sequences,
+        shape.decode_sequences,
+        shape.decode_context,
+        max(0, shape.prefill_tokens - LARGE_TOKENS),
+    )
+
+
+def choose_policy(recording: Recording) -> SimPolicy:
+    """How the engine of a recording schedules."""
+    policy = POLICIES[_POLICY_OF.get(recording.run, "conserve")]
+    ttft_slo_ms = recording.ttft_slo_ms or math.inf
+    tbt_slo_ms = recording.tbt_slo_ms or math.inf
+    mechanisms = policy.mechanisms.without(recording.off)
+    mechanisms = replace(
+        mechanisms, offline_pass_tokens=recording.offline_pass_tokens, full_passes=recording.full_passes
+    )
+    return replace(policy, mechanisms=mechanisms).with_objectives(ttft_slo_ms, tbt_slo_ms)
+
+
+@dataclass
+class Figures:
+    """Of the runs of one name, pooled: as they were measured, or as they were simulated."""
+
+    offline_tokens_per_s: float = 0.0
+    ttft_p99_ms: float = 0.0
+    tbt_p99_ms: float = 0.0
+    stops: float = 0.0
+    preemptions: float = 0.0
+
+
+def pool_measured(recordings: Sequence[Recording]) -> Figures:
+    """What was measured in several repeats of a run."""
+    window_s = sum(recording.window_s[1] - recording.window_s[0] for recording in recordings)
+    ttft = [value for recording in recordings for value in recording.ttft_ms]
+    tbt = [value for recording in recordings for value in recording.tbt_ms]
+    return Figures(
+        offline_tokens_per_s=sum(recording.offline_tokens for recording in recordings) / window_s,
+        ttft_p99_ms=float(np.percentile(ttft, 99)) if ttft else 0.0,
+        tbt_p99_ms=float(np.percentile(tbt, 99)) if tbt else 0.0,
+        stops=sum(recording.stops for recording in recordings),
+        preemptions=sum(recording.preemptions for recording in recordings),
+    )
+
+
+def pool_simulated(recordings: Sequence[Recording], costs: EngineCosts, seeds: Sequence[int] = (1, 2, 3)) -> Figures:
+    """The same in the simulator; of several seeds, which differ in noise, everything together."""
+    runs = [replay(recording, costs, seed) for recording in recordings for seed in seeds]
+    ttft, tbt = LatencyHistogram(), LatencyHistogram()
+    for metrics in runs:
+        ttft.merge(metrics.ttft)
+        tbt.merge(metrics.tbt)
+    return Figures(
+        offline_tokens_per_s=sum(run.offline_tokens for run in runs) / sum(run.window_s for run in runs),
+        ttft_p99_ms=ttft.percentile(0.99),
+        tbt_p99_ms=tbt.percentile(0.99),
+        stops=sum(run.stops for run in runs) / len(seeds),
+        preemptions=sum(run.offline_preemptions for run in runs) / len(seeds),
+    )
+
+
+def replay(recording: Recording, costs: EngineCosts, seed: int) -> Metrics:
+    """A recording in the simulator."""
+    costs = costs.model_copy(
+        update={
+            "kv_blocks": recording.kv_blocks,
+            "block_size": recording.block_size,
+            "host_kv_gib": recording.host_blocks * costs.block_bytes / 2**30,
+        }
+    )
+    limits = EngineLimits(
+        recording.max_num_seqs, recording.max_num_batched_tokens, recording.long_prefill_token_threshold
+    )
+    start_s, end_s = recording.window_s
+    metrics = Metrics(start_s, end_s)
+    supply = None
+    if recording.offline:
+        requests = itertools.cycle((prompt, output, 0, 0) for prompt, output in recording.offline)
+        supply = EndlessSupply(requests, recording.in_flight)
+    cluster = Cluster(costs, limits, choose_policy(recording), 1, metrics, seed, supply)
+    cluster.run((Arrival(*each) for each in recording.online), end_s + DRAIN_S)
+    return metrics
