@@ -79,10 +79,15 @@ class _MooncakeRow(_Row):
         return TraceRequest(self.timestamp / 1e3, self.input_length, self.output_length, self.hash_ids)
 
 
-def read_trace(path: Path) -> list[TraceRequest]:
+def read_trace(path: Path, problems: list[str] | None = None) -> list[TraceRequest]:
     """Reads a trace of any of the formats, in the order of arrival, the first request at 0 s.
 
     A request without prompt or output tokens failed when the trace was taken, and is left out.
+
+    Args:
+        path: The file.
+        problems: Gets what is wrong with lines that cannot be used, which are left out then. None: the first such line
+            is an error.
 
     Raises:
         TraceError: the file is of none of the formats, a line of it is wrong, or it holds no request.
@@ -90,7 +95,7 @@ def read_trace(path: Path) -> list[TraceRequest]:
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
-            found = [row.to_request() for row in _read_rows(path, file)]
+            found = [row.to_request() for row in _read_rows(path, file, problems)]
         except UnicodeDecodeError as error:
             raise TraceError(f"{path}: is no text file: {error}") from None
     requests = sorted(
@@ -103,11 +108,11 @@ def read_trace(path: Path) -> list[TraceRequest]:
     return [replace(request, arrival_s=request.arrival_s - start_s) for request in requests]
 
 
-def _read_rows(path: Path, file: Iterable[str]) -> Iterator[_Row]:
+def _read_rows(path: Path, file: Iterable[str], problems: list[str] | None) -> Iterator[_Row]:
     lines = iter(file)
     first = next(lines, "")
     if first.lstrip().startswith("{"):
-        yield from _read_jsonl(path, first, lines)
+        yield from _read_jsonl(path, first, lines, problems)
         return
     header = [name.strip() for name in first.strip().split(",")]
     for kind in (_AzureRow, _BurstGptRow):
@@ -115,7 +120,7 @@ def _read_rows(path: Path, file: Iterable[str]) -> Iterator[_Row]:
         if columns <= set(header):
             reader = csv.DictReader(lines, fieldnames=header)
             for values in reader:
-                yield _parse(kind, values, path, reader.line_num + 1)
+                yield from _parse(kind, values, path, reader.line_num + 1, problems)
             return
     raise TraceError(
         f"{path}: line 1: is neither a line of Mooncake's JSONL nor the header of Azure's CSV (TIMESTAMP, "
@@ -123,26 +128,35 @@ def _read_rows(path: Path, file: Iterable[str]) -> Iterator[_Row]:
     )
 
 
-def _read_jsonl(path: Path, first: str, rest: Iterator[str]) -> Iterator[_Row]:
+def _read_jsonl(path: Path, first: str, rest: Iterator[str], problems: list[str] | None) -> Iterator[_Row]:
     line, number = first, 1
     while line:
         if line.strip():
             try:
                 values = json.loads(line)
             except json.JSONDecodeError as error:
-                raise TraceError(f"{path}: line {number}: is no JSON: {error}") from None
-            yield _parse(_MooncakeRow, values, path, number)
+                _complain(f"{path}: line {number}: is no JSON: {error}", problems)
+            else:
+                yield from _parse(_MooncakeRow, values, path, number, problems)
         line, number = next(rest, ""), number + 1
 
 
-def _parse(kind: type[_Row], values: Any, path: Path, number: int) -> _Row:
+def _parse(kind: type[_Row], values: Any, path: Path, number: int, problems: list[str] | None) -> Iterator[_Row]:
     try:
-        return kind.model_validate(values)
+        row = kind.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         value = "" if problem["type"] == "missing" else f" (it is {problem['input']!r})"
-        raise TraceError(f"{path}: line {number}: {where or 'line'}: {problem['msg']}{value}") from None
+        _complain(f"{path}: line {number}: {where or 'line'}: {problem['msg']}{value}", problems)
+    else:
+        yield row
+
+
+def _complain(problem: str, problems: list[str] | None) -> None:
+    if problems is None:
+        raise TraceError(problem)
+    problems.append(problem)
 
 
 def cut_window(trace: Sequence[TraceRequest], requests: int, seed: int) -> list[TraceRequest]:
