@@ -183,6 +183,7 @@ class RunReport(_Part):
         repeats: How many repeats are pooled; one where it is not said.
         knobs: Settings changed for this run alone.
         duration_s: From the first intended arrival to the last answer; in a benchmark the measured windows, summed.
+        end_to_end_ms: From the intended send to the end of the answer.
         send_lag_ms: How far the load generator itself was behind its arrivals (part of TTFT).
         offline_duration_s: From the creation of the batch to its end: the denominator of the offline rates.
         offline_requests: Requests answered; failed ones are in `offline_failed`.
@@ -221,6 +222,7 @@ class RunReport(_Part):
     duration_s: float | None = None
     ttft_ms: Percentiles | None = None
     tbt_ms: Percentiles | None = None
+    end_to_end_ms: Percentiles | None = None
     send_lag_ms: Percentiles | None = None
     slo_attainment: float | None = None
     ttft_slo_attainment: float | None = None

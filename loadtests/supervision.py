@@ -41,7 +41,7 @@ class Stack(Protocol):
 def supervise(
     make_stack: Callable[[], Stack] | None, console: Console, work: Callable[[Stack | None, Interruption], int]
 ) -> int:
-    """Runs `work` and returns its exit code, or 130 after a signal. Whatever happens, `down` of the stack runs to its end.
+    """Runs `work` and returns its exit code, or 130 after a signal. Whatever happens, the stack is taken down.
 
     Args:
         make_stack: Makes what is to be brought up and stopped; None for an application that runs already.

@@ -46,7 +46,7 @@ class BatchJob:
     @property
     def is_open(self) -> bool:
         """Whether it was created and has not ended, as far as it is known."""
-        return bool(self._batch) and self._error is None and self._batch["status"] not in ENDED
+        return bool(self._batch) and self._error is None and self._batch["status"] not in (*ENDED, GIVEN_UP)
 
     def submit(self, path: Path, window: str = "24h") -> None:
         """Sends the file and creates the batch; what goes wrong is in the record."""

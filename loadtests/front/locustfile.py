@@ -44,6 +44,7 @@ locust.stats.PERCENTILES_TO_CHART = [0.5, 0.99]
 TEMPLATE_WORDS = 30
 """About what the chat template adds to a prompt, in tokens."""
 START_DELAY_S = 0.5
+STOP_LIMIT_S = 5.0
 SHOWN_PROBLEMS = 5
 
 
@@ -81,6 +82,7 @@ class Load:
         self.writer = RecordWriter(Path(options.records) if options.records else None, self.start_s)
         self.jobs: list[BatchJob] = []
         self.pending = {"chats", "batches"}
+        self.is_stopping = False
         self.is_over = False
 
     def _find_model(self) -> str:
@@ -162,16 +164,22 @@ class BatchClients(User):
         load: Load = self.environment.conserve_load
         options = load.options
         clients = gevent.pool.Group()
+        end_s = load.start_s + options.online_s
         try:
             for number in range(options.batches):
                 due_s = load.start_s + number * options.batch_every_s
+                if due_s >= end_s:
+                    break
                 sleep_until(due_s)
                 job = BatchJob(load.calls, due_s, lambda *call: load.fire("batch", *call))
                 load.jobs.append(job)
                 clients.spawn(self._submit_and_poll, load, job, number)
-            end_s = load.start_s + options.online_s + options.batch_wait_s
-            clients.join(timeout=max(0.0, end_s - time.monotonic()))
+            sleep_until(end_s)
+            clients.join(timeout=options.batch_wait_s)
         finally:
+            # A client that is killed while it creates a batch would not know which one to cancel.
+            load.is_stopping = True
+            clients.join(timeout=STOP_LIMIT_S)
             clients.kill(block=False)
         load.pending.discard("batches")
         raise StopUser
@@ -187,7 +195,7 @@ class BatchClients(User):
             path = Path(folder) / f"batch-{number}.jsonl"
             write_batch_file(path, make_lines(texts, len(texts), load.model, options.batch_output_tokens))
             job.submit(path)
-        while job.is_open:
+        while job.is_open and not load.is_stopping:
             gevent.sleep(options.poll_s)
             job.poll()
 

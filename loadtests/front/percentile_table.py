@@ -21,7 +21,8 @@ def describe(records: Records) -> dict[str, Any]:
         ],
     }
     found = {name: percentiles(values) for name, values in samples.items()}
-    errors = [record.error for record in (*records.chats, *records.batches) if record.error is not None]
+    errors = [chat.error for chat in records.chats] + [batch.error for batch in records.batches]
+    known_errors = [error for error in errors if error is not None]
     return {
         "online_requests": len(answered),
         "online_errors": len(records.chats) - len(answered),
@@ -29,7 +30,7 @@ def describe(records: Records) -> dict[str, Any]:
         "batches": [
             {"status": batch.status, "completed": batch.completed, "of": batch.total} for batch in records.batches
         ],
-        **({"first_error": errors[0]} if errors else {}),
+        **({"first_error": known_errors[0]} if known_errors else {}),
         **{name: value.model_dump() for name, value in found.items() if value is not None},
     }
 
