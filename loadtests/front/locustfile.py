@@ -9,6 +9,7 @@ clients wait. Here one user of each kind keeps to a schedule and sends whatever 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import tempfile
 import time
@@ -205,8 +206,10 @@ class UntilAllIsSent(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         """What locust asks for once a second."""
-        load: Load | None = getattr(self.runner.environment, "conserve_load", None)
-        return (2, 2.0) if load is None or load.pending else None
+        environment = self.runner.environment
+        load: Load | None = getattr(environment, "conserve_load", None)
+        is_over = getattr(environment, "conserve_is_ended", False) or (load is not None and not load.pending)
+        return None if is_over else (2, 2.0)
 
 
 @events.init_command_line_parser.add_listener
@@ -231,6 +234,12 @@ def _finish(environment: Any, **_: Any) -> None:
     load: Load | None = getattr(environment, "conserve_load", None)
     if load is not None:
         load.finish()
+
+
+@events.init.add_listener
+def _end_in_order(environment: Any, **_: Any) -> None:
+    """SIGTERM ends the load as its own end does. Locust 2.47 has no handler yet while a shape runs without its page."""
+    gevent.signal_handler(signal.SIGTERM, setattr, environment, "conserve_is_ended", True)
 
 
 @events.init.add_listener

@@ -87,10 +87,13 @@ def test_a_whole_load_test(server: Any, tmp_path: Path) -> None:
     alone, beside = report.runs["online-only"], report.runs["conserve"]
     assert alone.online_errors == beside.online_errors == 0
     assert alone.offline_tokens_per_s is None
-    assert beside.offline_tokens_per_s == pytest.approx(19_500, rel=0.5)
+    # 60 requests of 390 tokens, within seconds.
+    assert beside.offline_tokens_per_s is not None
+    assert 60 * 390 / 20 < beside.offline_tokens_per_s < 60 * 390 / 1.2
+    assert (beside.offline_requests, beside.offline_failed) == (60, 0)
     assert "ttft_p99_vs_online_only" in report.ratios
     assert {path.name for path in tmp_path.iterdir()} >= {"report.html", "latency.png", "timeline.png"}
-    assert "cancelling" in [batch["status"] for batch in server.batches.values()]
+    assert [batch["status"] for batch in server.batches.values()] == ["completed"]
 
 
 async def test_a_server_that_fails_chats_ends_the_load_test(server: Any, tmp_path: Path) -> None:
