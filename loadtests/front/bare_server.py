@@ -49,7 +49,7 @@ def make_command(settings: Settings, port: int, *, on_cpu: bool) -> list[str]:
         options["kv-cache-memory-bytes"] = int(engine.kv_cache_gib * 2**30)
     else:
         options["gpu-memory-utilization"] = engine.gpu_memory_utilization
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", resolve_model(settings.model.source)]
+    command = [sys.executable, "-m", "loadtests.vllm_cli", "serve", resolve_model(settings.model.source)]
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return [*command, *(["--enforce-eager"] if on_cpu else []), "--disable-uvicorn-access-log"]
 
