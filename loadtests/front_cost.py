@@ -5,7 +5,9 @@ Exit code 0 when it costs no more than it may, 1 when it does or something faile
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
@@ -14,13 +16,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from conserve.config import Settings
 from conserve.launch.interruption import Interruption
-from conserve.launch.serve_config import read_serve_config
+from conserve.launch.serve_config import ServeConfig, read_serve_config
 from conserve.telemetry.logs import configure_program_logs
 from loadtests.front.bare_server import BareServerError, run_bare_server
 from loadtests.front.calls import CallError, Calls
 from loadtests.front.cost import APPLICATION, BARE, FrontCost, find_misses, split_stages
+from loadtests.front.direct import DirectError, ask_replica, find_address
 from loadtests.front.stages import measure_stages
 from loadtests.front.turns import (
     Server,
@@ -39,9 +41,10 @@ STATE_FOLDER: Final = ".front-state"
 
 def measure_front_cost(
     base_url: str,
-    settings: Settings,
+    config: ServeConfig,
     log_path: Path,
     *,
+    ray_address: str | None,
     turns: int,
     rounds: int,
     announce: Callable[[str], None],
@@ -49,8 +52,9 @@ def measure_front_cost(
     """Starts a bare server beside the application, measures both by turns, and ends the bare one.
 
     Raises:
-        BareServerError, TurnsError, CallError, ModelError: it cannot be measured.
+        BareServerError, TurnsError, DirectError, CallError, ModelError: it cannot be measured.
     """
+    settings, application = config.settings, config.application
     on_cpu = settings.engine.device != "gpu" and not _has_gpu()
     announce("starting a bare vLLM server with the same settings")
     with run_bare_server(settings, log_path, on_cpu=on_cpu) as bare_url:
@@ -58,7 +62,12 @@ def measure_front_cost(
             Server(name, Calls(url), _find_model(url)) for name, url in ((APPLICATION, base_url), (BARE, bare_url))
         ]
         announce(f"the first token of {turns} chats each, by turns")
-        records = measure_ttft(servers, turns)
+        with contextlib.ExitStack() as stack:
+            direct = None
+            if ray_address is not None:
+                log = log_path.with_name("direct.log")
+                direct = stack.enter_context(ask_replica(ray_address, application, settings, log))
+            records, direct_ms = measure_ttft(servers, turns, direct)
         announce(f"throughput of {rounds} rounds each, by turns")
         at_once = settings.engine.max_num_seqs
         rates = measure_throughput(servers, rounds, at_once)
@@ -76,6 +85,7 @@ def measure_front_cost(
         output_tokens_per_s={name: sum(values) / len(values) for name, values in rates.items()},
         throughput_ratio=ratio_of_rounds(rates[APPLICATION], rates[BARE]),
         stages_ms=stages_ms,
+        direct_ttft_p50_ms=_percentiles(direct_ms).p50 if direct_ms else None,
     )
 
 
@@ -138,17 +148,18 @@ def main(
 
     def work(stack: Stack | None, interruption: Interruption) -> int:
         try:
-            settings = read_serve_config(config).settings
+            read = read_config(config, None if base_url else out / STATE_FOLDER)
             url = base_url or bring_up(require(stack), lambda line: say(console, line)).base_url
             cost = measure_front_cost(
                 url,
-                settings,
+                read,
                 out / "bare.log",
+                ray_address=find_address(read.settings),
                 turns=turns,
                 rounds=rounds,
                 announce=lambda line: say(console, line),
             )
-        except (BringUpError, BareServerError, TurnsError, CallError) as error:
+        except (BringUpError, BareServerError, TurnsError, DirectError, CallError) as error:
             say(console, f"Not measured: {error}", style="bold red")
             return 1
         write_json(out / "front_cost.json", cost.model_dump())
@@ -161,6 +172,16 @@ def main(
     make_stack = None if base_url is not None else functools.partial(make_local_stack, config, out / STATE_FOLDER)
     with hold_folder(out):
         raise typer.Exit(supervise(make_stack, console, work))
+
+
+def read_config(path: Path, state_dir: Path | None) -> ServeConfig:
+    """The configuration of a stack whose state is in that folder; by default the configuration's own.
+
+    Raises:
+        SettingsError: it is wrong.
+    """
+    state = {} if state_dir is None else {"CONSERVE_STATE_DIR": str(state_dir.absolute())}
+    return read_serve_config(path, {**os.environ, **state})
 
 
 def require(stack: Stack | None) -> Stack:

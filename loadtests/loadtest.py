@@ -14,11 +14,11 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from conserve.config import Settings
 from conserve.launch.interruption import Interruption
-from conserve.launch.serve_config import read_serve_config
+from conserve.launch.serve_config import ServeConfig
 from conserve.telemetry.logs import configure_program_logs
 from loadtests.front.schedule import Arrivals, OnlinePlan, draw_schedule
+from loadtests.front_cost import read_config
 from loadtests.supervision import Stack, hold_folder, make_local_stack, say, supervise
 from loadtests.trace_source import Kind
 
@@ -38,7 +38,7 @@ class LoadTestOptions:
 
 
 def conduct(
-    options: LoadTestOptions, settings: Settings, console: Console, stack: Stack | None, interruption: Interruption
+    options: LoadTestOptions, config: ServeConfig, console: Console, stack: Stack | None, interruption: Interruption
 ) -> int:
     """Runs all of it against the stack, or against `base_url` where there is none; returns the exit code."""
     # Imported under the signal handlers: all of them together take seconds to load.
@@ -46,6 +46,7 @@ def conduct(
     from loadtests.front.calls import CallError
     from loadtests.front.conductor import LoadPlan, LoadTest, LoadTestError
     from loadtests.front.cost import find_misses
+    from loadtests.front.direct import DirectError, find_address
     from loadtests.front.figures import find_problems, make_report
     from loadtests.front.locust_process import LocustError
     from loadtests.front.page import write_page
@@ -74,10 +75,18 @@ def conduct(
         if options.turns:
             rounds = max(2, options.turns // 8)
             log_path = out / "raw" / "bare.log"
-            cost = measure_front_cost(url, settings, log_path, turns=options.turns, rounds=rounds, announce=announce)
+            cost = measure_front_cost(
+                url,
+                config,
+                log_path,
+                ray_address=find_address(config.settings),
+                turns=options.turns,
+                rounds=rounds,
+                announce=announce,
+            )
             problems += find_misses(cost)
             write_json(out / "front_cost.json", cost.model_dump())
-    except (BringUpError, BareServerError, CallError, LoadTestError, LocustError, TurnsError) as error:
+    except (BringUpError, BareServerError, CallError, DirectError, LoadTestError, LocustError, TurnsError) as error:
         say(console, f"The load test failed: {error}", style="bold red")
         return 1
     report = make_report(phases, test.model, options.online.traces, options.online.seed)
@@ -117,7 +126,6 @@ def main(
     """Load through the front door: online requests alone, beside batches, and what the front door costs."""
     configure_program_logs()
     console = Console(highlight=False)
-    settings = read_serve_config(config).settings
     try:
         plan = OnlinePlan(
             duration_s=alone_s,
@@ -139,8 +147,9 @@ def main(
         say(console, f"Left out: {problem}")
     make_stack = None if base_url is not None else functools.partial(make_local_stack, config, out / STATE_FOLDER)
     options = LoadTestOptions(plan, beside_s, out, base_url, turns)
+    read = read_config(config, None if base_url else out / STATE_FOLDER)
     with hold_folder(out):
-        raise typer.Exit(supervise(make_stack, console, functools.partial(conduct, options, settings, console)))
+        raise typer.Exit(supervise(make_stack, console, functools.partial(conduct, options, read, console)))
 
 
 if __name__ == "__main__":

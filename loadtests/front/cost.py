@@ -38,6 +38,7 @@ class FrontCost(BaseModel):
         output_tokens_per_s: By server, all rounds together.
         throughput_ratio: Application over bare server, the median of the rounds and their lowest and highest.
         stages_ms: Medians of requests that end at each stage; see `stages.py`.
+        direct_ttft_p50_ms: TTFT of chats sent to a replica past the proxy and the front.
     """
 
     turns: int
@@ -48,18 +49,29 @@ class FrontCost(BaseModel):
     requests_at_once: int
     output_tokens_per_s: dict[str, float]
     throughput_ratio: Interval
-    stages_ms: dict[str, float] = {}
+    stages_ms: dict[str, float]
+    direct_ttft_p50_ms: float | None = None
 
 
 def split_stages(cost: FrontCost) -> list[tuple[str, float]]:
-    """What each stage adds to a request, in ms, and what is left of the difference of the first tokens."""
-    stages, added, before_ms = cost.stages_ms, [], 0.0
-    for name in STAGES:
-        added.append((name, stages[name] - before_ms))
-        before_ms = stages[name]
-    added.append(("less the bare server's own front", -stages[BARE]))
-    rest_ms = cost.ttft_p50_difference_ms.value - sum(value for _, value in added)
-    return [*added, ("the rest: the request's checks and copies, its stream, the engine", rest_ms)]
+    """What each stage adds to the time to the first token, in ms; together the difference to the bare server."""
+    stages = cost.stages_ms
+    ours_ms, bare_ms = (cost.ttft_ms[name].p50 for name in (APPLICATION, BARE))
+    added = [
+        ("proxy, of any request", stages["proxy"]),
+        ("front, of any request", stages["ingress"] - stages["proxy"]),
+    ]
+    if cost.direct_ttft_p50_ms is None:
+        added.append(("way to a replica and back", stages["replica"] - stages["ingress"]))
+        rest = "a chat's checks, copies and stream; engine"
+    else:
+        added.append(
+            ("proxy and front, of a streamed chat more", ours_ms - cost.direct_ttft_p50_ms - stages["ingress"])
+        )
+        rest = "way to the replica, replica, engine; less the bare server's engine"
+    known_ms = sum(value for _, value in added)
+    added.append((rest, ours_ms - known_ms - (bare_ms - stages[BARE])))
+    return [*added, ("less the bare server's HTTP", -stages[BARE])]
 
 
 def find_misses(cost: FrontCost) -> list[str]:

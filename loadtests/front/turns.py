@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +13,7 @@ import numpy as np
 from loadtests.chat_record import ChatRecord
 from loadtests.front.calls import Calls
 from loadtests.front.cost import Interval
+from loadtests.front.direct import Ask
 from loadtests.front.streamed_chat import make_chat, stream_chat
 from loadtests.front.wording import Wording
 
@@ -37,30 +38,36 @@ class Server:
 
 
 def measure_ttft(
-    servers: Sequence[Server], turns: int, on_turn: Callable[[], object] = lambda: None, seed: int = 1
-) -> dict[str, list[ChatRecord]]:
+    servers: Sequence[Server], turns: int, direct: Ask | None = None, seed: int = 1
+) -> tuple[dict[str, list[ChatRecord]], list[float]]:
     """One chat at a time, to each server in turn; who comes first alternates. The prompts of a turn are the same.
+
+    `direct` is asked in each turn, too, with another prompt: the second value is its times in ms.
 
     Raises:
         TurnsError: a chat failed.
+        DirectError: one of `direct` did.
     """
     wording = Wording(seed)
     records: dict[str, list[ChatRecord]] = {server.name: [] for server in servers}
+    direct_ms: list[float] = []
     for turn in range(-WARM_UP_CHATS, turns):
-        text = wording.write(PROMPT_WORDS)
+        text, other = wording.write(PROMPT_WORDS), wording.write(PROMPT_WORDS)
         for server in servers if turn % 2 else servers[::-1]:
             record = _chat(server, text, TTFT_OUTPUT_TOKENS)
             if turn >= 0:
                 records[server.name].append(record)
-        on_turn()
-    return records
+        if direct is not None:
+            time_ms = direct(make_chat(servers[0].model, other, TTFT_OUTPUT_TOKENS))
+            if turn >= 0:
+                direct_ms.append(time_ms)
+    return records, direct_ms
 
 
 def measure_throughput(
     servers: Sequence[Server],
     rounds: int,
     requests_at_once: int,
-    on_round: Callable[[], object] = lambda: None,
     seed: int = 2,
 ) -> dict[str, list[float]]:
     """Output tokens/s of each round, in which so many chats are sent at once, by each server in turn.
@@ -78,7 +85,6 @@ def measure_throughput(
                 records = list(pool.map(lambda text, to=server: _chat(to, text, BURST_OUTPUT_TOKENS), texts))
                 tokens = sum(record.output_tokens or len(record.content_s) for record in records)
                 rates[server.name].append(tokens / (max(record.ended_s for record in records) - began_s))
-            on_round()
     return rates
 
 

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from conserve.config import Settings
 from conserve.launch.interruption import Interruption
+from conserve.launch.serve_config import read_serve_config
 from loadtests.front.conductor import LoadPlan, LoadTest, LoadTestError
 from loadtests.front.locust_process import LocustError, run_locust
 from loadtests.front.record_file import read_records
@@ -80,7 +80,7 @@ def test_a_whole_load_test(server: Any, tmp_path: Path) -> None:
     online = OnlinePlan(duration_s=2.0, rate_per_s=10.0, arrivals="poisson", length_scale=0.125)
     options = LoadTestOptions(online, 3.0, tmp_path, server.base_url, turns=0)
     with Interruption() as interruption:
-        code = conduct(options, Settings.model_validate({}), console, None, interruption)
+        code = conduct(options, read_serve_config(REPOSITORY / "serve_config.yaml"), console, None, interruption)
     assert isinstance(console.file, io.StringIO)
     assert code == 0, console.file.getvalue()
     report = read_report(tmp_path / "summary.json")

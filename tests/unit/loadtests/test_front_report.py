@@ -119,11 +119,11 @@ def test_what_failed_is_said() -> None:
     ]
 
 
-def make_cost(difference: Interval, ratio: Interval) -> FrontCost:
-    values = Percentiles(p50=50, p90=60, p99=70)
+def make_cost(difference: Interval, ratio: Interval, direct_ms: float | None = None) -> FrontCost:
+    ours, bare = (Percentiles(p50=p50, p90=60, p99=70) for p50 in (58, 50))
     return FrontCost(
         turns=10,
-        ttft_ms={APPLICATION: values, BARE: values},
+        ttft_ms={APPLICATION: ours, BARE: bare},
         ttft_p50_difference_ms=difference,
         tbt_p50_ms={APPLICATION: 20, BARE: 20},
         rounds=3,
@@ -131,14 +131,19 @@ def make_cost(difference: Interval, ratio: Interval) -> FrontCost:
         output_tokens_per_s={APPLICATION: 99, BARE: 100},
         throughput_ratio=ratio,
         stages_ms={"proxy": 1.0, "ingress": 4.0, "replica": 6.0, BARE: 0.5},
+        direct_ttft_p50_ms=direct_ms,
     )
 
 
-def test_stages_add_up_to_the_difference() -> None:
-    cost = make_cost(Interval(value=8.0, low=6.0, high=9.0), Interval(value=0.99, low=0.98, high=1.0))
-    added = split_stages(cost)
-    assert [value for _, value in added] == pytest.approx([1.0, 3.0, 2.0, -0.5, 2.5])
-    assert sum(value for _, value in added) == pytest.approx(8.0)
+@pytest.mark.parametrize(
+    ("direct_ms", "expected"), [(None, [1.0, 3.0, 2.0, 2.5, -0.5]), (53.0, [1.0, 3.0, 1.0, 3.5, -0.5])]
+)
+def test_stages_add_up_to_the_difference(direct_ms: float | None, expected: list[float]) -> None:
+    good = Interval(value=8.0, low=6.0, high=9.0), Interval(value=0.99, low=0.98, high=1.0)
+    cost = make_cost(*good, direct_ms)
+    added = [value for _, value in split_stages(cost)]
+    assert added == pytest.approx(expected)
+    assert sum(added) == pytest.approx(8.0)
     assert find_misses(cost) == []
     assert len(render(cost)) == 2
 
