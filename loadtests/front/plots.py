@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from loadtests.coserving.plots import DOTS_PER_INCH, PLOT_SETTINGS
 from loadtests.front.figures import ALONE, BESIDE
@@ -22,8 +22,8 @@ LABELS: Final = {ALONE: "online alone", BESIDE: "online beside batches"}
 OFFLINE_COLOR: Final = "#009E73"
 KV_COLOR: Final = "#CC79A7"
 RATE_STEP_S: Final = 2.0
-GAP_S: Final = 4.0
-"""Drawn between two phases."""
+GAP_SHARE: Final = 0.02
+"""Of the axis of time, between two phases."""
 
 
 def write_plots(phases: Sequence[Phase], out: Path) -> list[Path]:
@@ -47,6 +47,7 @@ def draw_latency(phases: Sequence[Phase]) -> Figure:
             _draw_cdf(axes, _samples(phase, label), COLORS[phase.name], LABELS[phase.name])
         axes.set_xscale("log")
         axes.set_xlabel(f"{label}, ms")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set_ylabel("Share at most so slow")
@@ -62,6 +63,7 @@ def draw_timeline(phases: Sequence[Phase]) -> Figure:
     figure = Figure(figsize=(10, 6), layout="constrained")
     online, offline, memory = figure.subplots(3, 1, sharex=True)
     shift_s = 0.0
+    gap_s = GAP_SHARE * sum(phase.duration_s for phase in phases)
     for phase in phases:
         origin_s = phase.records.start_s - shift_s
         times_s, counts = chats_in_flight(phase.records, phase.end_s)
@@ -83,15 +85,17 @@ def draw_timeline(phases: Sequence[Phase]) -> Figure:
             ha="center",
             color=COLORS[phase.name],
         )
-        shift_s += phase.duration_s + GAP_S
+        shift_s += phase.duration_s + gap_s
     online.set_ylabel("Chats in flight")
     offline.set_ylabel("Offline tokens/s")
     memory.set_ylabel("KV cache in use")
+    online.yaxis.set_major_locator(MaxNLocator(integer=True))
+    offline.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     memory.yaxis.set_major_formatter(PercentFormatter(1.0))
     memory.set_xlabel("Time, s (the pause between the phases is left out)")
     for axes in (online, offline, memory):
         axes.set_ylim(bottom=0)
-    memory.set_xlim(0, max(1.0, shift_s - GAP_S))
+    memory.set_xlim(0, max(1.0, shift_s - gap_s))
     return figure
 
 
