@@ -66,7 +66,10 @@ def measure_front_cost(
             direct = None
             if ray_address is not None:
                 log = log_path.with_name("direct.log")
-                direct = stack.enter_context(ask_replica(ray_address, application, settings, log))
+                try:
+                    direct = stack.enter_context(ask_replica(ray_address, application, settings, log))
+                except DirectError as error:
+                    announce(f"left out, chats past proxy and front: {error}")
             records, direct_ms = measure_ttft(servers, turns, direct)
         announce(f"throughput of {rounds} rounds each, by turns")
         at_once = settings.engine.max_num_seqs

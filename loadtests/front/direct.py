@@ -45,8 +45,9 @@ def ask_replica(address: str, application: str, settings: Settings, log_path: Pa
     """
     deployment = settings.model.served_name.replace("/", "--").replace(".", "_")
     command = [sys.executable, "-m", "deployments.stage_times", address, application, deployment]
-    root = str(Path(__file__).parents[2])
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    # Ray's own default is to have no token, other than that of the heads it starts.
+    environ = {"RAY_AUTH_MODE": "token", **os.environ, "PYTHONPATH": path}
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environ, start_new_session=True
