@@ -20,7 +20,7 @@ from conserve.telemetry.logs import configure_program_logs
 from loadtests.front.schedule import Arrivals, OnlinePlan, draw_schedule
 from loadtests.front_cost import read_config
 from loadtests.supervision import Stack, hold_folder, make_local_stack, say, supervise
-from loadtests.trace_source import Kind
+from loadtests.trace_source import Kind, TraceSource
 
 STATE_FOLDER: Final = ".loadtest-state"
 FILES: Final = ("report.html", "summary.json", "front_cost.json", "latency.png", "timeline.png")
@@ -31,6 +31,7 @@ class LoadTestOptions:
     """The command line; see `main`."""
 
     online: OnlinePlan
+    source: str
     beside_s: float
     out: Path
     base_url: str | None
@@ -89,7 +90,7 @@ def conduct(
     except (BringUpError, BareServerError, CallError, DirectError, LoadTestError, LocustError, TurnsError) as error:
         say(console, f"The load test failed: {error}", style="bold red")
         return 1
-    report = make_report(phases, test.model, options.online.traces, options.online.seed)
+    report = make_report(phases, test.model, options.source, options.online.seed)
     write_report(out / "summary.json", report)
     write_page(out / "report.html", report, write_plots(phases, out), cost, problems)
     if cost is not None:
@@ -141,12 +142,13 @@ def main(
         )
         problems: list[str] = []
         draw_schedule(plan, problems)
+        source = TraceSource(traces).name(kind)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     for problem in problems:
         say(console, f"Left out: {problem}")
     make_stack = None if base_url is not None else functools.partial(make_local_stack, config, out / STATE_FOLDER)
-    options = LoadTestOptions(plan, beside_s, out, base_url, turns)
+    options = LoadTestOptions(plan, source, beside_s, out, base_url, turns)
     read = read_config(config, None if base_url else out / STATE_FOLDER)
     with hold_folder(out):
         raise typer.Exit(supervise(make_stack, console, functools.partial(conduct, options, read, console)))

@@ -126,6 +126,8 @@ class LoadTest:
         limit_s = duration_s + CHAT_TIMEOUT_S + LOCUST_MARGIN_S
         async with self._watch_status() as readings:
             await run_locust(self._base_url, [*options, *batches], folder / f"{name}.log", limit_s)
+        status = "".join(reading.model_dump_json() + "\n" for reading in readings)
+        (folder / f"{name}-status.jsonl").write_text(status, encoding="utf-8")
         return Phase(name, read_records(records), duration_s, readings)
 
     @contextlib.asynccontextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from loadtests.front.timeline import Phase, measure_harvest
@@ -13,7 +12,7 @@ ALONE: Final = "online-only"
 BESIDE: Final = "conserve"
 
 
-def make_report(phases: list[Phase], model: str, source: Path | None, seed: int) -> Report:
+def make_report(phases: list[Phase], model: str, source: str, seed: int) -> Report:
     """The report of the phases `online-only` and `conserve`; a figure that is not known is left out."""
     runs = {phase.name: describe_phase(phase) for phase in phases}
     by_name = {phase.name: phase.records.chats for phase in phases}
@@ -32,7 +31,7 @@ def make_report(phases: list[Phase], model: str, source: Path | None, seed: int)
         model=model,
         engine={"replicas": replicas} if replicas else {},
         workload="loadtest",
-        source="generated" if source is None else source.name,
+        source=source,
         seed=seed,
         runs=runs,
         ratios=ratios,

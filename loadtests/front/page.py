@@ -18,7 +18,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; marg
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 p { max-width: 48rem; } .dim { color: #666; } .bad { color: #b00020; }
 table { border-collapse: collapse; margin: .6rem 0; } img { width: 100%; height: auto; }
-th, td { padding: .25rem .9rem .25rem 0; text-align: right; font-variant-numeric: tabular-nums; }
+th, td { white-space: nowrap; padding: .25rem .9rem .25rem 0; text-align: right; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #888; }
 tbody tr { border-bottom: 1px solid #ddd; }
 """

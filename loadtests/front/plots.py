@@ -22,6 +22,8 @@ LABELS: Final = {ALONE: "online alone", BESIDE: "online beside batches"}
 OFFLINE_COLOR: Final = "#009E73"
 KV_COLOR: Final = "#CC79A7"
 RATE_STEP_S: Final = 2.0
+LEAST_PERCENTILE: Final = 2.0
+"""Where the axis of a latency begins."""
 GAP_SHARE: Final = 0.02
 """Of the axis of time, between two phases."""
 
@@ -43,9 +45,14 @@ def draw_latency(phases: Sequence[Phase]) -> Figure:
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     for axes, label in zip(panels, ("TTFT", "TBT", "End to end"), strict=True):
-        for phase in phases:
-            _draw_cdf(axes, _samples(phase, label), COLORS[phase.name], LABELS[phase.name])
+        samples = {phase.name: _samples(phase, label) for phase in phases}
+        for name, values in samples.items():
+            _draw_cdf(axes, values, COLORS[name], LABELS[name])
         axes.set_xscale("log")
+        # Now and then two tokens come in one packet, with a gap of nearly nothing between them.
+        shortest = [float(np.percentile(values, LEAST_PERCENTILE)) for values in samples.values() if values]
+        if shortest:
+            axes.set_xlim(left=max(0.01, 0.8 * min(shortest)))
         axes.set_xlabel(f"{label}, ms")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

@@ -78,7 +78,7 @@ async def test_a_wrong_trace_is_named(server: Any, tmp_path: Path) -> None:
 def test_a_whole_load_test(server: Any, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=120)
     online = OnlinePlan(duration_s=2.0, rate_per_s=10.0, arrivals="poisson", length_scale=0.125)
-    options = LoadTestOptions(online, 3.0, tmp_path, server.base_url, turns=0)
+    options = LoadTestOptions(online, "generated", 3.0, tmp_path, server.base_url, turns=0)
     with Interruption() as interruption:
         code = conduct(options, read_serve_config(REPOSITORY / "serve_config.yaml"), console, None, interruption)
     assert isinstance(console.file, io.StringIO)

@@ -181,7 +181,7 @@ def test_the_bare_server_has_the_settings_of_the_engines() -> None:
 
 def test_the_page_has_plots_and_figures_in_it(tmp_path: Path) -> None:
     phases = make_phases()
-    report = make_report(phases, "a<b>", None, 7)
+    report = make_report(phases, "a<b>", "generated", 7)
     cost = make_cost(Interval(value=8.0, low=6.0, high=9.0), Interval(value=0.99, low=0.98, high=1.0))
     plots = write_plots(phases, tmp_path)
     assert [plot.name for plot in plots] == ["latency.png", "timeline.png"]
