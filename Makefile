@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 VENV := .venv/bin
 
-.PHONY: setup test baselines lint demo bench lock clean
+.PHONY: setup test baselines lint demo bench loadtest lock clean
 
 setup: ## make .venv and unpack the default model; DEVICE=cpu or DEVICE=gpu instead of what is found
 	@test -n "$(PYTHON)" || { echo "set-up: error: Python 3.11 is needed: neither python3.11 nor python3 is one" >&2; exit 1; }
@@ -30,6 +30,9 @@ bench: setup ## stock vLLM beside ours: chat and pressure once; W=all REPEATS=3 
 	$(if $(filter-out all,$(W)),,@$(VENV)/python -m loadtests.scheduler_cost --out out/bench)
 	@$(VENV)/python -m loadtests.coserve $(if $(W),--workload "$(W)") $(if $(REPEATS),--repeats "$(REPEATS)") \
 		$(if $(TRACES),--traces "$(TRACES)") $(ARGS)
+
+loadtest: setup ## load over HTTP: chats alone, beside batches, and what the front costs; TRACES=folder, ARGS= for the rest
+	@$(VENV)/python -m loadtests.loadtest $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
 lock: ## resolve the dependencies of pyproject.toml anew; UPGRADE=1 takes the newest versions
 	@test -n "$(PYTHON)" || { echo "lock: error: Python 3.11 is needed" >&2; exit 1; }

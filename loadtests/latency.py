@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from loadtests.chat_load import ChatRecord
+from loadtests.chat_record import ChatRecord
 from loadtests.report import Percentiles, Ratio
 
 CONFIDENCE = 0.95

@@ -5,6 +5,7 @@ What a run does not have is absent from the file, never zero.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import tempfile
@@ -182,6 +183,7 @@ class RunReport(_Part):
         repeats: How many repeats are pooled; one where it is not said.
         knobs: Settings changed for this run alone.
         duration_s: From the first intended arrival to the last answer; in a benchmark the measured windows, summed.
+        end_to_end_ms: From the intended send to the end of the answer.
         send_lag_ms: How far the load generator itself was behind its arrivals (part of TTFT).
         offline_duration_s: From the creation of the batch to its end: the denominator of the offline rates.
         offline_requests: Requests answered; failed ones are in `offline_failed`.
@@ -220,6 +222,7 @@ class RunReport(_Part):
     duration_s: float | None = None
     ttft_ms: Percentiles | None = None
     tbt_ms: Percentiles | None = None
+    end_to_end_ms: Percentiles | None = None
     send_lag_ms: Percentiles | None = None
     slo_attainment: float | None = None
     ttft_slo_attainment: float | None = None
@@ -311,12 +314,22 @@ class Report(_Part):
 
 def write_report(path: Path, report: Report) -> None:
     """Writes `report` so that a reader sees the whole of it or the file that was there before."""
+    write_whole(path, report.model_dump_json(indent=2, exclude_none=True) + "\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` as JSON, as `write_whole` does."""
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the whole of it or the file that was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
         try:
-            file.write(report.model_dump_json(indent=2, exclude_none=True) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o644)

@@ -20,10 +20,13 @@ class TraceSource:
     Args:
         path: A trace, or a folder of traces; None for generated ones. Of several in a folder, the one whose name
             contains `conv` or `code` is taken for that kind.
+        problems: Gets what is wrong with lines that cannot be used, which are left out then. None: the first such line
+            is an error.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, problems: list[str] | None = None) -> None:
         self._path = path
+        self._problems = problems
         self._traces: dict[Path, list[TraceRequest]] = {}
 
     def name(self, kind: Kind) -> str:
@@ -45,7 +48,7 @@ class TraceSource:
         path = self._find(self._path, kind)
         if path not in self._traces:
             try:
-                self._traces[path] = read_trace(path)
+                self._traces[path] = read_trace(path, self._problems)
             except OSError as error:
                 raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from error
         try:

@@ -16,13 +16,13 @@ from loadtests import arrivals
 from loadtests.coserving.prompts import PromptMaker
 from loadtests.trace_source import GENERATED, Kind, TraceSource
 from loadtests.traces import TraceRequest, scale_lengths, scale_time
+from loadtests.window_shape import bend, turn
 
 Size = Literal["cpu", "gpu"]
 FIRST_PROMPT_SHARE: Final = 0.25
 """Length of the prompts that the engine begins with, as a share: it is at its usual work sooner."""
 SATURATING_REQUESTS: Final = 200
 """Requests of a trace that the capacity is measured with, over and over."""
-_TIDE_STEPS: Final = 1_000
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ class Workload:
         if self.burst_cv is not None:
             bursts = arrivals.gamma(rate_per_s, self.burst_cv, seed)
             window = [replace(request, arrival_s=at_s) for request, at_s in zip(window, bursts, strict=False)]
-        window = _turn(scale_time(window, rate_per_s), np.random.default_rng([seed, 4]))
+        window = turn(scale_time(window, rate_per_s), np.random.default_rng([seed, 4]))
         if self.tide_ratio is not None:
-            window = _bend(window, duration_s, self.tide_ratio)
+            window = bend(window, duration_s, self.tide_ratio)
         generator = np.random.default_rng([seed, 1])
         requests = [
             self._make_online(request, prompts, generator) for request in scale_lengths(window, self.length_scale)
@@ -191,26 +191,3 @@ class Workload:
         prompt_tokens = min(request.prompt_tokens, limit - output_tokens)
         prompt = prompts.make_chained(generator, prompt_tokens, request.prefix_ids, self.length_scale)
         return BenchRequest(prompt, output_tokens, request.arrival_s)
-
-
-def _turn(window: list[TraceRequest], generator: np.random.Generator) -> list[TraceRequest]:
-    """Begins at another time, and comes to what lies before it last.
-
-    The last request would else always be due just when the arrivals end: where they come in bursts, in one.
-    """
-    end_s = window[-1].arrival_s
-    begin_s = float(generator.uniform(0.0, end_s))
-    later = [replace(request, arrival_s=(request.arrival_s - begin_s) % end_s) for request in window]
-    return sorted(later, key=lambda request: request.arrival_s)
-
-
-def _bend(window: list[TraceRequest], duration_s: float, ratio: float) -> list[TraceRequest]:
-    """Moves arrivals so that their rate is lowest at both ends of `duration_s` and `ratio` times as high in between."""
-    swing = (ratio - 1.0) / (ratio + 1.0)
-    times = np.linspace(0.0, 1.0, _TIDE_STEPS)
-    # The integral of 1 - swing * cos(2 pi t): share of the arrivals before t. Arrivals are moved by its inverse.
-    shares = times - swing * np.sin(2 * np.pi * times) / (2 * np.pi)
-    return [
-        replace(request, arrival_s=float(np.interp(request.arrival_s / duration_s, shares, times)) * duration_s)
-        for request in window
-    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -25,6 +26,7 @@ class FakeServer:
 
     request_s: float = 0.02
     token_s: float = 0.002
+    one_at_a_time: bool = False
     with_status: bool = True
     fail_chats: bool = False
     fail_custom_ids: set[str] = field(default_factory=set)
@@ -57,6 +59,7 @@ def server() -> Iterator[FakeServer]:
 def make_app(fake: FakeServer) -> FastAPI:
     app = FastAPI()
     tasks: set[asyncio.Task[None]] = set()
+    turn = asyncio.Lock()
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -77,6 +80,8 @@ def make_app(fake: FakeServer) -> FastAPI:
             "online_waiting": 0,
             "offline_running": 4,
             "kv_usage": 0.25,
+            "offline_prompt_tokens": round(17_500 * fake.busy_s),
+            "offline_output_tokens": round(2_000 * fake.busy_s),
             "offline_busy_s": fake.busy_s,
             "engine_cpu_s": 0.5 * (time.monotonic() - fake.started_s) + fake.busy_s,
         }
@@ -90,6 +95,11 @@ def make_app(fake: FakeServer) -> FastAPI:
         return StreamingResponse(stream(body["max_tokens"]), media_type="text/event-stream")
 
     async def stream(max_tokens: int) -> AsyncIterator[str]:
+        async with turn if fake.one_at_a_time else contextlib.nullcontext():
+            async for text in stream_events(max_tokens):
+                yield text
+
+    async def stream_events(max_tokens: int) -> AsyncIterator[str]:
         def event(**fields: Any) -> str:
             chunk = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": MODEL, **fields}
             return f"data: {json.dumps(chunk)}\n\n"

@@ -1,0 +1,87 @@
+"""What the front door costs beside a bare vLLM server: the figures, and what they may be."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import BaseModel
+
+from loadtests.report import Percentiles
+
+APPLICATION: Final = "ConServe"
+BARE: Final = "bare server"
+STAGES: Final = ("proxy", "ingress", "replica")
+MOST_TTFT_MS: Final = 10.0
+"""More at the median would be a defect."""
+GOAL_TTFT_MS: Final = 3.0
+LEAST_THROUGHPUT: Final = 0.95
+
+
+class Interval(BaseModel):
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class FrontCost(BaseModel):
+    """What the front door costs.
+
+    Attributes:
+        turns: Chats of each server, one at a time on an idle server.
+        ttft_ms: By server.
+        ttft_p50_difference_ms: That of the application less that of the bare server; bootstrap over turns.
+        tbt_p50_ms: By server.
+        rounds: Of throughput, by each server.
+        requests_at_once: Of a round.
+        output_tokens_per_s: By server, all rounds together.
+        throughput_ratio: Application over bare server, the median of the rounds and their lowest and highest.
+        stages_ms: Medians of requests that end at each stage; see `stages.py`.
+        direct_ttft_p50_ms: TTFT of chats sent to a replica past the proxy and the front.
+    """
+
+    turns: int
+    ttft_ms: dict[str, Percentiles]
+    ttft_p50_difference_ms: Interval
+    tbt_p50_ms: dict[str, float]
+    rounds: int
+    requests_at_once: int
+    output_tokens_per_s: dict[str, float]
+    throughput_ratio: Interval
+    stages_ms: dict[str, float]
+    direct_ttft_p50_ms: float | None = None
+
+
+def split_stages(cost: FrontCost) -> list[tuple[str, float]]:
+    """What each stage adds to the time to the first token, in ms; together the difference to the bare server."""
+    stages = cost.stages_ms
+    ours_ms, bare_ms = (cost.ttft_ms[name].p50 for name in (APPLICATION, BARE))
+    added = [
+        ("proxy, of any request", stages["proxy"]),
+        ("front, of any request", stages["ingress"] - stages["proxy"]),
+    ]
+    if cost.direct_ttft_p50_ms is None:
+        added.append(("way to a replica and back", stages["replica"] - stages["ingress"]))
+        rest = "a chat's checks, copies and stream; engine"
+    else:
+        added.append(
+            ("proxy and front, of a streamed chat more", ours_ms - cost.direct_ttft_p50_ms - stages["ingress"])
+        )
+        rest = "way to the replica, replica, engine; less the bare server's engine"
+    known_ms = sum(value for _, value in added)
+    added.append((rest, ours_ms - known_ms - (bare_ms - stages[BARE])))
+    return [*added, ("less the bare server's HTTP", -stages[BARE])]
+
+
+def find_misses(cost: FrontCost) -> list[str]:
+    """What it costs more than it may, as sentences; a figure whose interval holds the limit is unsure."""
+    misses = []
+    difference, ratio = cost.ttft_p50_difference_ms, cost.throughput_ratio
+    if difference.value > MOST_TTFT_MS:
+        unsure = " (unsure)" if difference.low <= MOST_TTFT_MS else ""
+        misses.append(f"the first token comes {difference.value:.1f} ms later, more than {MOST_TTFT_MS:g}{unsure}")
+    if ratio.value < LEAST_THROUGHPUT:
+        unsure = " (unsure)" if ratio.high >= LEAST_THROUGHPUT else ""
+        misses.append(f"throughput is {ratio.value:.1%} of the bare server's, less than {LEAST_THROUGHPUT:.0%}{unsure}")
+    return misses

@@ -1,0 +1,110 @@
+"""Two servers measured by turns, with the same requests: so that whatever else the machine does hits both alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from loadtests.chat_record import ChatRecord
+from loadtests.front.calls import Calls
+from loadtests.front.cost import Interval
+from loadtests.front.direct import Ask
+from loadtests.front.streamed_chat import make_chat, stream_chat
+from loadtests.front.wording import Wording
+
+PROMPT_WORDS: Final = 100
+TTFT_OUTPUT_TOKENS: Final = 8
+BURST_OUTPUT_TOKENS: Final = 48
+WARM_UP_CHATS: Final = 3
+RESAMPLES: Final = 2_000
+
+
+class TurnsError(RuntimeError):
+    """A request failed, so that nothing can be compared; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """One of the two."""
+
+    name: str
+    calls: Calls
+    model: str
+
+
+def measure_ttft(
+    servers: Sequence[Server], turns: int, direct: Ask | None = None, seed: int = 1
+) -> tuple[dict[str, list[ChatRecord]], list[float]]:
+    """One chat at a time, to each server in turn; who comes first alternates. The prompts of a turn are the same.
+
+    `direct` is asked in each turn, too, with another prompt: the second value is its times in ms.
+
+    Raises:
+        TurnsError: a chat failed.
+        DirectError: one of `direct` did.
+    """
+    wording = Wording(seed)
+    records: dict[str, list[ChatRecord]] = {server.name: [] for server in servers}
+    direct_ms: list[float] = []
+    for turn in range(-WARM_UP_CHATS, turns):
+        text, other = wording.write(PROMPT_WORDS), wording.write(PROMPT_WORDS)
+        for server in servers if turn % 2 else servers[::-1]:
+            record = _chat(server, text, TTFT_OUTPUT_TOKENS)
+            if turn >= 0:
+                records[server.name].append(record)
+        if direct is not None:
+            time_ms = direct(make_chat(servers[0].model, other, TTFT_OUTPUT_TOKENS))
+            if turn >= 0:
+                direct_ms.append(time_ms)
+    return records, direct_ms
+
+
+def measure_throughput(
+    servers: Sequence[Server],
+    rounds: int,
+    requests_at_once: int,
+    seed: int = 2,
+) -> dict[str, list[float]]:
+    """Output tokens/s of each round, in which so many chats are sent at once, by each server in turn.
+
+    Raises:
+        TurnsError: a chat failed.
+    """
+    wording = Wording(seed)
+    rates: dict[str, list[float]] = {server.name: [] for server in servers}
+    with ThreadPoolExecutor(requests_at_once) as pool:
+        for round_ in range(rounds):
+            texts = [wording.write(PROMPT_WORDS) for _ in range(requests_at_once)]
+            for server in servers if round_ % 2 else servers[::-1]:
+                began_s = time.monotonic()
+                records = list(pool.map(lambda text, to=server: _chat(to, text, BURST_OUTPUT_TOKENS), texts))
+                tokens = sum(record.output_tokens or len(record.content_s) for record in records)
+                rates[server.name].append(tokens / (max(record.ended_s for record in records) - began_s))
+    return rates
+
+
+def median_difference(above: Sequence[float], below: Sequence[float], seed: int = 0) -> Interval:
+    """The difference of two medians, of samples taken in pairs, with a bootstrap interval over pairs."""
+    high, low = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    chosen = np.random.default_rng(seed).integers(0, len(high), (RESAMPLES, len(high)))
+    differences = np.median(high[chosen], axis=1) - np.median(low[chosen], axis=1)
+    bounds = np.percentile(differences, [2.5, 97.5])
+    return Interval(value=float(np.median(high) - np.median(low)), low=float(bounds[0]), high=float(bounds[1]))
+
+
+def ratio_of_rounds(above: Sequence[float], below: Sequence[float]) -> Interval:
+    """The ratios round by round: their median, lowest and highest."""
+    ratios = np.asarray(above, dtype=float) / np.asarray(below, dtype=float)
+    return Interval(value=float(np.median(ratios)), low=float(ratios.min()), high=float(ratios.max()))
+
+
+def _chat(server: Server, text: str, output_tokens: int) -> ChatRecord:
+    record = stream_chat(server.calls, make_chat(server.model, text, output_tokens))
+    if record.error is not None or record.ttft_ms is None:
+        raise TurnsError(f"{server.name}: a chat failed: {record.error or 'no content came'}")
+    return record

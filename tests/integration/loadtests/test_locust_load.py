@@ -1,0 +1,116 @@
+"""Loads of a real locust process against a fake server, and a whole load test of one."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from conserve.launch.interruption import Interruption
+from conserve.launch.serve_config import read_serve_config
+from loadtests.front.conductor import LoadPlan, LoadTest, LoadTestError
+from loadtests.front.locust_process import LocustError, run_locust
+from loadtests.front.record_file import read_records
+from loadtests.front.schedule import OnlinePlan
+from loadtests.loadtest import LoadTestOptions, conduct
+from loadtests.report import read_report
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+async def test_a_slow_server_delays_no_request_and_its_delay_is_in_the_latency(server: Any, tmp_path: Path) -> None:
+    """One chat takes 0.1 s and one is answered at a time, while 20 a second are due: a queue that grows.
+
+    A client that waits for an answer before it sends again would see 0.1 s for each.
+    """
+    server.one_at_a_time, server.token_s = True, 0.025
+    options = ["--rate", "20", "--online-s", "2", "--arrivals", "poisson", "--max-output-tokens", "4"]
+    records = tmp_path / "records.jsonl"
+    options += ["--length-scale", "1", "--records", str(records), "--summary", str(tmp_path / "summary.json")]
+    await run_locust(server.base_url, options, tmp_path / "log", 60)
+    found = read_records(records)
+    assert len(found.chats) == pytest.approx(40, abs=20)
+    assert not [record.error for record in found.chats if record.error is not None]
+    assert max(record.send_lag_ms for record in found.chats) < 500
+    last = found.chats[-1]
+    assert last.ttft_ms is not None
+    assert last.ttft_ms > 600
+    assert [len(record.content_s) for record in found.chats] == [4] * len(found.chats)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["online_requests"] == len(found.chats)
+    assert summary["ttft_ms"]["p99"] <= max(record.ttft_ms or 0.0 for record in found.chats)
+    assert {"chat     TTFT", "chat     TBT", "chat     end to end"} <= _metrics((tmp_path / "log").read_text())
+
+
+def _metrics(log: str) -> set[str]:
+    return {line[:27].rstrip() for line in log.splitlines() if line.startswith(("chat ", "batch "))}
+
+
+async def test_a_load_that_is_cancelled_leaves_neither_locust_nor_batch_behind(server: Any, tmp_path: Path) -> None:
+    server.request_s = 0.5
+    options = ["--rate", "5", "--online-s", "60", "--batches", "1", "--batch-requests", "1000"]
+    load = asyncio.create_task(run_locust(server.base_url, options, tmp_path / "log", 90))
+    async with asyncio.timeout(30):
+        while not server.batches:
+            await asyncio.sleep(0.05)
+    load.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+    assert [batch["status"] for batch in server.batches.values()] == ["cancelling"]
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands if server.base_url in command]
+
+
+async def test_a_wrong_trace_is_named(server: Any, tmp_path: Path) -> None:
+    with pytest.raises(LocustError, match="there is no such trace"):
+        await run_locust(server.base_url, ["--traces", str(tmp_path / "no")], tmp_path / "log", 60)
+
+
+def test_a_whole_load_test(server: Any, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    online = OnlinePlan(duration_s=2.0, rate_per_s=10.0, arrivals="poisson", length_scale=0.125)
+    options = LoadTestOptions(online, "generated", 3.0, tmp_path, server.base_url, turns=0)
+    with Interruption() as interruption:
+        code = conduct(options, read_serve_config(REPOSITORY / "serve_config.yaml"), console, None, interruption)
+    assert isinstance(console.file, io.StringIO)
+    assert code == 0, console.file.getvalue()
+    report = read_report(tmp_path / "summary.json")
+    alone, beside = report.runs["online-only"], report.runs["conserve"]
+    assert alone.online_errors == beside.online_errors == 0
+    assert alone.offline_tokens_per_s is None
+    # 60 requests of 390 tokens, within seconds.
+    assert beside.offline_tokens_per_s is not None
+    assert 60 * 390 / 20 < beside.offline_tokens_per_s < 60 * 390 / 1.2
+    assert (beside.offline_requests, beside.offline_failed) == (60, 0)
+    assert "ttft_p99_vs_online_only" in report.ratios
+    assert {path.name for path in tmp_path.iterdir()} >= {"report.html", "latency.png", "timeline.png"}
+    assert [batch["status"] for batch in server.batches.values()] == ["completed"]
+
+
+async def test_a_server_that_fails_chats_ends_the_load_test(server: Any, tmp_path: Path) -> None:
+    server.fail_chats = True
+    plan = LoadPlan(OnlinePlan(duration_s=1.0, rate_per_s=1.0), 1.0, tmp_path)
+    with pytest.raises(LoadTestError, match="the first chats failed: POST /v1/chat/completions: HTTP 503"):
+        await LoadTest(plan, server.base_url, lambda line: None).run()
+
+
+def test_the_command_refuses_a_trace_that_is_not_there(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "loadtests.loadtest", "--traces", str(tmp_path / "no"), "--out", str(tmp_path)],
+        cwd=REPOSITORY,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "there is no such trace or folder" in done.stderr

@@ -1,0 +1,194 @@
+"""The figures, plots and page of a load test, and the cost of the front door."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from conserve.config import Settings
+from loadtests.chat_record import ChatRecord
+from loadtests.engine_status import ReplicaStatus, StatusReport
+from loadtests.front.bare_server import make_command
+from loadtests.front.cost import APPLICATION, BARE, FrontCost, Interval, find_misses, split_stages
+from loadtests.front.figures import ALONE, BESIDE, describe_phase, find_problems, make_report
+from loadtests.front.page import write_page
+from loadtests.front.plots import write_plots
+from loadtests.front.record_file import BatchRecord, Records
+from loadtests.front.timeline import Phase, chats_in_flight, measure_harvest, offline_rates
+from loadtests.front.turns import median_difference, ratio_of_rounds
+from loadtests.front_cost import render
+from loadtests.report import Percentiles
+
+
+def reading(read_s: float, tokens: int | None, running: int = 1, replica: str = "r1") -> StatusReport:
+    one = ReplicaStatus(
+        replica_id=replica,
+        offline_running=running,
+        kv_usage=0.25,
+        offline_prompt_tokens=tokens,
+        offline_output_tokens=0,
+    )
+    return StatusReport(replicas=[one], read_s=read_s)
+
+
+def chat(intended_s: float, ended_s: float, error: str | None = None) -> ChatRecord:
+    return ChatRecord(intended_s, intended_s, (intended_s + 0.1, intended_s + 0.2), ended_s, 20, 2, error)
+
+
+def make_phases() -> list[Phase]:
+    chats = [chat(100.0 + index, 100.5 + index) for index in range(10)]
+    batches = [BatchRecord("b1", 100.0, 100.1, 109.0, "completed", 5, 5, 0, 3)]
+    readings = [reading(99.0 + 0.5 * step, 40 * step) for step in range(24)]
+    return [
+        Phase(ALONE, Records(100.0, list(chats)), 10.0, [reading(101.0, 0, running=0)]),
+        Phase(BESIDE, Records(100.0, chats, batches), 10.0, readings),
+    ]
+
+
+def test_the_harvest_is_that_of_the_time_with_offline_work() -> None:
+    readings = [
+        reading(100.0, 0, 0),
+        reading(102.0, 0, 0),
+        reading(104.0, 10),
+        reading(108.0, 410),
+        reading(112.0, 9_999),
+    ]
+    harvest = measure_harvest(Phase(BESIDE, Records(100.0), 10.0, readings))
+    assert harvest is not None
+    # Neither the wait for the first request nor what came after the phase.
+    assert (harvest.duration_s, harvest.tokens_per_s) == (4.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    "readings",
+    [
+        [],
+        [reading(101.0, 5)],
+        [reading(101.0, 5, 0), reading(105.0, 5, 0)],
+        [reading(101.0, 50), reading(105.0, 5)],
+        [reading(101.0, 50), reading(105.0, 500, replica="r2")],
+        [reading(101.0, None), reading(105.0, None)],
+    ],
+)
+def test_a_harvest_that_is_not_known_is_none(readings: list[StatusReport]) -> None:
+    assert measure_harvest(Phase(BESIDE, Records(100.0), 10.0, readings)) is None
+
+
+def test_rates_have_no_point_where_an_engine_was_started_again() -> None:
+    found = offline_rates([reading(0.0, 0), reading(1.0, 5), reading(2.0, 200), reading(4.0, 0), reading(6.0, 50)], 2.0)
+    assert found == ([1.0, 5.0], [100.0, 25.0])
+
+
+def test_chats_in_flight_rise_when_they_are_due() -> None:
+    times_s, counts = chats_in_flight(Records(0.0, [chat(1.0, 4.0), chat(2.0, 3.0), chat(2.5, 99.0)]), 10.0)
+    assert list(zip(times_s, counts, strict=True)) == [
+        (0.0, 0),
+        (1.0, 1),
+        (2.0, 2),
+        (2.5, 3),
+        (3.0, 2),
+        (4.0, 1),
+        (10.0, 1),
+    ]
+
+
+def test_figures_of_a_phase() -> None:
+    phase = make_phases()[1]
+    run = describe_phase(phase)
+    assert run.online_tokens_per_s == pytest.approx(10 * 22 / 10)
+    assert run.offline_tokens_per_s == pytest.approx(80.0)
+    assert run.total_tokens_per_s == pytest.approx(102.0)
+    assert (run.online_requests, run.online_errors, run.offline_requests) == (10, 0, 5)
+    assert run.end_to_end_ms is not None
+    assert run.end_to_end_ms.p50 == pytest.approx(500)
+
+
+def test_what_failed_is_said() -> None:
+    alone, beside = make_phases()
+    assert find_problems([alone, beside]) == []
+    alone.records.chats[3] = chat(103.0, 104.0, "HTTP 503")
+    beside.records.batches[0] = BatchRecord("b1", 0.0, 0.0, 0.0, "completed", 5, 4, 1, 3)
+    beside.readings.clear()
+    found = find_problems([alone, beside])
+    assert found == [
+        "online-only: 1 of 10 chats failed, the first with: HTTP 503",
+        "conserve: batch b1 (completed): 1 of 5 requests failed",
+        "conserve: no offline work was seen",
+    ]
+
+
+def make_cost(difference: Interval, ratio: Interval, direct_ms: float | None = None) -> FrontCost:
+    ours, bare = (Percentiles(p50=p50, p90=60, p99=70) for p50 in (58, 50))
+    return FrontCost(
+        turns=10,
+        ttft_ms={APPLICATION: ours, BARE: bare},
+        ttft_p50_difference_ms=difference,
+        tbt_p50_ms={APPLICATION: 20, BARE: 20},
+        rounds=3,
+        requests_at_once=16,
+        output_tokens_per_s={APPLICATION: 99, BARE: 100},
+        throughput_ratio=ratio,
+        stages_ms={"proxy": 1.0, "ingress": 4.0, "replica": 6.0, BARE: 0.5},
+        direct_ttft_p50_ms=direct_ms,
+    )
+
+
+@pytest.mark.parametrize(
+    ("direct_ms", "expected"), [(None, [1.0, 3.0, 2.0, 2.5, -0.5]), (53.0, [1.0, 3.0, 1.0, 3.5, -0.5])]
+)
+def test_stages_add_up_to_the_difference(direct_ms: float | None, expected: list[float]) -> None:
+    good = Interval(value=8.0, low=6.0, high=9.0), Interval(value=0.99, low=0.98, high=1.0)
+    cost = make_cost(*good, direct_ms)
+    added = [value for _, value in split_stages(cost)]
+    assert added == pytest.approx(expected)
+    assert sum(added) == pytest.approx(8.0)
+    assert find_misses(cost) == []
+    assert len(render(cost)) == 2
+
+
+def test_limits_of_the_cost() -> None:
+    unsure = make_cost(Interval(value=11.0, low=9.0, high=12.0), Interval(value=0.9, low=0.85, high=0.96))
+    assert [miss.endswith("(unsure)") for miss in find_misses(unsure)] == [True, True]
+    sure = make_cost(Interval(value=11.0, low=10.5, high=12.0), Interval(value=0.9, low=0.85, high=0.94))
+    assert [miss.endswith("(unsure)") for miss in find_misses(sure)] == [False, False]
+
+
+def test_differences_are_of_pairs() -> None:
+    below = [10.0, 20.0, 30.0, 40.0, 50.0] * 4
+    found = median_difference([value + 3 for value in below], below)
+    assert (found.value, found.low, found.high) == pytest.approx((3.0, 3.0, 3.0))
+    ratio = ratio_of_rounds([9.0, 10.0, 22.0], [10.0, 10.0, 20.0])
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((1.0, 0.9, 1.1))
+
+
+def test_the_bare_server_has_the_settings_of_the_engines() -> None:
+    settings = Settings.model_validate(
+        {
+            "model": {"source": "org/model"},
+            "engine": {"max_num_seqs": 7, "max_num_batched_tokens": 333, "dtype": "float32"},
+        }
+    )
+    command = make_command(settings, 9_999, on_cpu=True)
+    pairs = dict(pairwise(command))
+    assert (pairs["--max-num-seqs"], pairs["--max-num-batched-tokens"], pairs["--dtype"]) == ("7", "333", "float32")
+    assert (pairs["serve"], pairs["--port"]) == ("org/model", "9999")
+    assert "--max-model-len" not in command
+    assert "--enforce-eager" in command
+    assert "--enforce-eager" not in make_command(settings, 9_999, on_cpu=False)
+
+
+def test_the_page_has_plots_and_figures_in_it(tmp_path: Path) -> None:
+    phases = make_phases()
+    report = make_report(phases, "a<b>", "generated", 7)
+    cost = make_cost(Interval(value=8.0, low=6.0, high=9.0), Interval(value=0.99, low=0.98, high=1.0))
+    plots = write_plots(phases, tmp_path)
+    assert [plot.name for plot in plots] == ["latency.png", "timeline.png"]
+    write_page(tmp_path / "report.html", report, plots, cost, ["x & y failed"])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/png;base64,') == 2
+    for text in ("a&lt;b&gt;", "x &amp; y failed", "TTFT p99", "+8.0 ms (+6.0 to +9.0)", "Offline tokens/s"):
+        assert text in page
+    # Nothing is fetched from elsewhere.
+    assert "http" not in page.replace("https", "http").split("<body>")[0]
