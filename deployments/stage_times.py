@@ -1,4 +1,4 @@
-"""`python -m deployments.stage_times ADDRESS APPLICATION DEPLOYMENT`: chats sent to a replica past proxy and front.
+"""`python -m deployments.stage_times ADDRESS APPLICATION`: chats sent to a replica past proxy and front.
 
 Each line of its input is the body of a chat request; for each it prints the milliseconds to the first content.
 The load tests, which may not import Ray, run it beside the application on the same machine.
@@ -16,6 +16,7 @@ import ray
 from ray import serve
 
 from deployments.ray_compat import ChatCompletionRequest
+from deployments.replica import ConServeReplica
 
 REQUEST_LIMIT_S = 60.0
 
@@ -57,8 +58,11 @@ async def answer_lines(handle: Any) -> None:
 
 def main() -> None:
     """Joins the cluster."""
-    address, application, deployment = sys.argv[1:]
+    address, application = sys.argv[1:]
     ray.init(address=address, namespace="serve", log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    # `ray.serve.llm` names a deployment after its class and its model.
+    names = serve.status().applications[application].deployments
+    deployment = next(name for name in names if name.startswith(f"{ConServeReplica.__name__}:"))
     handle = serve.get_deployment_handle(deployment, app_name=application).options(stream=True)
     print("ready", flush=True)
     asyncio.run(answer_lines(handle))

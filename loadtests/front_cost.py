@@ -67,7 +67,7 @@ def measure_front_cost(
             if ray_address is not None:
                 log = log_path.with_name("direct.log")
                 try:
-                    direct = stack.enter_context(ask_replica(ray_address, application, settings, log))
+                    direct = stack.enter_context(ask_replica(ray_address, application, log))
                 except DirectError as error:
                     announce(f"left out, chats past proxy and front: {error}")
             records, direct_ms = measure_ttft(servers, turns, direct)

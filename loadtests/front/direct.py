@@ -37,14 +37,13 @@ def find_address(settings: Settings) -> str | None:
 
 
 @contextlib.contextmanager
-def ask_replica(address: str, application: str, settings: Settings, log_path: Path) -> Iterator[Ask]:
+def ask_replica(address: str, application: str, log_path: Path) -> Iterator[Ask]:
     """Joins the cluster for as long as it is needed.
 
     Raises:
         DirectError: it cannot be joined, or a chat failed.
     """
-    deployment = settings.model.served_name.replace("/", "--").replace(".", "_")
-    command = [sys.executable, "-m", "deployments.stage_times", address, application, deployment]
+    command = [sys.executable, "-m", "deployments.stage_times", address, application]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     # Ray's own default is to have no token, other than that of the heads it starts.
     environ = {"RAY_AUTH_MODE": "token", **os.environ, "PYTHONPATH": path}
