@@ -154,7 +154,8 @@ def make_app(fake: FakeServer) -> FastAPI:
             batch["status"] = "failed"
             return
         counts["total"] = len(lines)
-        batch["status"] = "in_progress"
+        if batch["status"] == "validating":  # And not cancelled meanwhile.
+            batch["status"] = "in_progress"
         output, errors = [], []
         for line in lines:
             if batch["status"] == "cancelling":

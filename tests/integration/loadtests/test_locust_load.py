@@ -65,7 +65,8 @@ async def test_a_load_that_is_cancelled_leaves_neither_locust_nor_batch_behind(s
     load.cancel()
     with pytest.raises(asyncio.CancelledError):
         await load
-    assert [batch["status"] for batch in server.batches.values()] == ["cancelling"]
+    (batch,) = server.batches.values()
+    assert batch["status"] in ("cancelling", "cancelled")
     commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     assert not [command for command in commands if server.base_url in command]
 
