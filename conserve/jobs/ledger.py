@@ -42,6 +42,7 @@ class Limits(NamedTuple):
     flex: int | None = None
 
 
+NO_HOLDING = Holding()
 NO_LIMITS = Limits()
 
 

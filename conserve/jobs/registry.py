@@ -30,7 +30,7 @@ from conserve.jobs.errors import (
     ValidatorReplacedError,
 )
 from conserve.jobs.keys import Keys
-from conserve.jobs.ledger import NO_LIMITS, Holding, Ledger, Limits
+from conserve.jobs.ledger import NO_HOLDING, NO_LIMITS, Holding, Ledger, Limits
 from conserve.jobs.scripts import Scripts
 
 _log = structlog.get_logger(__name__)
@@ -61,7 +61,7 @@ class BatchRegistry:
         priority: int = 0,
         output_expires_after_s: int | None = None,
         tenant: str = DEFAULT_TENANT,
-        holding: Holding = Holding(),  # noqa: B008 - a tuple.
+        holding: Holding = NO_HOLDING,
         limits: Limits = NO_LIMITS,
         assessment: Mapping[str, str | int] | None = None,
     ) -> Batch:

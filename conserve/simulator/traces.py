@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -42,12 +43,12 @@ class TraceRequest:
     prefix_ids: tuple[int, ...] = ()
 
 
-class _Row(BaseModel):
+class _Row(BaseModel, ABC):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
+    @abstractmethod
     def to_request(self) -> TraceRequest:
         """Arrival times count from any origin."""
-        raise NotImplementedError
 
 
 class _AzureRow(_Row):

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Final
 
 from conserve.config import EngineSettings
+from conserve.simulator.workload import OfflineShape
 from loadtests.coserving import results
-from loadtests.coserving.workloads import OfflineShape, OnlineShape, Size, Workload
+from loadtests.coserving.workloads import OnlineShape, Size, Workload
 
 _CPU_ENGINE: Final = EngineSettings(
     device="cpu", max_model_len=2_048, max_num_seqs=16, max_num_batched_tokens=2_048, kv_cache_gib=1.0

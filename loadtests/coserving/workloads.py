@@ -12,6 +12,7 @@ from typing import Final, Literal
 import numpy as np
 
 from conserve.config import EngineSettings
+from conserve.simulator.workload import OfflineShape
 from loadtests import arrivals
 from loadtests.coserving.prompts import PromptMaker
 from loadtests.trace_source import GENERATED, Kind, TraceSource
@@ -32,22 +33,6 @@ class BenchRequest:
     prompt: tuple[int, ...]
     output_tokens: int
     due_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class OfflineShape:
-    """Offline requests. Lengths in tokens are drawn evenly from (shortest, longest).
-
-    Attributes:
-        prompt_tokens: Of the part that no other request has.
-        output_tokens: Of the output.
-        groups: Requests of one group begin with the same `prefix_tokens` tokens; 0 for no common prefixes.
-    """
-
-    prompt_tokens: tuple[int, int]
-    output_tokens: tuple[int, int]
-    groups: int = 0
-    prefix_tokens: int = 0
 
 
 @dataclass(frozen=True)

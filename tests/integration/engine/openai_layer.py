@@ -43,5 +43,5 @@ class OpenAILayer:
         yield await self._state.openai_serving_completion.create_completion(request)
 
     async def embeddings(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
-        raise NotImplementedError
+        raise NotImplementedError("of a model that answers chats only")
         yield
