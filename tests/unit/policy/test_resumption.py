@@ -36,6 +36,7 @@ def test_greedy_requests_go_on(endpoint: str, extra: dict[str, Any]) -> None:
     [
         ({"temperature": 0.7}, Obstacle.SAMPLING),
         ({"temperature": 0.001}, Obstacle.SAMPLING),
+        ({"temperature": 1}, Obstacle.SAMPLING),
         ({"temperature": None}, Obstacle.SAMPLING),
         ({"temperature": False}, Obstacle.SAMPLING),
         ({"temperature": "0"}, Obstacle.SAMPLING),
