@@ -30,6 +30,7 @@ from conserve.models import resolve_model
 from conserve.telemetry.logs import configure_program_logs
 from loadtests.checkpoint_report import CheckpointReport, Dtype, Resumption, render
 from loadtests.report import Ratio, describe_machine
+from loadtests.supervision import INTERRUPTED
 
 if TYPE_CHECKING:
     from conserve.engine.direct import DirectEngine
@@ -56,7 +57,6 @@ SETTINGS = EngineSettings(
     extra_args={"use_tqdm_on_load": False},
 )
 FULL_SETTINGS = SETTINGS.model_copy(update={"kv_cache_gib": FULL_KV_CACHE_GIB, "max_num_seqs": 8})
-INTERRUPTED = 130
 _ON, _OFF = Knobs(), Knobs(checkpoints_off=1)
 
 

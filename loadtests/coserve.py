@@ -36,10 +36,10 @@ from loadtests.coserving.prompts import PromptError, PromptMaker, read_vocabular
 from loadtests.coserving.workloads import Size, Workload
 from loadtests.display import format_clock
 from loadtests.report import describe_machine
+from loadtests.supervision import INTERRUPTED
 from loadtests.trace_source import TraceSource
 from loadtests.traces import TraceError
 
-INTERRUPTED = 130
 QUICK = "chat,pressure"
 QUICK_PASS_S = 1_130.0
 """Where no more is asked for, the two of them take no more than 40 minutes, scheduler cost and reports included."""

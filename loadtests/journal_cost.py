@@ -42,6 +42,7 @@ from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
 from conserve.models import DEFAULT_MODEL, resolve_model
 from conserve.telemetry.logs import configure_program_logs
+from loadtests.interruptible import run_interruptible
 from loadtests.report import Ratio, describe_machine
 
 Way = Literal["direct", "leased", "journaled"]
@@ -272,7 +273,7 @@ def main(
     engine = EngineSettings(
         max_model_len=1_024, max_num_seqs=window, dtype=dtype, extra_args={"use_tqdm_on_load": False}
     )
-    report = asyncio.run(measure(model, engine, window, requests, tokens, turns))
+    report = run_interruptible(measure(model, engine, window, requests, tokens, turns))
     Console(highlight=False).print(render(report))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

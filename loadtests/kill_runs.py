@@ -29,6 +29,7 @@ from rich.table import Table
 from conserve.config import JobsSettings
 from conserve.jobs.batch import Batch
 from conserve.telemetry.logs import configure_program_logs
+from loadtests.interruptible import run_interruptible
 from loadtests.killing.application import ApplicationHousehold
 from loadtests.killing.client import PatientClient
 from loadtests.killing.flex import FlexClients
@@ -302,7 +303,7 @@ def main(
         token_log = None if real else folder / ENGINE_LOG
         requests = REAL_REQUESTS if real else REQUESTS
         run = KillRun(household, kills, pause_s, requests, generator, weights, token_log)
-        report = asyncio.run(run.run(progress))
+        report = run_interruptible(run.run(progress))
     console.print(render(report))
     for name in ("forgotten", "unfinished", "lost", "twice", "wrong", "left"):
         for problem in getattr(report, name)[:SHOWN]:

@@ -38,6 +38,7 @@ from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
 from conserve.jobs.validation import RequestRange
 from conserve.telemetry.logs import configure_program_logs
+from loadtests.interruptible import run_interruptible
 from loadtests.report import Ratio, describe_machine
 
 MODEL = "any"
@@ -328,7 +329,7 @@ def main(
 ) -> None:
     """Prints a table of the figures with what they must and should be, and writes `queue.json`."""
     configure_program_logs()
-    report = asyncio.run(measure(redis_url, queued, lines, line_bytes, requests, repeats, turns))
+    report = run_interruptible(measure(redis_url, queued, lines, line_bytes, requests, repeats, turns))
     Console(highlight=False).print(render(report))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
