@@ -79,7 +79,7 @@ def measure_front_cost(
     ttft_ms = {name: [one.ttft_ms or 0.0 for one in found] for name, found in records.items()}
     tbt_ms = {name: [gap for one in found for gap in one.tbt_ms] for name, found in records.items()}
     return FrontCost(
-        turns=turns,
+        turns=len(ttft_ms[APPLICATION]),
         ttft_ms={name: _percentiles(values) for name, values in ttft_ms.items()},
         ttft_p50_difference_ms=median_difference(ttft_ms[APPLICATION], ttft_ms[BARE]),
         tbt_p50_ms={name: _percentiles(values).p50 for name, values in tbt_ms.items()},

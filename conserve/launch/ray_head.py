@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +12,10 @@ from pathlib import Path
 
 import httpx
 
+from conserve.launch.paths import ray_temp_dir
 from conserve.launch.ports import find_free_ports, is_free
 from conserve.launch.processes import is_alive, start_daemon
+from conserve.launch.serve_proxy import make_proxy_environment
 
 DEFAULT_DASHBOARD_PORT = 8265
 START_TIMEOUT_S = 90.0
@@ -23,11 +23,7 @@ TOKEN_TIMEOUT_S = 60.0
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Requests and results are small, and no dataset passes through Ray's object store."""
 
-PROXY_ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy_pacing.build_middlewares"}
-"""What Serve's HTTP proxies need in their environment; on a cluster of somebody else's it has to be set there."""
-
 _ENVIRONMENT = {
-    **PROXY_ENVIRONMENT,
     # Ray gives its workers a lower priority by default; an engine would starve beside any busy process.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -47,12 +43,6 @@ class RayHead:
     gcs_address: str
     dashboard_url: str
     temp_dir: Path
-
-
-def ray_temp_dir(state_dir: Path) -> Path:
-    """Where a stack's Ray keeps sockets and logs: a short path, because socket paths may have 107 bytes only."""
-    digest = hashlib.sha256(str(state_dir).encode()).hexdigest()[:8]
-    return Path(tempfile.gettempdir()) / f"conserve-ray-{os.getuid()}-{digest}"
 
 
 def read_auth_token(environ: Mapping[str, str]) -> str | None:
@@ -76,7 +66,7 @@ def start_ray_head(state_dir: Path, environ: Mapping[str, str]) -> int:
 
     Raises:
         RayHeadError: Ray makes no authentication token.
-        OSError: the process cannot be started.
+        OSError: the process cannot be started, or a folder cannot be made.
     """
     gcs, client, agent, agent_grpc, runtime_env, metrics, dashboard = find_free_ports(7)
     if is_free(DEFAULT_DASHBOARD_PORT):
@@ -96,7 +86,7 @@ def start_ray_head(state_dir: Path, environ: Mapping[str, str]) -> int:
         *("--object-store-memory", str(OBJECT_STORE_BYTES), "--temp-dir", str(temp_dir)),
     ]
     log_path.write_bytes(b"")
-    return start_daemon(command, log_path, {**_ENVIRONMENT, **environ})
+    return start_daemon(command, log_path, {**_ENVIRONMENT, **make_proxy_environment(state_dir), **environ})
 
 
 def wait_for_ray_head(pid: int, state_dir: Path, environ: Mapping[str, str]) -> RayHead:

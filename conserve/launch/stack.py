@@ -21,9 +21,10 @@ from conserve.config import EMBEDDED_REDIS
 from conserve.jobs import embedded
 from conserve.jobs.errors import UnsuitableServerError
 from conserve.jobs.preflight import check_server
+from conserve.launch.paths import ray_temp_dir
 from conserve.launch.ports import is_free
 from conserve.launch.processes import STACK_ID_VARIABLE, find_processes
-from conserve.launch.ray_head import ray_temp_dir, start_ray_head, wait_for_ray_head
+from conserve.launch.ray_head import start_ray_head, wait_for_ray_head
 from conserve.launch.record import StackError, StackRecord, read_record, record_path, remove_record, write_record
 from conserve.launch.serve_api import ApplicationStatus, ServeApi, ServeApiError, ServeUnreachableError
 from conserve.launch.serve_config import IMPORT_PATH, ServeConfig, drop_settings, read_serve_config

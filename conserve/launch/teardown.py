@@ -11,6 +11,7 @@ from conserve.jobs import embedded
 from conserve.launch.processes import end_processes, find_processes
 from conserve.launch.record import StackError, StackRecord, read_record, record_path, remove_record
 from conserve.launch.serve_api import ServeApi, ServeApiError
+from conserve.launch.serve_proxy import remove_proxy_dir
 
 DRAIN_TIMEOUT_S = 25.0
 """Until the replicas have left: a little more than their graceful shutdown takes."""
@@ -42,6 +43,7 @@ def stop_application(state_dir: Path, record: StackRecord, on_progress: Progress
             _drain(ServeApi(record.dashboard_url, environ), record.application)
         on_progress("Ray: stopping")
         end_all_processes(record.stack_id)
+        remove_proxy_dir(state_dir)
     elif record.dashboard_url:
         on_progress(f"Ray Serve: removing the application from {record.dashboard_url}")
         _remove_application(state_dir, record, record.dashboard_url, environ)

@@ -29,7 +29,7 @@ class FrontCost(BaseModel):
     """What the front door costs.
 
     Attributes:
-        turns: Chats of each server, one at a time on an idle server.
+        turns: Chats of each server that count, one at a time.
         ttft_ms: By server.
         ttft_p50_difference_ms: That of the application less that of the bare server; bootstrap over turns.
         tbt_p50_ms: By server.

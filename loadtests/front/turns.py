@@ -1,7 +1,11 @@
-"""Two servers measured by turns, with the same requests: so that whatever else the machine does hits both alike."""
+"""Two servers measured by turns, with the same requests: so that whatever else the machine does hits both alike.
+
+None is asked while the processes of the other are still busy.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +24,11 @@ from loadtests.front.wording import Wording
 PROMPT_WORDS: Final = 100
 TTFT_OUTPUT_TOKENS: Final = 8
 BURST_OUTPUT_TOKENS: Final = 48
-WARM_UP_CHATS: Final = 3
+BLOCK_CHATS: Final = 5
+WARM_UP_CHATS: Final = 2
+"""The first chats of a block find the processor's caches full of the other server's data."""
+QUIET_S: Final = 1.3
+"""Between two servers: vLLM's processes spin for a second after their last step, which takes a core from the next one."""
 RESAMPLES: Final = 2_000
 
 
@@ -40,9 +48,15 @@ class Server:
 def measure_ttft(
     servers: Sequence[Server], turns: int, direct: Ask | None = None, seed: int = 1
 ) -> tuple[dict[str, list[ChatRecord]], list[float]]:
-    """One chat at a time, to each server in turn; who comes first alternates. The prompts of a turn are the same.
+    """One chat at a time: a few to one server, as many with the same prompts to the next; who comes first alternates.
 
-    `direct` is asked in each turn, too, with another prompt: the second value is its times in ms.
+    `direct` is asked as often, with other prompts: the second value is its times in ms.
+
+    Args:
+        servers: Who is asked.
+        turns: Chats of each that count, at least; whole blocks are measured.
+        direct: Asks a replica itself.
+        seed: Of the prompts.
 
     Raises:
         TurnsError: a chat failed.
@@ -51,16 +65,17 @@ def measure_ttft(
     wording = Wording(seed)
     records: dict[str, list[ChatRecord]] = {server.name: [] for server in servers}
     direct_ms: list[float] = []
-    for turn in range(-WARM_UP_CHATS, turns):
-        text, other = wording.write(PROMPT_WORDS), wording.write(PROMPT_WORDS)
-        for server in servers if turn % 2 else servers[::-1]:
-            record = _chat(server, text, TTFT_OUTPUT_TOKENS)
-            if turn >= 0:
-                records[server.name].append(record)
+    for block in range(math.ceil(turns / BLOCK_CHATS)):
+        texts = [wording.write(PROMPT_WORDS) for _ in range(WARM_UP_CHATS + BLOCK_CHATS)]
+        for server in servers if block % 2 else servers[::-1]:
+            time.sleep(QUIET_S)
+            found = [_chat(server, text, TTFT_OUTPUT_TOKENS) for text in texts]
+            records[server.name] += found[WARM_UP_CHATS:]
         if direct is not None:
-            time_ms = direct(make_chat(servers[0].model, other, TTFT_OUTPUT_TOKENS))
-            if turn >= 0:
-                direct_ms.append(time_ms)
+            time.sleep(QUIET_S)
+            others = [wording.write(PROMPT_WORDS) for _ in texts]
+            times_ms = [direct(make_chat(servers[0].model, other, TTFT_OUTPUT_TOKENS)) for other in others]
+            direct_ms += times_ms[WARM_UP_CHATS:]
     return records, direct_ms
 
 
@@ -81,6 +96,7 @@ def measure_throughput(
         for round_ in range(rounds):
             texts = [wording.write(PROMPT_WORDS) for _ in range(requests_at_once)]
             for server in servers if round_ % 2 else servers[::-1]:
+                time.sleep(QUIET_S)
                 began_s = time.monotonic()
                 records = list(pool.map(lambda text, to=server: _chat(to, text, BURST_OUTPUT_TOKENS), texts))
                 tokens = sum(record.output_tokens or len(record.content_s) for record in records)

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 from openai.types import Batch
 from openai.types.chat import ChatCompletionMessageParam
@@ -41,6 +42,16 @@ def ask(application: Application) -> str:
 def test_it_is_ready_and_names_its_model(application: Application) -> None:
     assert httpx.get(f"{application.base_url}/health").status_code == 200
     assert [model.id for model in application.client().models.list()] == [MODEL]
+
+
+def test_haproxy_stands_in_front(application: Application) -> None:
+    listeners = {
+        process.name()
+        for process in application.processes()
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == application.http_port
+    }
+    assert listeners == {"haproxy"}
 
 
 def test_chat_answers_whole_and_streamed(application: Application) -> None:

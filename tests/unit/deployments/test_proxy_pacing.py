@@ -8,7 +8,7 @@ from ray._common.utils import import_attr
 from ray.serve._private import constants
 from starlette.middleware import Middleware
 
-from conserve.launch.ray_head import PROXY_ENVIRONMENT
+from conserve.launch.serve_proxy import PACING
 from deployments.proxy_pacing import FREE_BYTES, Pace, PacedBodies
 
 
@@ -82,7 +82,7 @@ async def test_other_connections_are_left_alone() -> None:
 
 
 def test_serve_finds_the_middlewares_by_its_environment_variable() -> None:
-    path = PROXY_ENVIRONMENT["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
+    path = PACING["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     (middleware,) = import_attr(path)()
     assert isinstance(middleware, Middleware)
     assert middleware.cls is PacedBodies
