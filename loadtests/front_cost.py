@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -21,7 +21,7 @@ from conserve.launch.serve_config import ServeConfig, read_serve_config
 from conserve.telemetry.logs import configure_program_logs
 from loadtests.front.bare_server import BareServerError, run_bare_server
 from loadtests.front.calls import CallError, Calls
-from loadtests.front.cost import APPLICATION, BARE, FrontCost, find_misses, split_stages
+from loadtests.front.cost import ALIKE, APPLICATION, BARE, FrontCost, describe_bursts, find_misses, split_stages
 from loadtests.front.direct import DirectError, ask_replica, find_address
 from loadtests.front.stages import measure_stages
 from loadtests.front.turns import (
@@ -32,6 +32,7 @@ from loadtests.front.turns import (
     median_difference,
     ratio_of_rounds,
 )
+from loadtests.front.unhurried import add_unhurried, find_unhurried
 from loadtests.latency import percentiles
 from loadtests.report import Percentiles, write_json
 from loadtests.supervision import BringUpError, Stack, bring_up, hold_folder, make_local_stack, say, supervise
@@ -73,9 +74,14 @@ def measure_front_cost(
             records, direct_ms = measure_ttft(servers, turns, direct)
         announce(f"throughput of {rounds} rounds each, by turns")
         at_once = settings.engine.max_num_seqs
-        rates = measure_throughput(servers, rounds, at_once)
+        unhurried = find_unhurried(settings)
+        if unhurried is not None:
+            servers.append(Server(ALIKE, servers[0].calls, servers[0].model, unhurried))
+        bursts = measure_throughput(servers, rounds, at_once)
         announce("requests that end at each stage")
         stages_ms = measure_stages(servers[0].calls, servers[1].calls, turns)
+    rates = {name: [one.tokens_per_s for one in found] for name, found in bursts.items()}
+    with_objective = ratio_of_rounds(rates[APPLICATION], rates[BARE])
     ttft_ms = {name: [one.ttft_ms or 0.0 for one in found] for name, found in records.items()}
     tbt_ms = {name: [gap for one in found for gap in one.tbt_ms] for name, found in records.items()}
     return FrontCost(
@@ -86,7 +92,11 @@ def measure_front_cost(
         rounds=rounds,
         requests_at_once=at_once,
         output_tokens_per_s={name: sum(values) / len(values) for name, values in rates.items()},
-        throughput_ratio=ratio_of_rounds(rates[APPLICATION], rates[BARE]),
+        burst_tbt_p99_ms={
+            name: _percentiles([gap for one in found for gap in one.tbt_ms]).p99 for name, found in bursts.items()
+        },
+        throughput_ratio=with_objective if unhurried is None else ratio_of_rounds(rates[ALIKE], rates[BARE]),
+        objective_ratio=None if unhurried is None else with_objective,
         stages_ms=stages_ms,
         direct_ttft_p50_ms=_percentiles(direct_ms).p50 if direct_ms else None,
     )
@@ -98,15 +108,14 @@ def render(cost: FrontCost) -> list[Table]:
     for column in ("", APPLICATION, BARE, "difference"):
         table.add_column(column, justify="right" if column else "left")
     ours, bare = cost.ttft_ms[APPLICATION], cost.ttft_ms[BARE]
-    difference, ratio = cost.ttft_p50_difference_ms, cost.throughput_ratio
+    difference = cost.ttft_p50_difference_ms
     shown = f"{difference.value:+.1f} ms ({difference.low:+.1f} to {difference.high:+.1f})"
     table.add_row("TTFT p50", f"{ours.p50:.1f} ms", f"{bare.p50:.1f} ms", shown)
     table.add_row("TTFT p90", f"{ours.p90:.1f} ms", f"{bare.p90:.1f} ms", f"{ours.p90 - bare.p90:+.1f} ms")
     gaps = cost.tbt_p50_ms[APPLICATION], cost.tbt_p50_ms[BARE]
     table.add_row("TBT p50", f"{gaps[0]:.1f} ms", f"{gaps[1]:.1f} ms", f"{gaps[0] - gaps[1]:+.1f} ms")
-    rates = cost.output_tokens_per_s[APPLICATION], cost.output_tokens_per_s[BARE]
-    shown = f"{ratio.value:.1%} ({ratio.low:.1%} to {ratio.high:.1%})"
-    table.add_row(f"Output tokens/s, {cost.requests_at_once} at once", f"{rates[0]:.0f}", f"{rates[1]:.0f}", shown)
+    for row in describe_bursts(cost):
+        table.add_row(*row)
     stages = Table(title="Where the difference of the first tokens goes", title_justify="left")
     stages.add_column("stage")
     stages.add_column("adds", justify="right")
@@ -148,10 +157,11 @@ def main(
     """TTFT and throughput through the front door, beside a bare vLLM server, and where the time goes."""
     configure_program_logs()
     console = Console(highlight=False)
+    environ = dict(os.environ) if base_url else add_unhurried(os.environ)
 
     def work(stack: Stack | None, interruption: Interruption) -> int:
         try:
-            read = read_config(config, None if base_url else out / STATE_FOLDER)
+            read = read_config(config, None if base_url else out / STATE_FOLDER, environ)
             url = base_url or bring_up(require(stack), lambda line: say(console, line)).base_url
             cost = measure_front_cost(
                 url,
@@ -172,19 +182,20 @@ def main(
             say(console, f"Missed: {miss}", style="bold red")
         return 1 if misses else 0
 
-    make_stack = None if base_url is not None else functools.partial(make_local_stack, config, out / STATE_FOLDER)
+    folder = out / STATE_FOLDER
+    make_stack = None if base_url is not None else functools.partial(make_local_stack, config, folder, environ)
     with hold_folder(out):
         raise typer.Exit(supervise(make_stack, console, work))
 
 
-def read_config(path: Path, state_dir: Path | None) -> ServeConfig:
+def read_config(path: Path, state_dir: Path | None, environ: Mapping[str, str]) -> ServeConfig:
     """The configuration of a stack whose state is in that folder; by default the configuration's own.
 
     Raises:
         SettingsError: it is wrong.
     """
     state = {} if state_dir is None else {"CONSERVE_STATE_DIR": str(state_dir.absolute())}
-    return read_serve_config(path, {**os.environ, **state})
+    return read_serve_config(path, {**environ, **state})
 
 
 def require(stack: Stack | None) -> Stack:

@@ -7,6 +7,7 @@ Exit code 0 after a success, 1 when something failed, 2 for a wrong option, 130 
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -18,6 +19,7 @@ from conserve.launch.interruption import Interruption
 from conserve.launch.serve_config import ServeConfig
 from conserve.telemetry.logs import configure_program_logs
 from loadtests.front.schedule import Arrivals, OnlinePlan, draw_schedule
+from loadtests.front.unhurried import add_unhurried
 from loadtests.front_cost import read_config
 from loadtests.supervision import Stack, hold_folder, make_local_stack, say, supervise
 from loadtests.trace_source import Kind, TraceSource
@@ -147,9 +149,12 @@ def main(
         raise typer.BadParameter(str(error)) from None
     for problem in problems:
         say(console, f"Left out: {problem}")
-    make_stack = None if base_url is not None else functools.partial(make_local_stack, config, out / STATE_FOLDER)
+    environ = dict(os.environ) if base_url else add_unhurried(os.environ)
+    make_stack = (
+        None if base_url is not None else functools.partial(make_local_stack, config, out / STATE_FOLDER, environ)
+    )
     options = LoadTestOptions(plan, source, beside_s, out, base_url, turns)
-    read = read_config(config, None if base_url else out / STATE_FOLDER)
+    read = read_config(config, None if base_url else out / STATE_FOLDER, environ)
     with hold_folder(out):
         raise typer.Exit(supervise(make_stack, console, functools.partial(conduct, options, read, console)))
 

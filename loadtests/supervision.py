@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -87,12 +87,13 @@ def bring_up(stack: Stack, announce: Callable[[str], None]) -> RunningApplicatio
         raise BringUpError(f"the application did not come up: {error}") from error
 
 
-def make_local_stack(config: Path, state_dir: Path) -> Stack:
+def make_local_stack(config: Path, state_dir: Path, environ: Mapping[str, str] | None = None) -> Stack:
     """A stack with a fresh state: a batch left in the queue by an earlier run would be worked off in this one."""
+    environ = os.environ if environ is None else environ
     from conserve.launch.ports import find_free_ports, is_free
     from conserve.launch.stack import LocalStack
 
-    stack = LocalStack(config, state_dir, os.environ)
+    stack = LocalStack(config, state_dir, environ)
     if state_dir.exists():
         # What a killed run left running is found through its state, so it goes before the state does.
         stack.down()
@@ -100,7 +101,7 @@ def make_local_stack(config: Path, state_dir: Path) -> Stack:
     if is_free(stack.config.http_port, stack.config.http_host):
         return stack
     # An application of the user's own may run on the usual port.
-    return LocalStack(config, state_dir, os.environ, http_port=find_free_ports(1)[0])
+    return LocalStack(config, state_dir, environ, http_port=find_free_ports(1)[0])
 
 
 @contextlib.contextmanager

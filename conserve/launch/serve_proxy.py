@@ -19,7 +19,7 @@ PACING: Final = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy
 DRAINING_S: Final = 5
 """HAProxy hears sooner than that of a front that goes; Ray's default is made for load balancers of clouds."""
 HEALTH_CHECK_PERIOD_S: Final = 2
-"""Three failed checks, and a proxy that has died is started again; with Ray's default nobody is let in for half a minute."""
+"""Three failed checks, and a proxy that has died is started again; by Ray's default that takes half a minute."""
 
 
 def make_proxy_environment(state_dir: Path) -> dict[str, str]:

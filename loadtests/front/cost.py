@@ -10,6 +10,8 @@ from loadtests.report import Percentiles
 
 APPLICATION: Final = "ConServe"
 BARE: Final = "bare server"
+ALIKE: Final = f"{APPLICATION}, no TBT objective"
+"""Its batches are those of the bare server."""
 STAGES: Final = ("proxy", "ingress", "replica")
 MOST_TTFT_MS: Final = 10.0
 """More at the median would be a defect."""
@@ -35,8 +37,11 @@ class FrontCost(BaseModel):
         tbt_p50_ms: By server.
         rounds: Of throughput, by each server.
         requests_at_once: Of a round.
-        output_tokens_per_s: By server, all rounds together.
-        throughput_ratio: Application over bare server, the median of the rounds and their lowest and highest.
+        output_tokens_per_s: By server, the mean of the rounds.
+        burst_tbt_p99_ms: By server, in these rounds.
+        throughput_ratio: Application over bare server, the median of the rounds and their lowest and highest; without
+            a TBT objective, where the application has a class for that.
+        objective_ratio: The same with the application's TBT objective, if that is another figure.
         stages_ms: Medians of requests that end at each stage; see `stages.py`.
         direct_ttft_p50_ms: TTFT of chats sent to a replica past the proxy and the front.
     """
@@ -48,7 +53,9 @@ class FrontCost(BaseModel):
     rounds: int
     requests_at_once: int
     output_tokens_per_s: dict[str, float]
+    burst_tbt_p99_ms: dict[str, float]
     throughput_ratio: Interval
+    objective_ratio: Interval | None = None
     stages_ms: dict[str, float]
     direct_ttft_p50_ms: float | None = None
 
@@ -72,6 +79,24 @@ def split_stages(cost: FrontCost) -> list[tuple[str, float]]:
     known_ms = sum(value for _, value in added)
     added.append((rest, ours_ms - known_ms - (bare_ms - stages[BARE])))
     return [*added, ("less the bare server's HTTP", -stages[BARE])]
+
+
+def describe_bursts(cost: FrontCost) -> list[tuple[str, str, str, str]]:
+    """Rows of a table: what, of the application, of the bare server, and the difference; the last has a limit."""
+    label, bare = f"Output tokens/s, {cost.requests_at_once} at once", cost.output_tokens_per_s[BARE]
+    ours, theirs = cost.burst_tbt_p99_ms[APPLICATION], cost.burst_tbt_p99_ms[BARE]
+    rows = [
+        (f"TBT p99, {cost.requests_at_once} at once", f"{ours:.0f} ms", f"{theirs:.0f} ms", f"{ours - theirs:+.0f} ms")
+    ]
+    for name, ratio in ((APPLICATION, cost.objective_ratio or cost.throughput_ratio), (ALIKE, cost.throughput_ratio)):
+        if name in cost.output_tokens_per_s:
+            rows.append((label, f"{cost.output_tokens_per_s[name]:.0f}", f"{bare:.0f}", _describe(ratio)))
+            label = "the same without a TBT objective"
+    return rows
+
+
+def _describe(ratio: Interval) -> str:
+    return f"{ratio.value:.1%} ({ratio.low:.1%} to {ratio.high:.1%})"
 
 
 def find_misses(cost: FrontCost) -> list[str]:

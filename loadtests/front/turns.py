@@ -28,7 +28,7 @@ BLOCK_CHATS: Final = 5
 WARM_UP_CHATS: Final = 2
 """The first chats of a block find the processor's caches full of the other server's data."""
 QUIET_S: Final = 1.3
-"""Between two servers: vLLM's processes spin for a second after their last step, which takes a core from the next one."""
+"""Between two servers: vLLM's processes spin for a second after their last step, and take a core from the next one."""
 RESAMPLES: Final = 2_000
 
 
@@ -43,6 +43,15 @@ class Server:
     name: str
     calls: Calls
     model: str
+    slo_class: str | None = None
+
+
+@dataclass(frozen=True)
+class Burst:
+    """What came of chats that were sent at once: output tokens/s, and the gaps between tokens in ms."""
+
+    tokens_per_s: float
+    tbt_ms: list[float]
 
 
 def measure_ttft(
@@ -84,24 +93,29 @@ def measure_throughput(
     rounds: int,
     requests_at_once: int,
     seed: int = 2,
-) -> dict[str, list[float]]:
-    """Output tokens/s of each round, in which so many chats are sent at once, by each server in turn.
+) -> dict[str, list[Burst]]:
+    """What comes of each round, in which so many chats are sent at once, by each server in turn.
+
+    Before the first one there is one that does not count.
 
     Raises:
         TurnsError: a chat failed.
     """
     wording = Wording(seed)
-    rates: dict[str, list[float]] = {server.name: [] for server in servers}
+    bursts: dict[str, list[Burst]] = {server.name: [] for server in servers}
     with ThreadPoolExecutor(requests_at_once) as pool:
-        for round_ in range(rounds):
+        for round_ in range(-1, rounds):
             texts = [wording.write(PROMPT_WORDS) for _ in range(requests_at_once)]
             for server in servers if round_ % 2 else servers[::-1]:
                 time.sleep(QUIET_S)
                 began_s = time.monotonic()
                 records = list(pool.map(lambda text, to=server: _chat(to, text, BURST_OUTPUT_TOKENS), texts))
                 tokens = sum(record.output_tokens or len(record.content_s) for record in records)
-                rates[server.name].append(tokens / (max(record.ended_s for record in records) - began_s))
-    return rates
+                if round_ < 0:
+                    continue
+                rate = tokens / (max(record.ended_s for record in records) - began_s)
+                bursts[server.name].append(Burst(rate, [gap for record in records for gap in record.tbt_ms]))
+    return bursts
 
 
 def median_difference(above: Sequence[float], below: Sequence[float], seed: int = 0) -> Interval:
@@ -120,7 +134,10 @@ def ratio_of_rounds(above: Sequence[float], below: Sequence[float]) -> Interval:
 
 
 def _chat(server: Server, text: str, output_tokens: int) -> ChatRecord:
-    record = stream_chat(server.calls, make_chat(server.model, text, output_tokens))
+    body = make_chat(server.model, text, output_tokens)
+    if server.slo_class is not None:
+        body["slo_class"] = server.slo_class
+    record = stream_chat(server.calls, body)
     if record.error is not None or record.ttft_ms is None:
         raise TurnsError(f"{server.name}: a chat failed: {record.error or 'no content came'}")
     return record

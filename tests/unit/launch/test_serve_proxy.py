@@ -50,5 +50,5 @@ def test_its_folder_is_only_the_user_s_and_goes(tmp_path: Path) -> None:
 
 def test_sockets_have_short_paths(tmp_path: Path) -> None:
     # A process id may be part of a socket's name while HAProxy is reloaded.
-    longest = Path("/tmp") / proxy_dir(tmp_path).name / ("n" * NODE_ID_CHARACTERS) / "metrics.sock.1234567"  # noqa: S108
+    longest = Path("/tmp") / proxy_dir(tmp_path).name / ("n" * NODE_ID_CHARACTERS) / "metrics.sock.1234567"
     assert len(str(longest)) < LONGEST_SOCKET_PATH + len("100000") - len(str(os.getuid()))

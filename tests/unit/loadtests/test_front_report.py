@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from conserve.config import Settings
+from conserve.config import Settings, SettingsError, load_settings
 from loadtests.chat_record import ChatRecord
 from loadtests.engine_status import ReplicaStatus, StatusReport
 from loadtests.front.bare_server import make_command
-from loadtests.front.cost import APPLICATION, BARE, FrontCost, Interval, find_misses, split_stages
+from loadtests.front.cost import (
+    ALIKE,
+    APPLICATION,
+    BARE,
+    FrontCost,
+    Interval,
+    describe_bursts,
+    find_misses,
+    split_stages,
+)
 from loadtests.front.figures import ALONE, BESIDE, describe_phase, find_problems, make_report
 from loadtests.front.page import write_page
 from loadtests.front.plots import write_plots
 from loadtests.front.record_file import BatchRecord, Records
 from loadtests.front.timeline import Phase, chats_in_flight, measure_harvest, offline_rates
 from loadtests.front.turns import median_difference, ratio_of_rounds
+from loadtests.front.unhurried import add_unhurried, find_unhurried
 from loadtests.front_cost import render
 from loadtests.report import Percentiles
 
@@ -129,6 +140,7 @@ def make_cost(difference: Interval, ratio: Interval, direct_ms: float | None = N
         rounds=3,
         requests_at_once=16,
         output_tokens_per_s={APPLICATION: 99, BARE: 100},
+        burst_tbt_p99_ms={APPLICATION: 110, BARE: 310},
         throughput_ratio=ratio,
         stages_ms={"proxy": 1.0, "ingress": 4.0, "replica": 6.0, BARE: 0.5},
         direct_ttft_p50_ms=direct_ms,
@@ -146,6 +158,35 @@ def test_stages_add_up_to_the_difference(direct_ms: float | None, expected: list
     assert sum(added) == pytest.approx(8.0)
     assert find_misses(cost) == []
     assert len(render(cost)) == 2
+
+
+def test_engines_that_compute_the_same_batches_are_compared_where_that_is_measured() -> None:
+    cost = make_cost(Interval(value=8.0, low=6.0, high=9.0), Interval(value=0.99, low=0.98, high=1.0))
+    assert [row[1:] for row in describe_bursts(cost)] == [
+        ("110 ms", "310 ms", "-200 ms"),
+        ("99", "100", "99.0% (98.0% to 100.0%)"),
+    ]
+    slower = Interval(value=0.9, low=0.8, high=0.94)
+    both = cost.model_copy(
+        update={"objective_ratio": slower, "output_tokens_per_s": {APPLICATION: 90, BARE: 100, ALIKE: 99}}
+    )
+    assert [row[1:] for row in describe_bursts(both)][1:] == [
+        ("90", "100", "90.0% (80.0% to 94.0%)"),
+        ("99", "100", "99.0% (98.0% to 100.0%)"),
+    ]
+    assert find_misses(both) == []
+
+
+def test_a_class_without_objectives_comes_beside_those_that_are_there() -> None:
+    mine = {"mine": {"ttft_slo_ms": 100, "tbt_slo_ms": 50}}
+    environ = add_unhurried({"CONSERVE_SLO__CLASSES": json.dumps(mine), "HOME": "/"})
+    settings = load_settings({}, environ)
+    assert list(settings.slo.by_priority()) == ["mine", "default", "unhurried"]
+    assert find_unhurried(settings) == "unhurried"
+    assert find_unhurried(load_settings({"engine": {"mode": "stock"}}, environ)) is None
+    assert find_unhurried(load_settings({}, {})) is None
+    with pytest.raises(SettingsError, match=r"slo\.classes"):
+        load_settings({}, add_unhurried({"CONSERVE_SLO__CLASSES": "{"}))
 
 
 def test_limits_of_the_cost() -> None:
