@@ -253,12 +253,11 @@ def test_online_requests_are_answered_while_redis_is_gone(application: Applicati
 
 
 def test_answers_go_on_where_they_were_when_the_replicas_are_killed(application: Application) -> None:
-    # So long that they have not ended by the time that the first tokens are seen in the journal, on a slow machine too.
-    lines = make_lines(6, words=12, max_tokens=250)
+    lines = make_lines(6, words=12, max_tokens=100)
     for line in lines:
         line["body"]["ignore_eos"] = True
     undisturbed = read_answers(application, application.wait_for(application.submit(lines).id))
-    assert {tokens for _, tokens in undisturbed.values()} == {250}
+    assert {tokens for _, tokens in undisturbed.values()} == {100}
 
     def count(name: str) -> int:
         return sum(int(replica[name]) for replica in application.status()["replicas"])
@@ -271,7 +270,7 @@ def test_answers_go_on_where_they_were_when_the_replicas_are_killed(application:
 
     before = count("journaled_tokens")
     batch = application.submit(lines)
-    wait_for_more_than(before + 200, "journaled_tokens")
+    wait_for_more_than(before + 100, "journaled_tokens")
     assert application.client().batches.retrieve(batch.id).status == "in_progress"
     assert application.kill_replicas() > 0
     assert read_answers(application, application.wait_for(batch.id)) == undisturbed
