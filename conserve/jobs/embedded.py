@@ -32,6 +32,7 @@ _log = structlog.get_logger(__name__)
 _START_TIMEOUT_S = 30.0  # Loading a large append-only file is not counted: the server answers `LOADING` meanwhile.
 _LOAD_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 20.0
+_PID_TIMEOUT_S = 5.0  # From the fork of the server to its pid file.
 _POLL_S = 0.02
 _SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path less its final zero byte, unix(7).
 
@@ -174,7 +175,7 @@ def _wait_until_ready(folder: Path, socket: Path) -> None:
                 limit_s = _START_TIMEOUT_S
             if waited_s > limit_s:
                 raise EmbeddedServerError(f"The embedded Redis does not answer.\n{_tail(folder)}")
-            if waited_s > 2.0 and _find_process(folder) is None:
+            if waited_s > _PID_TIMEOUT_S and _find_process(folder) is None:
                 raise EmbeddedServerError(f"The embedded Redis ended while starting.\n{_tail(folder)}")
             time.sleep(_POLL_S)
     finally:

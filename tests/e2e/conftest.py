@@ -22,6 +22,8 @@ from conserve.launch.processes import find_processes
 from conserve.launch.stack import LocalStack, read_record
 
 CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
+TIMEOUT_S = 120.0
+"""For one answer, on a slow machine."""
 MODEL = "smollm2-135m-instruct"
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
@@ -47,13 +49,13 @@ class Application:
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):  # ended between the look and the blow
                 process.kill()
-        psutil.wait_procs(self.processes(), timeout=20)
+        psutil.wait_procs(self.processes(), timeout=TIMEOUT_S)
 
     def kill_redis(self) -> None:
         """SIGKILL to the embedded Redis, which the controller starts again."""
         process = psutil.Process(int((self.state_dir / "redis" / "redis.pid").read_text()))
         process.kill()
-        psutil.wait_procs([process], timeout=20)
+        psutil.wait_procs([process], timeout=TIMEOUT_S)
 
     def kill_replicas(self) -> int:
         """SIGKILL to all replicas with their engines, which Serve starts anew; returns how many there were."""
@@ -64,7 +66,7 @@ class Application:
         for process in killed:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(killed, timeout=20)
+        psutil.wait_procs(killed, timeout=TIMEOUT_S)
         return len(replicas)
 
     def processes(self) -> list[psutil.Process]:
@@ -78,11 +80,11 @@ class Application:
 
     def client(self) -> openai.OpenAI:
         """The official client."""
-        return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="none", timeout=60, max_retries=0)
+        return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="none", timeout=TIMEOUT_S, max_retries=0)
 
     def status(self) -> dict[str, Any]:
         """What `conserve status` reads."""
-        response = httpx.get(f"{self.base_url}/conserve/v1/status", timeout=10)
+        response = httpx.get(f"{self.base_url}/conserve/v1/status", timeout=TIMEOUT_S)
         assert response.status_code == 200
         found: dict[str, Any] = response.json()
         return found
@@ -94,7 +96,7 @@ class Application:
         file = client.files.create(file=("input.jsonl", content), purpose="batch")
         return client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
 
-    def wait_for(self, batch_id: str, *, completed: int | None = None, timeout_s: float = 240) -> Batch:
+    def wait_for(self, batch_id: str, *, completed: int | None = None, timeout_s: float = 300) -> Batch:
         """Waits until a batch has ended, or has so many completed requests."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:

@@ -15,9 +15,9 @@ import pytest
 from openai.types import Batch
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.e2e.conftest import MODEL, Application, make_lines
+from tests.e2e.conftest import MODEL, TIMEOUT_S, Application, make_lines
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 CAPITAL: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -40,7 +40,7 @@ def ask(application: Application) -> str:
 
 
 def test_it_is_ready_and_names_its_model(application: Application) -> None:
-    assert httpx.get(f"{application.base_url}/health").status_code == 200
+    assert httpx.get(f"{application.base_url}/health", timeout=TIMEOUT_S).status_code == 200
     assert [model.id for model in application.client().models.list()] == [MODEL]
 
 
@@ -88,7 +88,7 @@ def test_completions_answer(application: Application) -> None:
 def test_bad_chat_is_refused_in_openai_s_form(
     application: Application, body: dict[str, object], status: int, param: str | None
 ) -> None:
-    response = httpx.post(f"{application.base_url}/v1/chat/completions", json=body, timeout=60)
+    response = httpx.post(f"{application.base_url}/v1/chat/completions", json=body, timeout=TIMEOUT_S)
     assert response.status_code == status
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -155,7 +155,7 @@ def test_a_batch_is_worked_off_while_chats_arrive(application: Application) -> N
         batch = application.wait_for(application.submit(lines).id)
     finally:
         over.set()
-        chatter.join(60)
+        chatter.join(TIMEOUT_S)
     assert batch.status == "completed"
     assert batch.request_counts is not None
     assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (40, 39, 1)
@@ -180,7 +180,7 @@ def test_passes_go_on_beside_requests_that_are_refused_or_many_or_gone(applicati
 
     def refuse() -> None:
         for body in BAD * 8:
-            assert httpx.post(url, json={"model": MODEL, **body}, timeout=60).status_code == 400
+            assert httpx.post(url, json={"model": MODEL, **body}, timeout=TIMEOUT_S).status_code == 400
 
     def leave() -> None:
         for _ in range(8):
@@ -200,7 +200,7 @@ def test_passes_go_on_beside_requests_that_are_refused_or_many_or_gone(applicati
 
     with ThreadPoolExecutor() as pool:
         for done in [pool.submit(call) for call in (refuse, leave, ask_for_many, ask_for_many)]:
-            done.result(timeout=120)
+            done.result(timeout=2 * TIMEOUT_S)
     batch = application.wait_for(batch.id)
     assert batch.request_counts is not None
     assert (batch.status, batch.request_counts.completed) == ("completed", 10)
@@ -254,8 +254,8 @@ def test_online_requests_are_answered_while_redis_is_gone(application: Applicati
     for _ in range(2):
         application.kill_redis()
         assert "Paris" in ask(application)
-        deadline_s = time.monotonic() + 60
-        while httpx.get(f"{application.base_url}/v1/batches", timeout=30).status_code != 200:
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while httpx.get(f"{application.base_url}/v1/batches", timeout=TIMEOUT_S).status_code != 200:
             assert time.monotonic() < deadline_s
             time.sleep(0.1)
     batch = application.wait_for(batch.id)
@@ -273,17 +273,21 @@ def test_answers_go_on_where_they_were_when_the_replicas_are_killed(application:
     def count(name: str) -> int:
         return sum(int(replica[name]) for replica in application.status()["replicas"])
 
+    def wait_for_more_than(most: int, name: str) -> None:
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while count(name) <= most:
+            assert time.monotonic() < deadline_s, application.status()
+            time.sleep(0.05)
+
     before = count("journaled_tokens")
     batch = application.submit(lines)
-    deadline_s = time.monotonic() + 120
-    while count("journaled_tokens") < before + 200:
-        assert time.monotonic() < deadline_s, application.status()
-        time.sleep(0.05)
+    wait_for_more_than(before + 100, "journaled_tokens")
     assert application.client().batches.retrieve(batch.id).status == "in_progress"
     assert application.kill_replicas() > 0
     assert read_answers(application, application.wait_for(batch.id)) == undisturbed
-    assert count("resumed_requests") > 0
-    assert count("reused_tokens") > 100
+    # Replicas report some times a second.
+    wait_for_more_than(0, "resumed_requests")
+    wait_for_more_than(100, "reused_tokens")
 
 
 def read_answers(application: Application, batch: Batch) -> dict[str, tuple[str, int]]:

@@ -22,6 +22,9 @@ from conserve.jobs.service import JobService
 URL = "/v1/chat/completions"
 MODEL = "model-a"
 LONG_MS = 60_000
+"""Longer than any pause of the machine: a lease that lasts until a test ends it."""
+TIMEOUT_S = 60.0
+"""How long tests wait for what should come soon: on a slow machine it does not."""
 
 
 def make_line(custom_id: Any, **changes: Any) -> dict[str, Any]:
@@ -45,6 +48,11 @@ class Bench:
         self.queue = JobQueue(redis, settings)
         self.service = JobService(redis, store, settings, [MODEL])
         self.keeper = self.new_keeper()
+
+    @property
+    def lease_s(self) -> float:
+        """Seconds for which a keeper leaves leases alone, and a little more."""
+        return self.settings.jobs.lease_ms / 1000 + 0.01
 
     def new_keeper(self, store: FileStore | None = None) -> BatchKeeper:
         return BatchKeeper(self.redis, store or self.store, self.settings, [MODEL], clock=lambda: self.now_s)

@@ -20,7 +20,7 @@ from conserve.jobs import embedded
 from conserve.jobs.connection import connect
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
-from tests.integration.bench import Bench
+from tests.integration.bench import LONG_MS, TIMEOUT_S, Bench
 
 SERVERS = ["embedded"]
 if shutil.which("redis-server"):
@@ -53,23 +53,23 @@ def run_redis_server(folder: Path) -> Iterator[str]:
     process = subprocess.Popen([*command, "--save", ""], stdout=subprocess.DEVNULL)
     try:
         with sync_redis.Redis(unix_socket_path=str(socket)) as client:
-            for _ in range(500):
+            until_s = time.monotonic() + TIMEOUT_S
+            while True:
                 try:
                     client.ping()
                     break
                 except sync_redis.ConnectionError:
+                    assert time.monotonic() < until_s, "redis-server did not start"
                     time.sleep(0.02)
-            else:
-                pytest.fail("redis-server did not start")
         yield f"unix://{socket}"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(TIMEOUT_S)
 
 
 @pytest.fixture
 def settings(server_url: str, tmp_path: Path) -> Settings:
-    jobs = {"redis_url": server_url, "namespace": f"t{secrets.token_hex(6)}", "lease_ms": 300}
+    jobs = {"redis_url": server_url, "namespace": f"t{secrets.token_hex(6)}", "lease_ms": LONG_MS}
     jobs |= {"max_attempts": 3, "retry_delay_s": 0, "suspicions": 3}
     return Settings.model_validate({"jobs": jobs, "state_dir": tmp_path})
 

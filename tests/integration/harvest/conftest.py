@@ -11,15 +11,15 @@ import pytest
 from redis.asyncio import Redis
 
 from conserve.config import Settings
+from conserve.harvest import harvester as harvesting
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.controller import HarvestController
 from conserve.harvest.harvester import Harvester
+from conserve.jobs import flex_cleanup
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
-from tests.integration.bench import MODEL
+from tests.integration.bench import LONG_MS, MODEL, TIMEOUT_S
 from tests.integration.harvest.fakes import FakeEngine
-
-TIMEOUT_S = 20.0
 
 Background = Callable[[Awaitable[Any]], AbstractAsyncContextManager[None]]
 
@@ -47,16 +47,32 @@ async def wait_until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 @pytest.fixture
-def fast(settings: Settings) -> Settings:
-    """The settings of the server under test, with short periods."""
-    harvest = {"report_period_ms": 20, "allotment_ttl_ms": 400, "max_window": 4}
-    jobs = settings.jobs.model_dump() | {"lease_ms": 1_000, "commit_period_ms": 10}
+def fast(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings of the server under test, with short periods.
+
+    What is said holds for long: on a machine that stands still for a moment, no lease, report or allotment runs out.
+    """
+    monkeypatch.setattr(harvesting, "LONGEST_RENEWAL_PERIOD_S", 0.1)
+    monkeypatch.setattr(flex_cleanup, "_LINGER_MS", 50)
+    harvest = {"report_period_ms": 20, "allotment_ttl_ms": LONG_MS, "max_window": 4}
+    jobs = settings.jobs.model_dump() | {"commit_period_ms": 10}
     return Settings.model_validate(settings.model_dump() | {"harvest": harvest, "jobs": jobs})
 
 
 @pytest.fixture
+def forgetful(fast: Settings) -> Settings:
+    """As `fast`, but what the controller says is over soon."""
+    harvest = fast.harvest.model_dump() | {"allotment_ttl_ms": 100}
+    return Settings.model_validate(fast.model_dump() | {"harvest": harvest})
+
+
+def make_board(redis: Redis, settings: Settings) -> CapacityBoard:
+    return CapacityBoard(redis, settings.jobs.namespace, settings.harvest.allotment_ttl_ms)
+
+
+@pytest.fixture
 def board(redis: Redis, fast: Settings) -> CapacityBoard:
-    return CapacityBoard(redis, fast.jobs.namespace, fast.harvest.allotment_ttl_ms)
+    return make_board(redis, fast)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from conserve.harvest.harvester import Harvester
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from tests.integration.bench import MODEL, URL, Bench, make_input, stream
-from tests.integration.harvest.conftest import running, wait_until
+from tests.integration.harvest.conftest import make_board, running, wait_until
 from tests.integration.harvest.fakes import FakeEngine
 
 
@@ -80,7 +80,8 @@ async def test_a_tenant_that_was_first_does_not_take_all(
 
 
 async def test_replicas_share_by_the_same_rule_without_a_controller(
-    redis: Redis, store: FileStore, board: CapacityBoard, fast: Settings
+    redis: Redis, store: FileStore, forgetful: Settings
 ) -> None:
-    settings = with_weights(fast)
-    await share(Bench(redis, store, settings), board, JobQueue(redis, settings), settings)
+    settings = with_weights(forgetful)
+    bench = Bench(redis, store, settings)
+    await share(bench, make_board(redis, settings), bench.queue, settings)

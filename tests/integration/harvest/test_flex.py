@@ -31,7 +31,7 @@ from conserve.jobs.keys import Keys
 from conserve.jobs.ledger import Holding
 from deployments.errors import install_error_handlers
 from deployments.flex_routes import answer_flex
-from tests.integration.bench import MODEL, URL, Bench
+from tests.integration.bench import LONG_MS, MODEL, TIMEOUT_S, URL, Bench
 from tests.integration.harvest.conftest import running, wait_until
 from tests.integration.harvest.fakes import FakeEngine
 from tests.integration.jobs.served_routes import serve_app
@@ -72,7 +72,7 @@ def build_front(settings: Settings) -> FastAPI:
 @asynccontextmanager
 async def front(settings: Settings, key: str = "none") -> AsyncIterator[AsyncOpenAI]:
     with serve_app(build_front(settings)) as url:
-        async with AsyncOpenAI(api_key=key, base_url=f"{url}/v1", max_retries=0, timeout=20) as client:
+        async with AsyncOpenAI(api_key=key, base_url=f"{url}/v1", max_retries=0, timeout=TIMEOUT_S) as client:
             yield client
 
 
@@ -156,26 +156,18 @@ async def test_a_streamed_answer_comes_in_chunks(redis: Redis, fast: Settings) -
     await wait_until_nothing_is_left(redis, fast)
 
 
-@pytest.fixture
-def stepping(engine: FakeEngine) -> None:
-    """The engine says a word every 100 ms."""
-
-    async def wait() -> bool:
-        await asyncio.sleep(0.1)
-        return True
-
-    engine.word_gate.wait = wait  # type: ignore[method-assign,assignment]
-
-
-@pytest.mark.usefixtures("stepping", "back")
+@pytest.mark.usefixtures("back")
 async def test_each_word_comes_by_itself(redis: Redis, fast: Settings, engine: FakeEngine) -> None:
+    """The engine says no word before the one before it has come."""
+    gate = asyncio.Semaphore(1)
+    engine.word_gate.wait = gate.acquire  # type: ignore[method-assign]
     service = FlexService(redis, FileStore(fast.files_url), fast, [MODEL])
-    at_work = []
-    async with running(service.run()):
+    texts = []
+    async with running(service.run()), asyncio.timeout(TIMEOUT_S):
         async for chunk in service.stream(DEFAULT_TENANT, URL, ask("one two three four")):
-            at_work.append((chunk["choices"][0]["delta"].get("content", ""), engine.running))
-    assert [text for text, _ in at_work if text] == ["one", " two", " three", " four"]
-    assert [running for _, running in at_work[:4]] == [1] * 4
+            texts.append(chunk["choices"][0]["delta"].get("content", ""))
+            gate.release()
+    assert [text for text in texts if text] == ["one", " two", " three", " four"]
 
 
 @pytest.mark.usefixtures("back")
@@ -385,7 +377,7 @@ async def test_flex_needs_a_key_where_there_are_any(fast: Settings) -> None:
 
 
 async def test_without_redis_there_is_no_flex(tmp_path: Path) -> None:
-    settings = Settings.model_validate({"state_dir": tmp_path, "jobs": {"lease_ms": 300}})
+    settings = Settings.model_validate({"state_dir": tmp_path, "jobs": {"lease_ms": LONG_MS}})
     redis = await connect(settings)
     try:
         service = FlexService(redis, FileStore(settings.files_url), settings, [MODEL])
@@ -398,7 +390,7 @@ async def test_without_redis_there_is_no_flex(tmp_path: Path) -> None:
             await wait_until(is_waiting)
             process = psutil.Process(int((tmp_path / "redis" / "redis.pid").read_text()))
             process.kill()
-            process.wait(10)
+            process.wait(TIMEOUT_S)
             with pytest.raises(ApiError) as gone:
                 await waiting
             assert (gone.value.status, gone.value.headers()) == (503, {"Retry-After": "5"})

@@ -18,10 +18,9 @@ from conserve.harvest.harvester import Harvester
 from conserve.jobs.files import FileStore
 from conserve.jobs.flex import FlexService
 from conserve.jobs.keys import Keys
-from conserve.jobs.lifecycle import BatchKeeper
 from conserve.jobs.queue import JobQueue
 from conserve.policy.resumption import Obstacle
-from tests.integration.bench import MODEL, URL, Bench, make_line
+from tests.integration.bench import MODEL, TIMEOUT_S, URL, Bench, make_line
 from tests.integration.harvest.conftest import running, wait_until
 from tests.integration.harvest.fakes import FakeEngine
 from tests.integration.harvest.test_flex import ask, change, clean_up
@@ -84,7 +83,6 @@ async def test_a_whole_answer_goes_on_where_its_replica_died(
     redis: Redis, journaling: Settings, service: FlexService, controller: HarvestController, make_replica: Make
 ) -> None:
     bench = Bench(redis, FileStore(journaling.files_url), journaling)
-    keeper = BatchKeeper(redis, bench.store, journaling, [MODEL])
     victim = make_replica(EitherEngine(37), "victim")
 
     async def stands_still() -> bool:
@@ -94,11 +92,12 @@ async def test_a_whole_answer_goes_on_where_its_replica_died(
     asking = asyncio.create_task(service.answer(DEFAULT_TENANT, URL, ask("one two", temperature=0)))
     async with running(controller.run()), running(victim.run()):
         await wait_until(stands_still)
-    await kill(victim)
+    await kill(victim, redis)
+    bench.now_s += bench.lease_s
     heir_engine = EitherEngine()
     heir = make_replica(heir_engine, "heir")
-    async with running(keeper.run(0.02)), running(controller.run()), running(heir.run()):
-        async with asyncio.timeout(20):
+    async with running(bench.keeper.run(0.02)), running(controller.run()), running(heir.run()):
+        async with asyncio.timeout(TIMEOUT_S):
             answer = await asking
     assert (answer["echo"], answer["service_tier"]) == ("one two", "flex")
     assert heir_engine.generated["one two"] == TOKENS - 37
@@ -115,7 +114,7 @@ async def test_a_streamed_answer_begins_anew_and_each_part_comes_once(
     make_replica: Make,
     words: int,
 ) -> None:
-    keeper = BatchKeeper(redis, FileStore(journaling.files_url), journaling, [MODEL])
+    bench = Bench(redis, FileStore(journaling.files_url), journaling)
     engine = EitherEngine()
     engine.word_gate = Gate(words)  # type: ignore[assignment]
     victim = make_replica(engine, "victim")
@@ -131,10 +130,11 @@ async def test_a_streamed_answer_begins_anew_and_each_part_comes_once(
     listening = asyncio.create_task(listen())
     async with running(controller.run()), running(victim.run()):
         await wait_until(has_come)
-    await kill(victim)
+    await kill(victim, redis)
+    bench.now_s += bench.lease_s
     heir = make_replica(EitherEngine(), "heir")
-    async with running(keeper.run(0.02)), running(controller.run()), running(heir.run()):
-        async with asyncio.timeout(20):
+    async with running(bench.keeper.run(0.02)), running(controller.run()), running(heir.run()):
+        async with asyncio.timeout(TIMEOUT_S):
             await listening
     assert [delta["content"] for delta in deltas if delta.get("content")] == ["one", " two", " three", " four"]
     assert [delta["role"] for delta in deltas if "role" in delta] == ["assistant"]
@@ -167,7 +167,7 @@ async def test_flex_beside_a_late_batch(
         # One that will be late leaves nothing to others; one that may be leaves its part.
         assert ("flex" in engine.asked) is (urgency < 1)
         engine.gate.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             answer = await asking
     assert answer["choices"][0]["message"]["content"] == "flex"
     assert engine.asked.count("flex") == 1

@@ -20,7 +20,7 @@ from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from conserve.policy.allotment import Allotment, JobShare
 from tests.integration.bench import MODEL, Bench
-from tests.integration.harvest.conftest import running, wait_until
+from tests.integration.harvest.conftest import make_board, running, wait_until
 from tests.integration.harvest.fakes import FakeEngine
 
 Make = Callable[[FakeEngine, str], Harvester]
@@ -35,7 +35,14 @@ async def test_a_batch_is_worked_off_within_the_window(
     bench: Bench, controller: HarvestController, make_harvester: Make, engine: FakeEngine
 ) -> None:
     batch_id = await bench.start(30)
+    engine.gate.clear()
+
+    async def full() -> bool:
+        return engine.running == 4
+
     async with running(controller.run()), running(make_harvester(engine, "r1").run()):
+        await wait_until(full)
+        engine.gate.set()
         await wait_until(lambda: all_done(bench, batch_id))
     batch, output, errors = await bench.end(batch_id)
     assert (batch.status, len(output), errors) == ("completed", 30, {})
@@ -48,11 +55,19 @@ async def test_two_replicas_share_the_work_and_nothing_runs_twice(
     bench: Bench, controller: HarvestController, make_harvester: Make
 ) -> None:
     engines = FakeEngine(), FakeEngine()
+    for engine in engines:
+        engine.gate.clear()
     batch_id = await bench.start(40)
     first, second = (make_harvester(engine, f"r{number}") for number, engine in enumerate(engines))
+
+    async def both_run() -> bool:
+        return all(engine.running for engine in engines)
+
     async with running(controller.run()), running(first.run()), running(second.run()):
+        await wait_until(both_run)
+        for engine in engines:
+            engine.gate.set()
         await wait_until(lambda: all_done(bench, batch_id))
-    assert all(engine.asked for engine in engines)
     assert len(engines[0].asked) + len(engines[1].asked) == 40
     assert (await bench.end(batch_id))[0].status == "completed"
 
@@ -293,24 +308,29 @@ async def test_drained_replica_gives_its_work_back_at_once(
 
 
 async def test_replica_goes_on_alone_when_the_controller_is_gone(
-    bench: Bench, make_harvester: Make, engine: FakeEngine, board: CapacityBoard
+    redis: Redis, store: FileStore, engine: FakeEngine, forgetful: Settings
 ) -> None:
+    bench, board = Bench(redis, store, forgetful), make_board(redis, forgetful)
+    harvester = Harvester(engine, bench.queue, store, board, forgetful, "r1", MODEL)
     batch_id = await bench.start(10)
 
     async def reported_alone() -> bool:
         return [(report.alone, report.window) for report in await board.read_reports()] == [(True, 4)]
 
-    async with running(make_harvester(engine, "r1").run()):
+    async with running(harvester.run()):
         await wait_until(lambda: all_done(bench, batch_id))
         await wait_until(reported_alone)
 
 
-async def test_reports_and_allotments_expire(board: CapacityBoard, fast: Settings) -> None:
+async def test_reports_and_allotments_expire(board: CapacityBoard, redis: Redis, forgetful: Settings) -> None:
     await board.publish_report(CapacityReport(replica_id="r1", model="m", state="serving", window=1))
     await board.publish_allotments({"r1": Allotment(3, (JobShare("b1", 2), JobShare("b2", 1)))})
     assert [report.replica_id for report in await board.read_reports()] == ["r1"]
     assert await board.read_allotment("r1") == Allotment(3, (JobShare("b1", 2), JobShare("b2", 1)))
     assert await board.read_allotment("r2") is None
+    short = make_board(redis, forgetful)
+    await short.publish_report(CapacityReport(replica_id="r1", model="m", state="serving", window=1))
+    await short.publish_allotments({"r1": Allotment(3)})
 
     async def gone() -> bool:
         return await board.read_reports() == [] and await board.read_allotment("r1") is None

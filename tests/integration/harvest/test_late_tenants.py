@@ -88,13 +88,13 @@ async def test_ends_are_predicted_as_tenants_share(
     settings = Settings.model_validate(fast.to_args() | {"tenants": tenants})
     bench = Bench(redis, store, settings)
     batches = {"a": await start(bench, "a", 60), "b": await start(bench, "b", 20, priority=9)}
-    now_s = await see(kept, 10.0)
+    now_s = await see(kept, 1.0)
     watch = DeadlineWatch(board, bench.queue, kept, settings, [MODEL])
     outlooks = await watch.step()
     total = sum(batch.work_tokens for batch in await bench.queue.active_summaries())
     # With three times the work and three times the weight, both are done at the end.
     for batch_id in batches.values():
-        assert (outlooks[batch_id].end_s or 0) - now_s == pytest.approx(total / 10, rel=0.02)
+        assert (outlooks[batch_id].end_s or 0) - now_s == pytest.approx(total, rel=0.02)
 
 
 async def journaled(redis: Redis, bench: Bench, batch_id: str) -> list[int]:
@@ -130,13 +130,15 @@ async def test_a_late_batch_of_a_tenant_goes_on_first_and_mid_answer_on_another_
         victim = make(engine, "victim")
         async with running(victim.run()):
             await wait_until(stands_still)
-        await kill(victim)
+        await kill(victim, redis)
         bench.now_s += 1_000  # The keeper leaves leases alone for a while after its start.
         async with running(make(heir_engine, "heir").run()):
             await wait_until(done)
     of_late = {content: tokens for content, tokens in heir_engine.generated.items() if content.startswith("say b")}
     assert of_late == {f"say b-{number}": TOKENS - 37 for number in range(3)}
-    assert set(engine.asked[:3]) == of_late.keys()
+    # Those of one claim come to the engine in any order; there was room for one more than the late ones.
+    assert len(engine.asked) == 4
+    assert of_late.keys() < set(engine.asked)
     batch = await bench.service.for_tenant("b").get_batch(late)
     assert (batch.usage.output_tokens, batch.request_counts.failed) == (3 * TOKENS, 0)
 

@@ -19,6 +19,7 @@ from conserve.harvest.board import CapacityBoard
 from conserve.harvest.controller import HarvestController
 from conserve.harvest.harvester import Harvester
 from conserve.jobs.files import FileStore
+from conserve.jobs.keys import Keys
 from conserve.jobs.queue import JobQueue
 from tests.integration.bench import MODEL, Bench, make_line
 from tests.integration.harvest.conftest import running, wait_until
@@ -107,11 +108,22 @@ async def journaled(redis: Redis, bench: Bench, batch_id: str) -> dict[int, int]
     return {int(line): int(head.split("|")[0]) for line, head in fields.items() if ":" not in line}
 
 
-async def kill(harvester: Harvester) -> None:
-    """Ends what is left of a replica whose loops were cancelled, without a word to anybody."""
-    tasks = [task for batch_id in harvester._held.batch_ids() for task in harvester._cancel_running(batch_id)]
+async def kill(harvester: Harvester, redis: Redis) -> None:
+    """Ends what is left of a replica whose loops were cancelled, without a word to anybody, and lets time pass.
+
+    What it has said is not heard any more, and its leases have run out.
+    """
+    held = harvester._held
+    tasks = [task for batch_id in held.batch_ids() for task in harvester._cancel_running(batch_id)]
     if tasks:
         await asyncio.wait(tasks)
+    for batch_id in held.batch_ids():
+        await let_leases_run_out(redis, harvester._settings, batch_id, *held.fences(batch_id))
+    await harvester._board.remove_report(harvester._replica_id)
+
+
+async def let_leases_run_out(redis: Redis, settings: Settings, batch_id: str, *lines: int) -> None:
+    await redis.zadd(Keys(settings.jobs.namespace).batch(batch_id).leases, dict.fromkeys(map(str, lines), 1), xx=True)
 
 
 async def finish(bench: Bench, controller: HarvestController, heir: Harvester, batch_id: str) -> list[str]:
@@ -144,7 +156,7 @@ async def test_a_replica_that_dies_costs_an_interval_of_tokens(
     async with running(controller.run()), running(victim.run()):
         await wait_until(stands_still)
         engine.until += 0 if until == 99 else 9  # Some more, fewer than an interval; killed at the same moment.
-    await kill(victim)
+    await kill(victim, redis)
     heir_engine = TokenEngine()
     heir = make_replica(heir_engine, "heir")
     assert len(await finish(bench, controller, heir, batch_id)) == 3
@@ -198,7 +210,7 @@ async def test_a_replica_that_has_lost_its_lease_writes_nothing_more(
     async with running(controller.run()), running(loser.run()):
         await wait_until(stands_still)
     # Cut off, but it works on.
-    await redis.zadd(f"{bench.settings.jobs.namespace}:batch:{{{batch_id}}}:leases", {1: 1})
+    await let_leases_run_out(redis, bench.settings, batch_id, 1)
     bench.now_s += 1_000
     await bench.keeper.run_once()
     (heir,) = await bench.queue.claim(batch_id, 1, 60_000, "heir")
@@ -212,7 +224,7 @@ async def test_a_replica_that_has_lost_its_lease_writes_nothing_more(
     await wait_until(works_on)
     await loser._journaling.write()
     assert await journaled(redis, bench, batch_id) == {1: 20}
-    await kill(loser)
+    await kill(loser, redis)
 
 
 async def test_tokens_of_another_model_are_not_used(

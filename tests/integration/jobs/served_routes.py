@@ -17,9 +17,7 @@ from conserve.jobs.files import FileStore
 from conserve.jobs.service import JobService
 from deployments.batch_routes import build_batch_router
 from deployments.errors import install_error_handlers
-from tests.integration.bench import MODEL
-
-START_S = 20.0
+from tests.integration.bench import MODEL, TIMEOUT_S
 
 
 def build_app(settings: Settings | None = None) -> FastAPI:
@@ -56,7 +54,7 @@ def serve_app(app: FastAPI) -> Iterator[str]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            until = time.monotonic() + START_S
+            until = time.monotonic() + TIMEOUT_S
             while not server.started:
                 assert time.monotonic() < until, "the routes did not come up"
                 assert thread.is_alive()
@@ -64,5 +62,5 @@ def serve_app(app: FastAPI) -> Iterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(START_S)
+            thread.join(TIMEOUT_S)
             assert not thread.is_alive()

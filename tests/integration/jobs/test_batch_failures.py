@@ -20,7 +20,7 @@ from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.errors import ApiError, NotDurableError
 from conserve.jobs.flex import FlexService
 from conserve.jobs.queue import JobQueue
-from tests.integration.bench import LONG_MS, MODEL, URL, Bench, make_input, stream
+from tests.integration.bench import LONG_MS, MODEL, TIMEOUT_S, URL, Bench, make_input, stream
 
 
 async def test_an_input_file_cut_short_does_not_hang_the_keeper(
@@ -32,7 +32,7 @@ async def test_an_input_file_cut_short_does_not_hang_the_keeper(
     with bench.store.storage.create(path) as file:
         file.write(content.splitlines(keepends=True)[0])
     await bench.service.cancel_batch(batch_id)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         for _ in range(3):
             await bench.keeper.run_once()
     assert (await bench.get(batch_id)).status == "cancelling"
@@ -55,7 +55,7 @@ async def test_a_step_that_hangs_is_given_up_and_tried_again(bench: Bench, monke
     with monkeypatch.context() as patch:
         patch.setattr(lifecycle, "_SLOW_STEP_LIMIT_S", 0.05)
         patch.setattr(JobQueue, "begin_enqueue", hang)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             await bench.keeper.run_once()
     assert (await bench.get(batch_id)).status == "validating"
     bench.now_s += 60
@@ -80,7 +80,7 @@ async def test_steps_of_others_that_hang_hold_up_neither_flex_nor_another_tenant
     body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
     loops = [asyncio.create_task(service.run()), asyncio.create_task(bench.keeper.run(0.01))]
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             asking = asyncio.create_task(service.answer(DEFAULT_TENANT, URL, body))
             while not (claimed := await claim_flex(redis, bench)):
                 await asyncio.sleep(0.01)

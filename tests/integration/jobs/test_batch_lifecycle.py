@@ -14,7 +14,7 @@ from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.results import FinishedRequest, ResultWriter
 from conserve.jobs.segments import SegmentReader
-from tests.integration.bench import LONG_MS, URL, Bench, make_input, make_line
+from tests.integration.bench import LONG_MS, TIMEOUT_S, URL, Bench, make_input, make_line
 
 
 async def crashing_worker(bench: Bench, batch_id: str, chance: random.Random) -> None:
@@ -44,11 +44,11 @@ async def test_every_request_counts_once_while_workers_crash(bench: Bench) -> No
 
     async def keep() -> None:
         while not (await bench.get(batch_id)).status.ended:
-            bench.now_s += 1
+            bench.now_s += bench.lease_s
             await bench.keeper.run_once()
             await asyncio.sleep(0.01)
 
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(2 * TIMEOUT_S), asyncio.TaskGroup() as group:
         group.create_task(keep())
         for number in range(4):
             group.create_task(crashing_worker(bench, batch_id, random.Random(seed + number)))
@@ -199,10 +199,10 @@ async def test_leases_are_left_alone_for_a_while_after_a_start_or_an_outage(benc
     await bench.keeper.run_once()
     assert (await bench.queue.active_summaries())[0].leased == 1
     bench.keeper._watch._run_id = "of the server before"
-    bench.now_s += 0.31
+    bench.now_s += bench.lease_s
     await bench.keeper.run_once()
     assert (await bench.queue.active_summaries())[0].leased == 1
-    bench.now_s += 0.31
+    bench.now_s += bench.lease_s
     await bench.keeper.run_once()
     assert (await bench.queue.active_summaries())[0].leased == 0
 
@@ -210,7 +210,7 @@ async def test_leases_are_left_alone_for_a_while_after_a_start_or_an_outage(benc
 async def test_the_keeper_runs_by_itself_until_stopped(bench: Bench) -> None:
     batch_id = await bench.submit(make_input(700))
     task = asyncio.create_task(bench.keeper.run(0.01))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         claimed: list[ClaimedRequest] = []
         while not claimed:
             await asyncio.sleep(0.01)

@@ -13,8 +13,6 @@ from conserve.jobs.registry import BatchRegistry
 from conserve.jobs.server_watch import ServerWatch
 from tests.integration.bench import LONG_MS, Bench, make_input
 
-LEASE_S = 0.31
-
 
 class ServerClock:
     """TIME as the keeper reads it, beside that of the scripts, which cannot be moved."""
@@ -44,7 +42,7 @@ async def test_leases_that_a_jump_has_ended_can_be_renewed(bench: Bench, server:
     renewed = await bench.queue.renew(batch_id, {1: claimed.fence}, 1)
     assert not renewed.lost
     await bench.lapse()
-    bench.now_s += LEASE_S
+    bench.now_s += bench.lease_s
     await bench.keeper.run_once()
     assert (await bench.queue.active_summaries())[0].leased == 0, "and then it was not renewed"
 
@@ -60,7 +58,7 @@ async def test_a_window_does_not_end_by_a_jump_and_back(bench: Bench, server: Se
         assert (await bench.get(batch_id)).status == "in_progress"
     server.ahead_s = 0
     await bench.redis.hset(key, "expires_at_ms", ends)  # type: ignore[misc]
-    bench.now_s += LEASE_S
+    bench.now_s += bench.lease_s
     await bench.keeper.run_once()
     assert (await bench.get(batch_id)).status == "in_progress"
 
@@ -72,7 +70,7 @@ async def test_a_window_ends_by_a_clock_that_stays_where_it_is(bench: Bench, ser
     server.ahead_s = 3_600
     await bench.keeper.run_once()
     assert (await bench.get(batch_id)).status == "in_progress"
-    bench.now_s += LEASE_S
+    bench.now_s += bench.lease_s
     batch, _, _ = await bench.end(batch_id)
     assert batch.status == "expired"
 
@@ -84,7 +82,7 @@ async def test_an_entry_of_a_batch_that_is_being_made_stays(bench: Bench, server
     server.ahead_s = 3_600
     await bench.keeper.run_once()
     assert await bench.redis.zcard(index) == 1
-    bench.now_s += LEASE_S
+    bench.now_s += bench.lease_s
     await bench.keeper.run_once()
     assert await bench.redis.zcard(index) == 0
 

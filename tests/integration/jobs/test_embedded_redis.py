@@ -60,7 +60,7 @@ def test_data_survives_a_kill(state_dir: Path) -> None:
         assert client.execute_command("WAITAOF", 1, 0, 5_000)[0] == 1
     process = psutil.Process(pid_of(state_dir))
     process.send_signal(signal.SIGKILL)
-    process.wait(10)
+    process.wait(60)
     assert not embedded.is_running(state_dir)
     with redis.Redis.from_url(embedded.ensure_running(state_dir)) as client:
         assert client.get("key") == b"value"
@@ -107,7 +107,8 @@ def test_any_path_will_do(tmp_path: Path) -> None:
         assert embedded.stop(state_dir)
 
 
-def test_a_server_that_cannot_start_says_why(state_dir: Path) -> None:
+def test_a_server_that_cannot_start_says_why(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_PID_TIMEOUT_S", 0.5)
     (state_dir / "redis").mkdir()
     (state_dir / "redis" / "appendonlydir").write_text("in the way")
     with pytest.raises(EmbeddedServerError, match=r"(?s)log.*appendonlydir"):

@@ -13,7 +13,7 @@ import pytest
 from conserve.cli import following
 from conserve.cli.following import follow_results
 from conserve.jobs import result_feed
-from tests.integration.bench import LONG_MS, Bench, make_input
+from tests.integration.bench import LONG_MS, TIMEOUT_S, Bench, make_input
 from tests.integration.jobs.served_routes import serve_routes
 
 
@@ -39,7 +39,7 @@ async def follow(url: str, batch_id: str) -> list[str]:
 
 async def test_results_come_while_the_batch_runs(base_url: str, bench: Bench) -> None:
     batch_id = await bench.submit(make_input(40))
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as group:
         followed = group.create_task(follow(base_url, batch_id))
         group.create_task(work(bench, batch_id))
     assert followed.result() == [f"id-{number}" for number in range(1, 41)]
@@ -63,7 +63,7 @@ async def test_connections_that_break_again_and_again_lose_nothing(
 
     monkeypatch.setattr(following, "_split", break_off)
     batch_id = await bench.submit(make_input(20))
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as group:
         followed = group.create_task(follow(base_url, batch_id))
         group.create_task(work(bench, batch_id))
     assert followed.result() == [f"id-{number}" for number in range(1, 21)]
@@ -83,6 +83,6 @@ async def test_a_client_that_leaves_makes_room(base_url: str, bench: Bench) -> N
         assert int(refused.headers["retry-after"]) > 0
         for stream in streams:
             await stream.__aexit__(None, None, None)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             while (await client.get(address)).status_code == 429:
                 await asyncio.sleep(0.05)

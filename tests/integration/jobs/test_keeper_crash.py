@@ -14,7 +14,7 @@ from conserve.jobs.catalog import FileCatalog
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.storage import Storage
-from tests.integration.bench import LONG_MS, Bench, make_input
+from tests.integration.bench import LONG_MS, TIMEOUT_S, Bench, make_input
 
 STEPS: list[tuple[type, str, int]] = [
     (JobQueue, "begin_enqueue", 1),
@@ -84,7 +84,7 @@ async def test_a_crash_anywhere(
             await redis.delete(validator)  # The token of a keeper that is gone runs out.
 
     fired = 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         crashed = False
         while not (await bench.get(batch_id)).status.ended or await bench.queue.active_ids():
             with monkeypatch.context() as patch:

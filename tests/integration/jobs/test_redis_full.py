@@ -24,7 +24,7 @@ from conserve.jobs.files import FileStore
 from conserve.jobs.keys import Keys
 from conserve.jobs.validation import RequestRange
 from conserve.policy.retry import FaultKind
-from tests.integration.bench import LONG_MS, URL, Bench, make_input, stream
+from tests.integration.bench import LONG_MS, TIMEOUT_S, URL, Bench, make_input, stream
 from tests.integration.jobs.test_batch_routes import BASE, make_app
 
 
@@ -174,7 +174,7 @@ async def test_a_refusal_to_wait_for_the_disk_does_not_switch_waiting_off(
 
 
 async def test_a_full_disk_of_redis_is_an_outage(tmp_path: Path) -> None:
-    settings = Settings.model_validate({"state_dir": tmp_path, "jobs": {"lease_ms": 300}})
+    settings = Settings.model_validate({"state_dir": tmp_path, "jobs": {"lease_ms": LONG_MS}})
     redis = await connect(settings)
     try:
         await redis.config_set("appendfsync", "always")  # As in `conftest`.
@@ -186,7 +186,7 @@ async def test_a_full_disk_of_redis_is_an_outage(tmp_path: Path) -> None:
         (tmp_path / "redis" / "dump.rdb").mkdir()
         await redis.config_set("save", "3600 1000000")
         await redis.bgsave()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             while (await redis.info("persistence"))["rdb_last_bgsave_status"] == "ok":
                 await asyncio.sleep(0.01)
         for call in (bench.submit(make_input(1)), bench.service.cancel_batch(batch_id)):

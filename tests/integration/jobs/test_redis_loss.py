@@ -15,11 +15,11 @@ from conserve.jobs import embedded
 from conserve.jobs.connection import connect
 from conserve.jobs.files import FileStore
 from conserve.jobs.results import FinishedRequest, ResultWriter
-from tests.integration.bench import LONG_MS, Bench
+from tests.integration.bench import LONG_MS, TIMEOUT_S, Bench
 
 
 async def test_a_batch_survives_the_loss_of_redis(tmp_path: Path) -> None:
-    settings = Settings.model_validate({"state_dir": tmp_path, "jobs": {"lease_ms": 300}})
+    settings = Settings.model_validate({"state_dir": tmp_path, "jobs": {"lease_ms": LONG_MS}})
     redis = await connect(settings)
     try:
         bench = Bench(redis, FileStore(settings.files_url), settings)
@@ -31,7 +31,7 @@ async def test_a_batch_survives_the_loss_of_redis(tmp_path: Path) -> None:
 
         process = psutil.Process(int((tmp_path / "redis" / "redis.pid").read_text()))
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(TIMEOUT_S)
         bench.now_s += 100
         with pytest.raises(RedisConnectionError):
             await bench.keeper.run_once()

@@ -15,7 +15,7 @@ from conserve.jobs.errors import ApiError
 from conserve.jobs.segments import SegmentReader
 from conserve.jobs.service import JobService
 from conserve.policy.retry import FaultKind
-from tests.integration.bench import LONG_MS, MODEL, Bench, make_input
+from tests.integration.bench import LONG_MS, MODEL, TIMEOUT_S, Bench, make_input
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def read(bench: Bench, batch_id: str, after: int = 0, *, follow: bool = False) -> list[dict[str, Any]]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         lines = await bench.service.stream_results(batch_id, after, follow=follow)
         content = b"".join([piece async for piece in lines])
     assert not content or content.endswith(b"\n")
@@ -85,7 +85,7 @@ async def test_who_follows_gets_each_line_once_until_the_batch_has_ended(bench: 
             if claimed := await bench.queue.claim(batch_id, 7, LONG_MS, "a"):
                 await bench.finish(claimed[::-1])
 
-    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as group:
         readers = [group.create_task(read_ids(bench, batch_id, follow=True)) for _ in range(3)]
         group.create_task(work())
     expected = [f"id-{number}" for number in range(1, count + 1)]
@@ -108,7 +108,7 @@ async def test_who_follows_is_kept_alive_and_not_for_ever(bench: Bench, monkeypa
     monkeypatch.setattr(bench.service._feed, "_clock", clock)
     monkeypatch.setattr(result_feed, "KEEP_ALIVE_S", 10)
     monkeypatch.setattr(result_feed, "LONGEST_FOLLOW_S", 35)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         pieces = [piece async for piece in await bench.service.stream_results(batch_id, follow=True)]
     assert pieces == [b"\n"] * 3
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
 import threading
@@ -17,6 +16,8 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request, UploadFile
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
+from tests.integration.bench import TIMEOUT_S
+
 MODEL = "fake-135m"
 
 
@@ -26,7 +27,7 @@ class FakeServer:
 
     request_s: float = 0.02
     token_s: float = 0.002
-    one_at_a_time: bool = False
+    chats_until_answers: int = 0
     with_status: bool = True
     fail_chats: bool = False
     fail_custom_ids: set[str] = field(default_factory=set)
@@ -51,7 +52,7 @@ def server() -> Iterator[FakeServer]:
     thread.start()
     yield fake
     uvicorn_server.should_exit = True
-    thread.join(timeout=10)
+    thread.join(timeout=TIMEOUT_S)
     listener.close()
     assert not thread.is_alive()
 
@@ -59,7 +60,8 @@ def server() -> Iterator[FakeServer]:
 def make_app(fake: FakeServer) -> FastAPI:
     app = FastAPI()
     tasks: set[asyncio.Task[None]] = set()
-    turn = asyncio.Lock()
+    chats = 0
+    enough = asyncio.Event()
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -92,14 +94,14 @@ def make_app(fake: FakeServer) -> FastAPI:
         body = await request.json()
         if fake.fail_chats:
             raise HTTPException(503, "overloaded")
+        nonlocal chats
+        chats += 1
+        if chats >= fake.chats_until_answers:
+            enough.set()
+        await enough.wait()
         return StreamingResponse(stream(body["max_tokens"]), media_type="text/event-stream")
 
     async def stream(max_tokens: int) -> AsyncIterator[str]:
-        async with turn if fake.one_at_a_time else contextlib.nullcontext():
-            async for text in stream_events(max_tokens):
-                yield text
-
-    async def stream_events(max_tokens: int) -> AsyncIterator[str]:
         def event(**fields: Any) -> str:
             chunk = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": MODEL, **fields}
             return f"data: {json.dumps(chunk)}\n\n"
@@ -158,8 +160,6 @@ def make_app(fake: FakeServer) -> FastAPI:
             batch["status"] = "in_progress"
         output, errors = [], []
         for line in lines:
-            if batch["status"] == "cancelling":
-                break
             await asyncio.sleep(fake.request_s)
             fake.busy_s += fake.request_s
             custom_id = line["custom_id"]

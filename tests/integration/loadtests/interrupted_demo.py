@@ -29,7 +29,7 @@ class FakeStack:
     def up(self, on_progress: Callable[[str], None]) -> Running:
         on_progress("the engine is loading")
         if self._stage == "up":
-            time.sleep(60)
+            time.sleep(600)
         return Running(self._base_url, self._base_url, self._out)
 
     def down(self) -> None:
@@ -42,6 +42,6 @@ class FakeStack:
 
 if __name__ == "__main__":
     stage_, base_url_, out_ = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    alone_s = 60.0 if stage_ == "chat" else 0.5
+    alone_s = 600.0 if stage_ == "chat" else 0.5
     options = DemoOptions(out=out_, requests=60, alone_s=alone_s, chat_rate_per_s=5.0, poll_s=0.05)
     sys.exit(conduct(options, lambda: FakeStack(stage_, base_url_, out_), Console(width=100)))

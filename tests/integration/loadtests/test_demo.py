@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from loadtests import demo
 from loadtests.demo import DemoOptions, conduct
 from loadtests.report import read_report
+from tests.integration.bench import TIMEOUT_S
 
 REPOSITORY = Path(__file__).parents[3]
 INTERRUPTED_DEMO = Path(__file__).with_name("interrupted_demo.py")
@@ -152,7 +153,7 @@ def test_a_signal_stops_everything(stage: str, number: signal.Signals, server: A
     process = start_interrupted_demo(stage, server.base_url, tmp_path)
     printed: list[str] = []
     sign = {"up": "engine is loading", "chat": "Chat alone", "batch": "Chat, while a batch"}[stage]
-    killer = threading.Timer(60, process.kill)
+    killer = threading.Timer(2 * TIMEOUT_S, process.kill)
     killer.start()
     try:
         assert process.stdout is not None
@@ -164,7 +165,7 @@ def test_a_signal_stops_everything(stage: str, number: signal.Signals, server: A
                 # Impatience while the stack is going down changes nothing.
                 process.send_signal(signal.SIGINT)
                 process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=30)
+        code = process.wait(timeout=TIMEOUT_S)
         process.stdout.close()
     finally:
         killer.cancel()

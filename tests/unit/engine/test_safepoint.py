@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from conserve.engine import safepoint
 from conserve.engine.arrival_board import ArrivalBoard
 from conserve.engine.resume import Row
 from conserve.engine.safepoint import PassGate, PassStopped, find_layers, is_llama_like
@@ -262,23 +264,26 @@ def test_safepoints_lie_as_far_apart_as_wanted(model: Model, gate: PassGate, boa
 
 
 @torch.inference_mode()
-def test_a_slice_gives_way_in_time(model: Model, gate: PassGate) -> None:
+def test_a_slice_gives_way_in_time(model: Model, gate: PassGate, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(safepoint, "time", SimpleNamespace(monotonic=lambda: now_s))
     layer = model.layers[2]
     forward = layer.forward
 
     def take_time(*args: torch.Tensor) -> object:
+        nonlocal now_s
         outputs = forward(*args)
-        time.sleep(0.3)
+        now_s += 0.3
         return outputs
 
     layer.forward = take_time
     expected = model(inputs_of(BATCH))
-    note = run(gate, model, make_plan(until_s=time.monotonic() + 0.2), BATCH)
+    note = run(gate, model, make_plan(until_s=now_s + 0.2), BATCH)
     assert isinstance(note, StopNote)
     assert (note.layer, note.announced_s) == (3, 0)
-    assert isinstance(run(gate, model, make_plan(until_s=time.monotonic() + 60), BATCH), torch.Tensor)
-    run(gate, model, make_plan(3, until_s=time.monotonic() + 0.2), BATCH)
-    outputs = run(gate, model, make_plan(4, resumes=3, until_s=time.monotonic() + 60), BATCH)
+    assert isinstance(run(gate, model, make_plan(until_s=now_s + 60), BATCH), torch.Tensor)
+    run(gate, model, make_plan(3, until_s=now_s + 0.2), BATCH)
+    outputs = run(gate, model, make_plan(4, resumes=3, until_s=now_s + 60), BATCH)
     assert isinstance(outputs, torch.Tensor)
     torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
 
@@ -313,17 +318,17 @@ def test_all_ranks_stop_before_the_same_layer() -> None:
                 forward = layer.forward
 
                 def meet(*args: torch.Tensor, index: int = index, forward: object = forward) -> object:
-                    barriers[index].wait(10)  # as the collective operations of a real layer
+                    barriers[index].wait(60)  # as the collective operations of a real layer
                     return forward(*args)  # type: ignore[operator]
 
                 layer.forward = meet
             for step in range(1, 40):
                 plan = make_plan(step, rule="always")
                 notes[step, rank] = run(gates[rank], models[rank], plan, BATCH)
-                ends.wait(10)
+                ends.wait(60)
                 if rank == 0:
                     board.settle_overdue(time.monotonic() + 1)
-                ends.wait(10)
+                ends.wait(60)
 
     ends = threading.Barrier(2)
     for gate in gates:

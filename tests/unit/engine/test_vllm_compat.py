@@ -82,7 +82,7 @@ def test_busy_waiting_can_be_limited_and_no_message_waits_for_a_lost_call() -> N
     thread = threading.Thread(target=write)
     try:
         thread.start()
-        assert [reader.dequeue(timeout=20) for _ in range(5)] == list(range(5))
+        assert [reader.dequeue(timeout=60) for _ in range(5)] == list(range(5))
     finally:
         thread.join()
         reader.shutdown()

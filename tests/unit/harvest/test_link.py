@@ -43,7 +43,7 @@ async def test_work_begins_again_after_outages_and_faults(monkeypatch: pytest.Mo
         await asyncio.Event().wait()
 
     task = asyncio.create_task(link.keep_connected(load_settings({}, {}), work))
-    await asyncio.wait_for(steady.wait(), 20)
+    await asyncio.wait_for(steady.wait(), 60)
     assert (attempts, [client.closed for client in clients]) == (4, [True, True, False])
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -35,13 +35,13 @@ def test_whole_family_of_a_stack_is_found_and_ended() -> None:
         assert {process.pid for process in find_processes(stack_id)} == {parent.pid, child_pid}
         assert end_processes(stack_id, grace_s=0.5) == 2
         assert not psutil.pid_exists(child_pid) or psutil.Process(child_pid).status() == psutil.STATUS_ZOMBIE
-        parent.wait(10)
+        parent.wait(60)
         assert stranger.poll() is None
         assert find_processes(stack_id) == []
     finally:
         for process in (parent, stranger):
             process.kill()
-            process.wait(10)
+            process.wait(60)
         if parent.stdout is not None:
             parent.stdout.close()
 
@@ -64,7 +64,7 @@ def test_daemon_is_nobody_s_child_and_logs(tmp_path: Path) -> None:
         assert log.read_text() == "started\n"
     finally:
         psutil.Process(pid).kill()
-    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=60)
     assert not is_alive(pid)
 
 

@@ -89,12 +89,12 @@ def world(tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(embedded, "ensure_running", world.start_redis)
     monkeypatch.setattr(embedded, "is_running", lambda state_dir: world.redis_runs)
     monkeypatch.setattr(embedded, "stop", world.stop_redis)
-    monkeypatch.setattr("conserve.launch.teardown.DRAIN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("conserve.launch.teardown.DRAIN_TIMEOUT_S", 5.0)
     monkeypatch.setattr("conserve.launch.teardown.POLL_PERIOD_S", 0.02)
     yield world
     for process in world.started:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_own_stack_comes_up_and_goes_down(world: World) -> None:

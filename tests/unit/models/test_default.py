@@ -49,7 +49,7 @@ def test_callers_at_the_same_time_unpack_it_once(unpacked: list[Path]) -> None:
     barrier = threading.Barrier(4)
 
     def call() -> Path:
-        barrier.wait(timeout=10)
+        barrier.wait(timeout=60)
         return ensure_default_model()
 
     with ThreadPoolExecutor(4) as pool:
