@@ -159,7 +159,9 @@ def make_app(fake: FakeServer) -> FastAPI:
         if batch["status"] == "validating":  # And not cancelled meanwhile.
             batch["status"] = "in_progress"
         output, errors = [], []
-        for line in lines:
+        for number, line in enumerate(lines):
+            if number and batch["status"] == "cancelling":  # One is done, however soon that comes.
+                break
             await asyncio.sleep(fake.request_s)
             fake.busy_s += fake.request_s
             custom_id = line["custom_id"]
