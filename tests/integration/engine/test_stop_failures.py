@@ -50,12 +50,13 @@ def find_processes(engine: DirectEngine, name: str) -> list[psutil.Process]:
 async def test_a_process_that_dies_ends_requests_with_an_error_and_leaves_no_file(tiny_llama: Path, name: str) -> None:
     before = list_files()
     async with start_engine(tiny_llama, make_settings("conserve")) as engine:
-        assert len(list_files() - before) >= 2
+        own = list_files() - before
+        assert len(own) >= 2
         tasks = await begin(engine)
         for process in find_processes(engine, name):
             process.send_signal(signal.SIGKILL)
         await expect_errors(tasks)
-    assert list_files() == before
+    assert not own & list_files()  # Other engines of the machine may have come and gone.
 
 
 async def test_a_worker_that_never_answers_ends_requests_with_an_error(
@@ -64,6 +65,7 @@ async def test_a_worker_that_never_answers_ends_requests_with_an_error(
     monkeypatch.setenv("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "3")
     before = list_files()
     async with start_engine(tiny_llama, make_settings("conserve")) as engine:
+        own = list_files() - before
         tasks = await begin(engine)
         workers = find_processes(engine, "Worker")
         assert workers
@@ -75,4 +77,4 @@ async def test_a_worker_that_never_answers_ends_requests_with_an_error(
             for worker in workers:
                 if worker.is_running():
                     worker.send_signal(signal.SIGKILL)
-    assert list_files() == before
+    assert not own & list_files()  # Other engines of the machine may have come and gone.
