@@ -75,6 +75,18 @@ def percentile_ratio(
     return Ratio(median=value, min=float(low), max=float(high))
 
 
+def percentile_interval(
+    groups: Sequence[Sequence[float]], percentile: float, *, resamples: int = 1_000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a percentile of a pooled sample; groups as of `percentile_ratio`, at least one."""
+    arrays = _as_arrays(groups)
+    generator = np.random.default_rng(seed)
+    found = [_resample(arrays, percentile, generator) for _ in range(resamples)]
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(found, [tail, 100 - tail])
+    return float(low), float(high)
+
+
 def _as_arrays(groups: Sequence[Sequence[float]]) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
     return [np.asarray(group, dtype=np.float64) for group in groups if len(group)]
 

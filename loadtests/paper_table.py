@@ -77,8 +77,7 @@ class Row:
 
 def list_ablation() -> Iterator[Row]:
     """H100, Llama 3.1 8B: one mechanism after the other, from Sarathi-P on."""
-    found = _compare("h100/llama-3.1-8b", BURSTGPT, _LADDER)
-    base, scheduler, layers, kv = (found.metrics[policy.name] for policy in _LADDER)
+    base, scheduler, layers, kv = compare_ladder(BURSTGPT)
     yield Row("8B: P99 TBT, Sarathi-P", "ms", 375, base.tbt.percentile(0.99))
     yield Row("8B: P99 TBT, with the scheduler", "ms", 73, scheduler.tbt.percentile(0.99))
     yield Row("8B: P99 TTFT, Sarathi-P", "ms", 1_399, base.ttft.percentile(0.99))
@@ -90,6 +89,12 @@ def list_ablation() -> Iterator[Row]:
     yield Row("8B: TTFT, scheduler over Sarathi-P", "x", 686 / 1_399, _ratio(scheduler.ttft, base.ttft))
     yield Row("8B: TTFT, stops over scheduler", "x", 523 / 686, _ratio(layers.ttft, scheduler.ttft))
     yield Row("8B: offline, checkpoints over none", "x", 11_366 / 8_810, _over(kv, layers))
+
+
+def compare_ladder(scenario: Scenario) -> list[Metrics]:
+    """H100, Llama 3.1 8B: Sarathi-P, with the scheduler, with stops at layers, with KV checkpoints."""
+    found = _compare("h100/llama-3.1-8b", scenario, _LADDER)
+    return [found.metrics[policy.name] for policy in _LADDER]
 
 
 def list_large() -> Iterator[Row]:

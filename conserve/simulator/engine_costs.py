@@ -37,6 +37,7 @@ class EngineCosts(BaseModel):
         safepoint_share: Time that safepoints add to a pass that can be stopped, as a share.
         front_ms: From a request's arrival to the scheduler, and from the end of an iteration to the client, together.
         noise: Standard deviation of the logarithm of an iteration's time.
+        noise_memory: Correlation of that with the same of the iteration before: what slows one down slows the next.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +61,7 @@ class EngineCosts(BaseModel):
     safepoint_share: float = Field(0.0, ge=0)
     front_ms: float = Field(0.0, ge=0)
     noise: float = Field(0.0, ge=0, lt=0.5)
+    noise_memory: float = Field(0.0, ge=0, lt=1)
 
     def time_ms(self, shape: IterationShape) -> float:
         """Time of an iteration, without noise."""
@@ -72,6 +74,11 @@ class EngineCosts(BaseModel):
             + self.context_ms * shape.decode_context
             + self.large_token_ms * max(0, shape.prefill_tokens - LARGE_TOKENS)
         )
+
+    def at_speed(self, factor: float) -> EngineCosts:
+        """The same engine where iterations take so many times as long."""
+        names = ("iteration_ms", "token_ms", "attention_ms", "prompt_ms", "decode_ms", "context_ms", "large_token_ms")
+        return self.model_copy(update={name: getattr(self, name) * factor for name in names})
 
     def with_profile(self, profile: LatencyProfile) -> EngineCosts:
         """The same engine with the costs that `conserve profile` has measured."""
@@ -89,9 +96,32 @@ class EngineCosts(BaseModel):
         return self.model_copy(update=measured)
 
 
+class Noise:
+    """What times of iterations are multiplied with, one after the other.
+
+    Args:
+        costs: Of the engine.
+        generator: Decides it.
+    """
+
+    def __init__(self, costs: EngineCosts, generator: random.Random) -> None:
+        self._costs = costs
+        self._random = generator
+        self._fresh = math.sqrt(1.0 - costs.noise_memory**2)
+        self._state = generator.gauss(0.0, 1.0)
+
+    def next_factor(self) -> float:
+        """For the next iteration."""
+        costs = self._costs
+        if not costs.noise:
+            return 1.0
+        self._state = costs.noise_memory * self._state + self._fresh * self._random.gauss(0.0, 1.0)
+        return math.exp(costs.noise * self._state)
+
+
 @lru_cache(maxsize=64)
 def _teach(costs: EngineCosts) -> LatencyProfile:
-    generator = random.Random(_TEACHING_SEED)  # noqa: S311 - a simulation
+    noise = Noise(costs, random.Random(_TEACHING_SEED))  # noqa: S311 - a simulation
     model = LatencyModel()
     for turn in range(160):
         decodes = (0, 1, 8, 32, 128)[turn % 5]
@@ -101,7 +131,7 @@ def _teach(costs: EngineCosts) -> LatencyProfile:
             shape = shape.add_prefill(tokens, (0, 512, 2048)[turn // 30 % 3])
         if decodes:
             shape = shape.add_decodes(decodes, decodes * (256, 1024, 2048)[turn % 3])
-        model.observe(shape, costs.time_ms(shape) * math.exp(generator.gauss(0.0, costs.noise)))
+        model.observe(shape, costs.time_ms(shape) * noise.next_factor())
     return model.to_profile()
 
 

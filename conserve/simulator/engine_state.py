@@ -54,6 +54,7 @@ class EngineState:
         online, offline: Those that decode.
         backlog: Offline requests without a slot.
         last_tokens_s: When online requests got their last tokens.
+        model: The scheduler's latency model, of which `safety` and `overhead_ms` are kept.
     """
 
     def __init__(self, costs: EngineCosts, limits: EngineLimits, metrics: Metrics, *, coarse: bool = False) -> None:
@@ -98,6 +99,12 @@ class EngineState:
     def has_offline(self) -> bool:
         """Whether there is an offline request."""
         return bool(self.offline_prompts or self.offline.size or len(self.backlog))
+
+    def learn(self, shape: IterationShape, took_ms: float) -> None:
+        """An iteration has come to its end, and the scheduler's latency model learns from it."""
+        self.model.observe(shape, took_ms)
+        self.safety = self.model.safety_factor()
+        self.overhead_ms = self.model.overhead_ms()
 
     def add_offline(self, request: SimRequest) -> None:
         """An offline request comes in."""

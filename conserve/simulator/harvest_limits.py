@@ -80,6 +80,9 @@ class HarvestLimits:
         state: Of the engine.
         mechanisms: Objectives.
         guard: Knows what arrivals to come need.
+
+    Attributes:
+        efficient_ms: No iteration with online requests has to be longer.
     """
 
     def __init__(self, state: EngineState, mechanisms: Mechanisms, guard: ArrivalGuard) -> None:
@@ -93,13 +96,19 @@ class HarvestLimits:
         self._first_token_ms: float | None = None
         self._arrival_ms = self._spare_ms = math.inf
         self._known_until_s = -math.inf
-        self._efficient_ms = limit_efficient_ms(self.model)
-        self._pass_efficient_ms = limit_efficient_ms(self.model, STOPPABLE_EFFICIENT_SHARE)
+        self.efficient_ms = self._pass_efficient_ms = math.inf
+        self.note_learnt()
 
     def note_arrival(self) -> None:
         """A request has come, so that others may be typical now."""
         self._first_token_ms = None
         self._known_until_s = -math.inf
+
+    def note_learnt(self) -> None:
+        """The model has learnt from an iteration."""
+        self._first_token_ms = None
+        self.efficient_ms = limit_efficient_ms(self.model)
+        self._pass_efficient_ms = limit_efficient_ms(self.model, STOPPABLE_EFFICIENT_SHARE)
 
     def first_token_ms(self) -> float:
         """How long a typical request takes to its first token, once the engine is free."""
@@ -119,7 +128,7 @@ class HarvestLimits:
         if math.isinf(token_due_s):
             return math.inf
         available_ms = (token_due_s - now_s) * 1e3 / self._state.safety
-        return limit_prompts_ms(min(available_ms, self._efficient_ms), self.model.predict_ms(shape))
+        return limit_prompts_ms(min(available_ms, self.efficient_ms), self.model.predict_ms(shape))
 
     def arrival_ms(self, now_s: float) -> float:
         """The longest an iteration may take for an arrival that has to wait for it."""
@@ -149,7 +158,7 @@ class HarvestLimits:
         limit_ms = limit_iteration_ms(
             now_s, self.token_due_s(), self._list_prompts(demand.prompts), self.arrival_ms(now_s), self._state.safety
         )
-        return limit_ms if math.isinf(limit_ms) else min(limit_ms, self._efficient_ms)
+        return limit_ms if math.isinf(limit_ms) else min(limit_ms, self.efficient_ms)
 
     def limit_pass_ms(self, now_s: float) -> float:
         """The longest predicted time of an offline iteration that an arrival can stop."""

@@ -61,6 +61,11 @@ class HarvestPlanner:
         """KV blocks that new offline requests leave free."""
         return self._way.kept_by_new + self._state.running
 
+    @property
+    def efficient_ms(self) -> float:
+        """No iteration with online requests has to be longer."""
+        return self._limits.efficient_ms
+
     def note_arrival(self, request: SimRequest, now_s: float) -> None:
         """An online request has come; it waits already."""
         state = self._state
@@ -105,11 +110,18 @@ class HarvestPlanner:
         """A step has come to its end."""
         if not step.has_online:
             self._stopped.note_done()
-        if step.done_share == 0.0 and not self._state.coarse:
-            self._rates.observe(step.shape, step.first_ms)
+        if not self._state.coarse:
+            self._learn(step)
         if self._copies is not None and self._state.finished:
             for request in self._state.finished:
                 self._copies.forget(request)
+
+    def _learn(self, step: Step) -> None:
+        """As the engine's `StepMeter`; many iterations that are one step teach as much as one."""
+        self._state.learn(step.shape, step.first_ms + (step.lead_ms if step.done_share else 0.0))
+        self._limits.note_learnt()
+        if step.done_share == 0.0:
+            self._rates.observe(step.shape, step.first_ms)
 
     def wake_s(self, now_s: float) -> float:
         """When a request has come back from host memory."""

@@ -177,10 +177,9 @@ def _add_decodes(
     count = group.size
     shape = filling.shape.add_decodes(count, group.context)
     in_time = not demand.is_present or state.model.predict_ms(shape) <= limit_ms
-    blocks = -(-count // state.kv.block_size)
-    if in_time and count <= left and blocks <= max(0, free - kept):
+    if in_time and count <= left and count <= free - kept:
         filling.shape, filling.decodes, filling.tokens = shape, count, count
-        return left - count, free - blocks
+        return left - count, free - -(-count // state.kv.block_size)
     ordered = sorted(group, key=attrgetter("number"))
     most = min(count, max(0, left))
     contexts = [0, *accumulate(group.computed_of(request) for request in ordered)]
@@ -190,12 +189,20 @@ def _add_decodes(
             limit_ms,
             key=lambda number: state.model.predict_ms(filling.shape.add_decodes(number, contexts[number])),
         )
-    most_in_blocks = max(0, free - kept) * state.kv.block_size
-    if most > most_in_blocks:
-        filling.blocks_short += 1 + (most - most_in_blocks) // state.kv.block_size
-        # The oldest one may use what is kept free.
-        most = max(most_in_blocks, 1 if free > 0 else 0)
-    filling.shape = filling.shape.add_decodes(most, contexts[most])
-    filling.decodes = filling.tokens = most
-    filling.held_decodes = ordered[most:]
-    return left - most, free - -(-most // state.kv.block_size)
+    # Only who is at the end of a block needs another one; the oldest one may use what is kept free.
+    oldest = _find_oldest(state)
+    going, held, context = 0, ordered[most:], 0
+    for request in ordered[:most]:
+        computed = group.computed_of(request)
+        if computed % state.kv.block_size == 0:
+            if free <= (0 if request is oldest else kept):
+                filling.blocks_short += 1
+                held.append(request)
+                continue
+            free -= 1
+        going += 1
+        context += computed
+    filling.shape = filling.shape.add_decodes(going, context)
+    filling.decodes = filling.tokens = going
+    filling.held_decodes = held
+    return left - going, free

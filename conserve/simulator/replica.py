@@ -8,7 +8,7 @@ from typing import Protocol
 
 from conserve.policy.allotment import ReplicaCapacity, ReplicaState
 from conserve.policy.latency import IterationShape
-from conserve.simulator.engine_costs import EngineCosts
+from conserve.simulator.engine_costs import EngineCosts, Noise
 from conserve.simulator.engine_state import EngineLimits, EngineState
 from conserve.simulator.metrics import Metrics
 from conserve.simulator.progress import Progress
@@ -78,8 +78,7 @@ class Replica:
         """Goes up whenever the end of the step under way changes."""
         self.ends_s = math.inf
         self._metrics = metrics
-        self._noise = costs.noise
-        self._random = random.Random(seed * 1_000_003 + number)  # noqa: S311 - a simulation
+        self._noise = Noise(costs, random.Random(seed * 1_000_003 + number))  # noqa: S311 - a simulation
         self._step: Step | None = None
         self._stop_share: float | None = None
         self._free_s = 0.0
@@ -160,10 +159,9 @@ class Replica:
         if step is None:
             self.ends_s = self.stopping.wake_s(now_s) if self.stopping is not None else math.inf
             return
-        if self._noise:
-            factor = math.exp(self._random.gauss(0.0, self._noise))
-            step.first_ms *= factor
-            step.slope_ms *= factor
+        factor = self._noise.next_factor()
+        step.first_ms *= factor
+        step.slope_ms *= factor
         begins_s += step.lead_ms / 1e3
         step.begins_s = begins_s
         self._step = step

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Final
 
@@ -36,10 +38,11 @@ class Recording(BaseModel):
         online: Due time, prompt tokens, output tokens.
         offline: Prompt tokens, output tokens, in the order in which they came.
         ttft_ms, tbt_ms: Of the online requests that were due in the window.
+        gaps: How many of `tbt_ms` are of each answer.
         offline_tokens, offline_output_tokens: In the window.
         stops, preemptions: Of passes, and of offline requests, in the window.
         iterations: Of ConServe's engine: begin, end, online prompt tokens, online decodes, offline tokens, first layer,
-            layer before which it was stopped (-1: none), offline decodes, context of all decodes.
+            layer before which it was stopped (-1: none), offline decodes, context of all decodes, predicted time in ms.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,6 +68,7 @@ class Recording(BaseModel):
     offline: tuple[tuple[int, int], ...] = ()
     ttft_ms: tuple[float, ...] = ()
     tbt_ms: tuple[float, ...] = ()
+    gaps: tuple[int, ...] = ()
     offline_tokens: float = 0.0
     offline_output_tokens: float = 0.0
     stops: int = 0
@@ -79,10 +83,23 @@ class Recording(BaseModel):
         """Iterations of some layers only: what they would have computed, their time, first and last layer."""
         return [each for each in self._list_all() if each[2] > 0 or each[3] < LAYERS]
 
+    def list_deviations(self) -> list[float]:
+        """Logarithms of measured over predicted times of whole iterations, in their order."""
+        return [
+            math.log((end_s - begin_s) * 1e3 / predicted_ms)
+            for begin_s, end_s, *_, first, stop, _, _, predicted_ms in self.iterations
+            if first == 0 and stop < 0 and predicted_ms > 0 and end_s > begin_s
+        ]
+
+    def list_answers(self) -> list[tuple[float, ...]]:
+        """The gaps between tokens, in ms, of each answer."""
+        ends = [0, *accumulate(self.gaps)]
+        return [self.tbt_ms[begin:end] for begin, end in pairwise(ends)]
+
     def _list_all(self) -> Iterator[tuple[IterationShape, float, int, int]]:
         half_offline = _find_context([prompt for prompt, _ in self.offline])
         half_online = _find_context([prompt for _, prompt, _ in self.online])
-        for begin_s, end_s, online, decodes, offline, first, stop, offline_decodes, context in self.iterations:
+        for begin_s, end_s, online, decodes, offline, first, stop, offline_decodes, context, _ in self.iterations:
             prefill = max(0.0, offline - offline_decodes)
             shape = IterationShape(
                 int(online + prefill),
@@ -134,6 +151,7 @@ def record(results: WorkloadResults, run: RunResult, *, with_iterations: bool = 
         offline=tuple((each.prompt_tokens, each.output_tokens) for each in offline),
         ttft_ms=tuple(round(value, 1) for group in run.ttft_groups for value in group),
         tbt_ms=tuple(round(value, 1) for group in run.tbt_groups for value in group),
+        gaps=tuple(len(group) for group in run.tbt_groups),
         offline_tokens=round(run.offline_rates.total_per_s * run.window_s, 1),
         offline_output_tokens=round(run.offline_rates.output_per_s * run.window_s, 1),
         stops=int(run.counters_after.stops - run.counters_before.stops),
@@ -182,6 +200,7 @@ def _list_iterations(run: RunResult) -> list[tuple[int | float, ...]]:
                 int(iteration.stop_layer),
                 sum(offline for _, offline, _ in own),
                 sum(context for _, _, context in own),
+                round(iteration.predicted_ms, 2),
             )
         )
     return found

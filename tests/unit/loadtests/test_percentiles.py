@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loadtests.chat_load import ChatRecord
-from loadtests.latency import percentile_ratio, percentiles, tbt_groups, ttft_groups
+from loadtests.latency import percentile_interval, percentile_ratio, percentiles, tbt_groups, ttft_groups
 
 
 def test_percentiles_interpolate() -> None:
@@ -56,3 +56,12 @@ def test_failed_requests_have_no_latency() -> None:
     bad = ChatRecord(0.0, 0.0, (9.0, 19.0), 20.0, error="broken")
     assert ttft_groups([good, bad]) == [[500.0]]
     assert tbt_groups([good, bad]) == [[250.0]]
+
+
+def test_the_interval_of_a_percentile_covers_it_and_is_wider_of_samples_that_hang_together() -> None:
+    generator = np.random.default_rng(7)
+    grouped = [[level] * 20 for level in generator.exponential(1.0, 30)]
+    single = [[value] for group in grouped for value in group]
+    wide, narrow = (percentile_interval(groups, 90) for groups in (grouped, single))
+    assert wide[0] <= narrow[0] <= np.percentile(single, 90) <= narrow[1] <= wide[1]
+    assert wide[1] - wide[0] > narrow[1] - narrow[0]

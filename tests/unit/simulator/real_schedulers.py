@@ -89,8 +89,10 @@ def _drive(
     running = finished = 0
 
     def prompt(tokens: int) -> list[int]:
+        # No two begin alike: what others have computed would be found in the prefix cache.
         number = next(numbers)
-        return [(number * 7_919 + place * 31) % 50 + 1 for place in range(tokens)]
+        start = [number // 50**place % 50 + 1 for place in range(3)]
+        return (start + [place % 50 + 1 for place in range(tokens)])[:tokens]
 
     while (now_s := engine.clock.now_s - began_s) < until_s:
         while running < in_flight:

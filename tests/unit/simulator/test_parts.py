@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import pytest
 
 from conserve.policy.latency import IterationShape
+from conserve.policy.token_budget import limit_efficient_ms
 from conserve.simulator.decodes import Decodes
-from conserve.simulator.engine_costs import make_model
+from conserve.simulator.engine_costs import Noise, make_model
+from conserve.simulator.engine_state import EngineLimits, EngineState
+from conserve.simulator.harvest_limits import Mechanisms
+from conserve.simulator.harvest_planner import HarvestPlanner
 from conserve.simulator.kv_memory import KvMemory
-from conserve.simulator.metrics import LatencyHistogram
+from conserve.simulator.metrics import LatencyHistogram, Metrics
+from conserve.simulator.offline_filling import Room, fill
+from conserve.simulator.online_demand import OnlineDemand
 from conserve.simulator.request import SimRequest
-from conserve.simulator.step import Step
+from conserve.simulator.step import Chunk, Step
 from tests.unit.simulator.clusters import COSTS
 
 
@@ -162,3 +169,61 @@ def test_the_latency_model_has_learnt_the_costs() -> None:
     for shape in (IterationShape().add_prefill(700, 1_000), IterationShape().add_decodes(50, 50_000)):
         assert model.predict_ms(shape) == pytest.approx(COSTS.time_ms(shape), rel=0.03)
     assert 1.0 <= model.safety_factor() < 1.05
+
+
+@pytest.mark.parametrize(("kept", "going", "short"), [(0, [0, 1, 2], 1), (2, [1, 2], 2), (9, [1, 2], 2)])
+def test_without_a_free_block_only_those_wait_who_need_one(kept: int, going: list[int], short: int) -> None:
+    state = EngineState(COSTS, EngineLimits(), Metrics())
+    oldest = make_request(0, prompt=800)
+    state.admit(oldest, 0)
+    requests = [make_request(1 + number, prompt=tokens) for number, tokens in enumerate((160, 170, 175, 192))]
+    for request in requests:
+        state.admit(request, 0)
+        state.offline_prompts.remove(request)
+        begin_decoding(state.offline, request)
+
+    filling = fill(state, OnlineDemand(), math.inf, 64, Room(1, kept, kept), (), None, 0.0, decodes_only=True)
+
+    held = [request for request in requests if request in filling.held_decodes]
+    assert [number for number, request in enumerate(requests) if request not in held] == going
+    assert (filling.decodes, filling.blocks_short) == (len(going), short)
+    assert filling.shape.decode_context == sum(requests[number].computed for number in going)
+
+
+def test_noise_is_as_large_and_lasts_as_long_as_it_was_measured() -> None:
+    costs = COSTS.model_copy(update={"noise": 0.05, "noise_memory": 0.7})
+    noise = Noise(costs, random.Random(1))
+
+    found = [math.log(noise.next_factor()) for _ in range(40_000)]
+
+    assert statistics.pstdev(found) == pytest.approx(0.05, rel=0.05)
+    assert statistics.correlation(found[1:], found[:-1]) == pytest.approx(0.7, abs=0.03)
+    assert Noise(COSTS, random.Random(1)).next_factor() == 1.0
+
+
+def end_iterations(planner: HarvestPlanner, state: EngineState, factor: float, count: int = 200) -> None:
+    """So many iterations, each of which takes `factor` times what it costs, one in ten half as much again."""
+    for number in range(count):
+        request = make_request(number, prompt=400 + number)
+        shape = IterationShape().add_prefill(request.prompt_tokens, 0)
+        slow = 1.5 if number % 10 == 0 else 1.0
+        took_ms = factor * slow * state.costs.time_ms(shape)
+        planner.note_done(Step(shape, took_ms, chunks=[Chunk(request, request.prompt_tokens)]), number)
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_the_scheduler_learns_from_the_iterations_that_it_has_planned(coarse: bool) -> None:
+    state = EngineState(COSTS, EngineLimits(), Metrics(), coarse=coarse)
+    planner = HarvestPlanner(state, Mechanisms(ttft_slo_ms=500.0, tbt_slo_ms=60.0))
+    shape = IterationShape().add_prefill(500, 0)
+    known_ms, safety = state.model.predict_ms(shape), state.safety
+
+    end_iterations(planner, state, factor=2.0)
+
+    if coarse:
+        # Its steps stand for many iterations, so they teach nothing.
+        assert (state.model.predict_ms(shape), state.safety) == (known_ms, safety)
+    else:
+        assert state.model.predict_ms(shape) == pytest.approx(2.0 * known_ms, rel=0.1)
+        assert state.safety > 1.3 > safety
+        assert planner.efficient_ms == limit_efficient_ms(state.model) > 0

@@ -21,9 +21,10 @@ _NEITHER = replace(
 )
 
 
+@pytest.mark.parametrize("kv_blocks", [800, 1_300, 6_000])
 @pytest.mark.parametrize(("kind", "policy"), [("stock", "stock-priority"), ("conserve", "neither")])
 def test_as_much_is_done_and_tokens_come_as_late(
-    kind: Literal["stock", "conserve"], policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Literal["stock", "conserve"], policy: str, kv_blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(POLICIES, "neither", _NEITHER)
     generator = random.Random(1)
@@ -31,7 +32,7 @@ def test_as_much_is_done_and_tokens_come_as_late(
         Arrival(1.0 + 0.4 * number, generator.randint(50, 1_500), generator.randint(10, 120)) for number in range(60)
     ]
     options: dict[str, Any] = {
-        "costs": COSTS.model_copy(update={"kv_blocks": 6_000}),
+        "costs": COSTS.model_copy(update={"kv_blocks": kv_blocks}),
         "offline": OfflineShape((2_000, 6_000), (64, 128)),
         "in_flight": 24,
         "ttft_slo_ms": 400.0,
