@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,9 +38,11 @@ _LEAST_MS = 1e-3
 _MOST_MS = 1e8
 """A measured time outside of these bounds is none."""
 
+_make = tuple.__new__
+"""Half the time of a named tuple's own constructor: a scheduler makes some tens of them for each iteration."""
 
-@dataclass(frozen=True, slots=True)
-class IterationShape:
+
+class IterationShape(NamedTuple):
     """What one iteration computes.
 
     Attributes:
@@ -65,13 +67,9 @@ class IterationShape:
 
     def add_prefill(self, tokens: int, context: int) -> IterationShape:
         """With one more prompt chunk of `tokens` > 0 tokens after `context` tokens."""
-        return IterationShape(
-            self.prefill_tokens + tokens,
-            self.prefill_attention + tokens * (context + tokens / 2),
-            self.prefill_sequences + 1,
-            self.decode_sequences,
-            self.decode_context,
-        )
+        prefill_tokens, attention, prompts, decodes, decode_context = self
+        attention += tokens * (context + tokens / 2)
+        return _make(IterationShape, (prefill_tokens + tokens, attention, prompts + 1, decodes, decode_context))
 
     def add_decode(self, context: int) -> IterationShape:
         """With one more decoding sequence of `context` tokens."""
@@ -79,12 +77,9 @@ class IterationShape:
 
     def add_decodes(self, sequences: int, context: int) -> IterationShape:
         """With more decoding sequences, of `context` tokens together."""
-        return IterationShape(
-            self.prefill_tokens,
-            self.prefill_attention,
-            self.prefill_sequences,
-            self.decode_sequences + sequences,
-            self.decode_context + context,
+        prefill_tokens, attention, prompts, decodes, decode_context = self
+        return _make(
+            IterationShape, (prefill_tokens, attention, prompts, decodes + sequences, decode_context + context)
         )
 
 
@@ -131,16 +126,17 @@ class LatencyModel:
         """Expected time of an iteration; more than 0, and no less for a shape that is no smaller in any count."""
         if not self._ready:
             return self._guess_ms(shape)
-        iteration, tokens, attention, prompts, decodes, context = self._coefficients
+        iteration, token, attention, prompt, decode, context = self._coefficients
+        prefill_tokens, prefill_attention, prompts, decodes, decode_context = shape
         predicted = (
             iteration
-            + tokens * shape.prefill_tokens
-            + attention * shape.prefill_attention
-            + prompts * shape.prefill_sequences
-            + decodes * shape.decode_sequences
-            + context * shape.decode_context
+            + token * prefill_tokens
+            + attention * prefill_attention
+            + prompt * prompts
+            + decode * decodes
+            + context * decode_context
         )
-        return max(predicted, _LEAST_MS)
+        return _LEAST_MS if predicted < _LEAST_MS else predicted
 
     def observe(self, shape: IterationShape, measured_ms: float) -> None:
         """Learns from an iteration, after scoring the prediction of it. What cannot be a time is passed over."""
@@ -192,16 +188,19 @@ class LatencyModel:
         if max_tokens <= 0:
             return 0
 
-        def predict(tokens: int) -> float:
-            return self.predict_ms(base.add_prefill(tokens, context))
-
         if self._ready:
             found = self._solve_prefill(base, context, limit_ms, max_tokens)
-            fits = found == 0 or predict(found) <= limit_ms
-            if fits and (found == max_tokens or predict(found + 1) > limit_ms):
+            fits = found == 0 or self._predict_with_ms(base, found, context) <= limit_ms
+            if fits and (found == max_tokens or self._predict_with_ms(base, found + 1, context) > limit_ms):
                 return found
             # Rounding has put it off.
-        return bisect_right(range(1, max_tokens + 1), limit_ms, key=predict)
+        return bisect_right(
+            range(1, max_tokens + 1), limit_ms, key=lambda tokens: self._predict_with_ms(base, tokens, context)
+        )
+
+    def _predict_with_ms(self, base: IterationShape, tokens: int, context: int) -> float:
+        """Of `base` with one more prompt chunk."""
+        return self.predict_ms(base.add_prefill(tokens, context))
 
     def _solve_prefill(self, base: IterationShape, context: int, limit_ms: float, max_tokens: int) -> int:
         _, token_ms, attention_ms, prompt_ms, _, _ = self._coefficients

@@ -42,6 +42,8 @@ class PassRates:
 
     def best_tokens(self, max_tokens: int) -> int:
         """Tokens of a pass, at most; `max_tokens` as long as too few sizes are known to choose from."""
+        if len(self._observed) < 2:
+            return max_tokens
         known = {
             size: self._token_ms[size]
             for size, count in self._observed.items()

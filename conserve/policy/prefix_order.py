@@ -168,9 +168,9 @@ class PrefixBacklog(Generic[T]):
         node = self._root
         if not node.entries:
             raise IndexError("no request is waiting")
-        if not self.ordered or self._bypassed >= self.max_bypassed:
-            return node.find_oldest()
         path = self._last_path
+        if not path or not self.ordered or self._bypassed >= self.max_bypassed:
+            return node.find_oldest()
         while (child := node.find_child(path)) is not None:
             parts = path[node.depth : child.depth] != child.path[node.depth : child.depth]
             node = child

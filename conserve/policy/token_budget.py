@@ -17,7 +17,8 @@ within a layer where an iteration cannot be stopped. The first one holds for onl
 from __future__ import annotations
 
 import math
-from collections import deque
+from bisect import bisect_left, insort
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -97,11 +98,10 @@ class ArrivalGuard:
     """How long an iteration may be for a request that arrives just after it has begun to meet its TTFT objective."""
 
     def __init__(self) -> None:
-        self._prompt_tokens: deque[int] = deque(maxlen=ARRIVALS_KEPT)
-        self._times_s: deque[float] = deque(maxlen=ARRIVALS_KEPT)
-        self._classes: deque[int] = deque(maxlen=ARRIVALS_KEPT)
+        self._arrivals: deque[tuple[float, int, int]] = deque()  # time, prompt tokens, class
+        self._ordered_tokens: list[int] = []
+        self._of_class: Counter[int] = Counter()
         self._latest_s = -math.inf
-        self._typical: int | None = None
 
     def observe(self, now_s: float, prompt_tokens: int, request_class: int) -> None:
         """Takes note of an online arrival.
@@ -111,24 +111,27 @@ class ArrivalGuard:
             prompt_tokens: To be computed before its first token: its prompt, and those of online requests before it.
             request_class: Place of its class among all classes.
         """
-        self._prompt_tokens.append(prompt_tokens)
-        self._classes.append(request_class)
-        self._times_s.append(now_s)
+        if len(self._arrivals) == ARRIVALS_KEPT:
+            _, tokens, oldest_class = self._arrivals.popleft()
+            del self._ordered_tokens[bisect_left(self._ordered_tokens, tokens)]
+            self._of_class[oldest_class] -= 1
+            if not self._of_class[oldest_class]:
+                del self._of_class[oldest_class]
+        self._arrivals.append((now_s, prompt_tokens, request_class))
+        insort(self._ordered_tokens, prompt_tokens)
+        self._of_class[request_class] += 1
         self._latest_s = now_s
-        self._typical = None
 
     @property
     def typical_tokens(self) -> int:
         """Prompt tokens before the first one of an arrival, at most (95th percentile of recent ones); 0 without any."""
-        if self._typical is None:
-            ordered = sorted(self._prompt_tokens)
-            self._typical = ordered[math.ceil(ARRIVAL_QUANTILE * len(ordered)) - 1] if ordered else 0
-        return self._typical
+        ordered = self._ordered_tokens
+        return ordered[math.ceil(ARRIVAL_QUANTILE * len(ordered)) - 1] if ordered else 0
 
     def arrivals_per_s(self, now_s: float) -> float:
         """Rate of the arrivals seen lately; 0 before the second one."""
-        passed_s = now_s - self._times_s[0] if self._times_s else 0.0
-        return (len(self._times_s) - 1) / passed_s if passed_s > 0 else 0.0
+        passed_s = now_s - self._arrivals[0][0] if self._arrivals else 0.0
+        return (len(self._arrivals) - 1) / passed_s if passed_s > 0 else 0.0
 
     def first_token_ms(self, model: LatencyModel) -> float:
         """How long a typical request takes to its first token, once the engine is free for it."""
@@ -144,7 +147,7 @@ class ArrivalGuard:
         if now_s - self._latest_s >= IDLE_S:
             return math.inf
         last = len(ttft_slos_ms) - 1
-        return min(ttft_slos_ms[min(index, last)] for index in set(self._classes))
+        return min(ttft_slos_ms[min(index, last)] for index in self._of_class)
 
     def limit_ms(self, now_s: float, ttft_slos_ms: Sequence[float], model: LatencyModel) -> float:
         """The longest an iteration may take; `inf` before the first online arrival, and two minutes after the last.
@@ -154,14 +157,11 @@ class ArrivalGuard:
             ttft_slos_ms: TTFT objectives of the classes. Those that no recent request was of do not count.
             model: Predicts the time of a prompt.
         """
-        spare_ms = self.spare_ms(now_s, ttft_slos_ms, model)
-        if math.isinf(spare_ms):
+        ttft_slo_ms = self.ttft_slo_ms(now_s, ttft_slos_ms)
+        if math.isinf(ttft_slo_ms):
             return math.inf
-        return max(
-            spare_ms,
-            SMALLEST_WAIT_SHARE * self.ttft_slo_ms(now_s, ttft_slos_ms),
-            SMALLEST_WAIT_OVERHEADS * model.overhead_ms(),
-        )
+        spare_ms = ttft_slo_ms - self.first_token_ms(model)
+        return max(spare_ms, SMALLEST_WAIT_SHARE * ttft_slo_ms, SMALLEST_WAIT_OVERHEADS * model.overhead_ms())
 
     def spare_ms(self, now_s: float, ttft_slos_ms: Sequence[float], model: LatencyModel) -> float:
         """How long a typical long prompt can wait and still meet its objective; negative if it cannot even at once.

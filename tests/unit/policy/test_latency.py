@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -130,7 +129,7 @@ def test_more_of_anything_takes_no_less(
     seed: int, iterations: int, noise: float, asked: IterationShape, name: str, more: int
 ) -> None:
     model = train(LatencyModel(), iterations, noise=noise, outliers=0.1, seed=seed)
-    larger = replace(asked, **{name: getattr(asked, name) + more})
+    larger = asked._replace(**{name: getattr(asked, name) + more})
     assert model.predict_ms(larger) >= model.predict_ms(asked)
 
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from conserve.policy.latency import IterationShape, LatencyModel
 from conserve.policy.token_budget import (
+    ARRIVAL_QUANTILE,
+    ARRIVALS_KEPT,
     EFFICIENT_SHARE,
     IDLE_S,
     SMALLEST_WAIT_OVERHEADS,
@@ -120,6 +122,20 @@ def test_the_guard_forgets_prompts_of_long_ago(model: LatencyModel) -> None:
     assert guard.typical_tokens == 50
     assert guard.limit_ms(5.0 + IDLE_S - 0.1, [1_000], model) < math.inf
     assert guard.limit_ms(5.0 + IDLE_S, [1_000], model) == math.inf
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 3)), min_size=1, max_size=400))
+def test_the_guard_knows_percentile_and_classes_of_the_last_ones(seen: list[tuple[int, int]]) -> None:
+    guard = ArrivalGuard()
+    for second, (tokens, request_class) in enumerate(seen):
+        guard.observe(float(second), tokens, request_class)
+    kept = seen[-ARRIVALS_KEPT:]
+    ordered = sorted(tokens for tokens, _ in kept)
+    slos_ms = [100.0, 300.0, 200.0, 400.0]
+
+    assert guard.typical_tokens == ordered[math.ceil(ARRIVAL_QUANTILE * len(ordered)) - 1]
+    assert guard.ttft_slo_ms(len(seen), slos_ms) == min(slos_ms[request_class] for _, request_class in kept)
+    assert guard.arrivals_per_s(len(seen)) == (len(kept) - 1) / len(kept)
 
 
 def test_the_guard_waits_for_those_classes_that_it_has_seen(model: LatencyModel) -> None:
