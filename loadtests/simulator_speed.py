@@ -1,5 +1,8 @@
 """How fast the simulator is: replicas that serve an hour of chats beside an endless backlog of batch work.
 
+Without options several clusters are simulated, one after the other, each in a process of its own; with options one:
+
+python -m loadtests.simulator_speed
 python -m loadtests.simulator_speed --replicas 64 --trace FILE
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,11 +29,26 @@ from conserve.simulator.traces import read_trace
 from conserve.simulator.workload import Arrival, scale_rate
 
 HOUR_S: Final = 3_600.0
+_H100: Final = ("--profile", "h100/llama-3.1-8b")
+CLUSTERS: Final = (
+    ("--replicas", "64", "--profile", "a100-40g/llama-2-7b"),
+    ("--replicas", "64", *_H100, "--rate", "1"),
+    ("--replicas", "64", *_H100),
+    ("--replicas", "1000", *_H100, "--rate", "0.3"),
+)
+HEADER: Final = (
+    "| replicas | online requests/s each | requests | decisions | processor time | bound | peak memory |\n"
+    "| --- | --- | --- | --- | --- | --- | --- |"
+)
+BOUNDS_S: Final = {64: 60.0, 1_000: 600.0}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Simulates, and prints how long it took."""
-    parser = argparse.ArgumentParser(prog="simulator_speed", description=__doc__)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="simulator_speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--replicas", type=int, default=64)
     parser.add_argument("--trace", type=Path, help="instead of a generated one")
     parser.add_argument("--profile", default="a100-40g/llama-2-7b")
@@ -39,7 +58,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--duration", type=float, default=HOUR_S)
     parser.add_argument("--in-flight", type=int, default=32, help="offline requests of one replica")
+    parser.add_argument("--figures", action="store_true", help="also print what was simulated")
     options = parser.parse_args(arguments)
+    print(HEADER, flush=True)
+    if arguments:
+        print(simulate(options), flush=True)
+        return 0
+    for cluster in CLUSTERS:
+        # Peak memory is that of a process.
+        done = subprocess.run(
+            [sys.executable, "-m", __spec__.name, *cluster], stdout=subprocess.PIPE, text=True, check=False
+        )
+        if done.returncode:
+            return done.returncode
+        print(done.stdout.splitlines()[-1], flush=True)
+    return 0
+
+
+def simulate(options: argparse.Namespace) -> str:
+    """One cluster. Returns its row of the table."""
     scenario = replace(SCENARIOS["chat"], offline_in_flight=options.in_flight)
     costs = find_profile(options.profile).costs
     rate = options.rate
@@ -55,13 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cluster = Cluster(costs, scenario.limits, policy, options.replicas, metrics, 1, supply, coarse=True)
     took_s = cluster.run(scale_rate(arrivals, factor, 1), options.duration)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"{options.replicas} replicas of {options.profile}, {options.duration:,.0f} s, {rate:.2f} requests/s each "
-        f"({metrics.online_requests:,} online, {metrics.offline_requests:,} offline): {took_s:.1f} s of processor time,"
-        f" {metrics.iterations / took_s:,.0f} iterations a second, {metrics.steps:,} decisions, {peak_mib:,.0f} MiB"
+    if options.figures:
+        print(metrics.to_dict())
+    bound_s = BOUNDS_S.get(options.replicas) if options.duration == HOUR_S else None
+    bound = f"{bound_s:.0f} s" if bound_s is not None else "-"
+    return (
+        f"| {options.replicas:,} x {options.profile}, {options.duration:,.0f} s | {rate:.2f} | "
+        f"{metrics.online_requests:,} online, {metrics.offline_requests:,} offline | {metrics.steps:,} | "
+        f"{took_s:.1f} s | {bound} | {peak_mib:,.0f} MiB |"
     )
-    print(metrics.to_dict())
-    return 0
 
 
 if __name__ == "__main__":

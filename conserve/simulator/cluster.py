@@ -106,8 +106,8 @@ class Cluster:
         troubles = sorted(incidents, key=lambda incident: incident.at_s, reverse=True)
         control_s = self._control_s
         events = self._events
+        arrival_s = arrival.arrival_s if arrival is not None else math.inf
         while True:
-            arrival_s = arrival.arrival_s if arrival is not None else math.inf
             event_s = events[0][0] if events else math.inf
             trouble_s = troubles[-1].at_s if troubles else math.inf
             now_s = min(arrival_s, event_s, control_s, trouble_s)
@@ -118,8 +118,7 @@ class Cluster:
                 _, _, number, version = heappop(events)
                 replica = self.replicas[number]
                 if version == replica.version:
-                    replica.end_step(now_s)
-                    self._collect(replica, now_s)
+                    replica.end_step(now_s, self._collect)
                     self._follow(replica, version)
             elif now_s == trouble_s:
                 self._strike(troubles.pop(), now_s)
@@ -133,6 +132,7 @@ class Cluster:
             elif arrival is not None:
                 self._route(arrival, now_s)
                 arrival = next(coming, None)
+                arrival_s = arrival.arrival_s if arrival is not None else math.inf
         return time.process_time() - began_s
 
     def _route(self, arrival: Arrival, now_s: float) -> None:
@@ -152,7 +152,7 @@ class Cluster:
         if not self._serving:
             self.unserved.append(request)
             return
-        replica = self._router.choose(self._serving, request.prompt_tokens)
+        replica = self._router.choose(self._serving, request.prompt_tokens, now_s)
         version = replica.version
         replica.arrive(request, now_s)
         self._follow(replica, version)
@@ -164,8 +164,6 @@ class Cluster:
 
     def _collect(self, replica: Replica, now_s: float) -> None:
         finished = replica.state.finished
-        if not finished:
-            return
         if self._supply is not None:
             offline = [request for request in finished if not request.online]
             for request in offline:

@@ -34,22 +34,20 @@ class Decodes:
     def __contains__(self, request: SimRequest) -> bool:
         return request.number in self._members
 
-    def add(self, request: SimRequest) -> None:
-        """A request whose prompt is computed, and that has to produce at least one token more."""
-        request.joined_tick = self.tick
-        request.end_tick = self.tick + request.output_tokens - request.produced
-        self._members[request.number] = request
-        self.context += request.computed
-        self.size += 1
-        heappush(self._ends, (request.end_tick, request.number))
+    def add(self, request: SimRequest, ahead: int = 0) -> None:
+        """A request whose prompt is computed, and that has to produce at least one token more.
 
-    def go_ahead(self, request: SimRequest, iterations: int) -> None:
-        """A member has been there for so many iterations already."""
-        if iterations > 0:
-            request.joined_tick -= iterations
-            request.end_tick -= iterations
-            self.context += iterations
-            heappush(self._ends, (request.end_tick, request.number))
+        Args:
+            request: Itself.
+            ahead: It has been there for so many iterations already.
+        """
+        number = request.number
+        request.joined_tick = joined_tick = self.tick - ahead
+        request.end_tick = end_tick = joined_tick + request.output_tokens - request.produced
+        self._members[number] = request
+        self.context += request.computed + ahead
+        self.size += 1
+        heappush(self._ends, (end_tick, number))
 
     def remove(self, request: SimRequest) -> None:
         """Takes a request out; brings its state up to date."""
@@ -78,12 +76,29 @@ class Decodes:
                 return end_tick - self.tick
             heappop(self._ends)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether somebody may have come to its end."""
+        return bool(self._ends) and self._ends[0][0] <= self.tick
+
     def count_beyond(self, iterations: int) -> int:
         """Tokens that so many iterations more would count of members that end before."""
         last = self.tick + iterations
-        if not self._ends or self._ends[0][0] >= last:
+        ends = self._ends
+        if not ends or ends[0][0] >= last:
             return 0
-        return sum(max(0, last - request.end_tick) for request in self._members.values())
+        # No more of the heap than ends before: below an entry there are only later ones.
+        found: dict[int, int] = {}
+        places = [0]
+        for place in places:
+            end_tick, number = ends[place]
+            if end_tick >= last:
+                continue
+            request = self._members.get(number)
+            if request is not None and request.end_tick == end_tick:
+                found[number] = last - end_tick
+            places.extend(range(2 * place + 1, min(2 * place + 3, len(ends))))
+        return sum(found.values())
 
     def advance(self, iterations: int, held: Collection[SimRequest] = ()) -> None:
         """So many iterations; without those that are held back."""

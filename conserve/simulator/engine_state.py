@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import deque
 from dataclasses import dataclass
 from operator import attrgetter
@@ -9,6 +11,7 @@ from typing import Final
 
 from conserve.policy.latency import IterationShape, LatencyModel
 from conserve.policy.prefix_order import PrefixBacklog
+from conserve.simulator.coarse_steps import bound_coarsely
 from conserve.simulator.decodes import Decodes
 from conserve.simulator.engine_costs import EngineCosts, make_model
 from conserve.simulator.kv_memory import KvMemory
@@ -18,15 +21,12 @@ from conserve.simulator.step import Step
 
 LONGEST_STEP_MS: Final = 1_000.0
 """Iterations of more time than this are not decided at once: what policies know fades by the second."""
-LEAST_COARSE: Final = 4
-"""Fewer requests that decode are looked at one by one: the end of each makes a difference."""
 DRIFT_SHARE: Final = 0.02
 """A decision holds while the time of an iteration has grown by no more than this."""
 
 
+_NOTHING: Final = IterationShape()
 _number = attrgetter("number")
-COARSE_STEP_MS: Final = 1_000.0
-"""The same where iterations are not looked at one by one."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class EngineState:
         backlog: Offline requests without a slot.
         last_tokens_s: When online requests got their last tokens.
         model: The scheduler's latency model, of which `safety` and `overhead_ms` are kept.
+        flow_left: Tokens of online prompts that are not computed, where the step under way has computed more than it
+            says; None where it has not.
+        flowing_tokens, flowed_s: Tokens of online prompts that the step under way computes to their end, and when it
+            will have done so, although it goes on.
+        time_ms, token_ms, attention_ms, context_ms, decode_ms: As of the costs, quick to read.
     """
 
     def __init__(self, costs: EngineCosts, limits: EngineLimits, metrics: Metrics, *, coarse: bool = False) -> None:
@@ -63,6 +68,9 @@ class EngineState:
         self.limits = limits
         self.metrics = metrics
         self.model: LatencyModel = make_model(costs)
+        self.time_ms = costs.make_timer()
+        self.token_ms, self.attention_ms = costs.token_ms, costs.attention_ms
+        self.context_ms, self.decode_ms = costs.context_ms, costs.decode_ms
         self.safety = self.model.safety_factor()
         self.overhead_ms = self.model.overhead_ms()
         self.kv = KvMemory(costs.kv_blocks, costs.block_size)
@@ -73,6 +81,9 @@ class EngineState:
         self.offline = Decodes()
         self.backlog: PrefixBacklog[SimRequest] = PrefixBacklog()
         self.last_tokens_s = -1e9
+        self.flow_left: int | None = None
+        self.flowing_tokens = 0
+        self.flowed_s = math.inf
         self.finished: list[SimRequest] = []
 
     @property
@@ -136,6 +147,10 @@ class EngineState:
             self.metrics.offline_preemptions += 1
         return computed
 
+    def find_oldest_offline(self) -> SimRequest | None:
+        """The first of them; None if there is none."""
+        return min(itertools.chain(self.offline, self.offline_prompts), key=_number, default=None)
+
     def list_offline(self) -> list[SimRequest]:
         """Running offline requests, the oldest first."""
         return sorted([*self.offline, *self.offline_prompts], key=_number)
@@ -145,7 +160,15 @@ class EngineState:
         group = self.online if request.online else self.offline
         return group.computed_of(request) if request in group else request.computed
 
-    def bound_count(self, step: Step, spare_tokens: float, *, kept_tokens: int = 0, closely: bool = False) -> None:
+    def bound_count(
+        self,
+        step: Step,
+        spare_tokens: float,
+        *,
+        kept_tokens: int = 0,
+        closely: bool = False,
+        after_ms: float | None = None,
+    ) -> None:
         """Sets how many iterations of a step there are: until a request ends, a prompt ends, or memory does.
 
         Args:
@@ -153,8 +176,9 @@ class EngineState:
             spare_tokens: KV memory that it may take, in tokens.
             kept_tokens: KV memory that new offline requests leave free.
             closely: Whether it must be looked at closely in any case.
+            after_ms: As of `bound_coarsely`.
         """
-        if self.coarse and not closely and self._bound_coarsely(step, spare_tokens, kept_tokens):
+        if self.coarse and not closely and bound_coarsely(self, step, spare_tokens, kept_tokens, after_ms):
             return
         count = 1 << 30
         growth = 0
@@ -175,56 +199,13 @@ class EngineState:
             count = min(count, 1 + int(DRIFT_SHARE * step.first_ms / step.slope_ms))
         step.count = max(1, min(count, int(LONGEST_STEP_MS / step.first_ms)))
 
-    def _bound_coarsely(self, step: Step, spare_tokens: float, kept_tokens: int) -> bool:
-        """The same for a step in which requests may begin and end; False if it must be looked at closely."""
-        # Online prompts end soon, and common prefixes are found only where prompts come one after the other.
-        if step.held or any(chunk.request.online or chunk.request.prefix for chunk in step.chunks):
-            return False
-        count = max(1, int(COARSE_STEP_MS / step.first_ms))
-        growth = step.offline_decodes
-        if step.online_decodes:
-            growth += self.online.size
-            if self.online.size < LEAST_COARSE:
-                count = min(count, self.online.iterations_to_end())
-        if 0 < step.offline_decodes < LEAST_COARSE:
-            count = min(count, self.offline.iterations_to_end())
-        tokens = sum(chunk.tokens for chunk in step.chunks)
-        left = sum(request.to_compute for request in self.offline_prompts)
-        begun = 0
-        if len(self.backlog) and not self.waiting:
-            # As many more as there are slots and memory for.
-            following = self.backlog.peek_next().to_compute
-            room = self.kv.free_tokens - kept_tokens - left
-            begun = min(len(self.backlog), self.limits.max_num_seqs - self.running, room // following)
-            left += following * max(0, begun)
-        if begun <= 0 and step.offline_decodes:
-            # Others begin when one of these ends.
-            count = min(count, self.offline.iterations_to_end())
-        if tokens:
-            count = min(count, max(1, left // tokens))
-            request = step.chunks[0].request
-            # Contexts of prompt tokens are on average those of half a prompt.
-            middle = tokens * (request.prompt_tokens / 2 - request.computed - tokens / 2)
-            if count > 1 and count * tokens > request.to_compute:
-                step.first_ms += self.costs.attention_ms * middle / 2
-                step.slope_ms = self.costs.context_ms * step.shape.decode_sequences
-            if count > 1:
-                step.fluid_tokens, step.chunks, step.admits = tokens, (), not self.waiting
-        growth += tokens
-        if growth:
-            count = min(count, int(spare_tokens / growth))
-        step.count = max(1, count)
-        return True
-
     def find_slope_ms(self, step: Step) -> float:
         """How much longer each next iteration of a step takes."""
-        costs = self.costs
-        decodes = step.shape.decode_sequences
-        slope_ms = costs.context_ms * decodes
+        slope_ms = self.context_ms * step.shape.decode_sequences
         for _, tokens in step.chunks:
-            slope_ms += costs.attention_ms * tokens * tokens
+            slope_ms += self.attention_ms * tokens * tokens
         return slope_ms
 
     def decode_shape(self) -> IterationShape:
         """All online requests that decode."""
-        return IterationShape(decode_sequences=self.online.size, decode_context=self.online.context)
+        return _NOTHING.add_decodes(self.online.size, self.online.context)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from conserve.simulator.online_demand import OnlineDemand
 
 
+_NOTHING: Final = IterationShape()
 KNOWN_S: Final = 1.0
 """What the guard of arrivals says is asked for again after so long without one."""
 
@@ -160,6 +161,13 @@ class HarvestLimits:
         )
         return limit_ms if math.isinf(limit_ms) else min(limit_ms, self.efficient_ms)
 
+    def limit_after_ms(self, now_s: float) -> float:
+        """The same of iterations after the prompts of the next one, in which online requests decode."""
+        limit_ms = limit_iteration_ms(
+            now_s, now_s + self._tbt_slo_ms / 1e3, (), self.arrival_ms(now_s), self._state.safety
+        )
+        return limit_ms if math.isinf(limit_ms) else min(limit_ms, self.efficient_ms)
+
     def limit_pass_ms(self, now_s: float) -> float:
         """The longest predicted time of an offline iteration that an arrival can stop."""
         self._ask_guard(now_s)
@@ -176,9 +184,11 @@ class HarvestLimits:
         stop_s = self._state.overhead_ms / 1e3
         return choose_pass_tokens(self.model, IterationShape(), most, arrivals_per_s, stop_s)
 
-    def _list_prompts(self, prompts: Sequence[tuple[SimRequest, int]]) -> list[PromptDemand]:
+    def _list_prompts(self, prompts: Sequence[tuple[SimRequest, int]]) -> Sequence[PromptDemand]:
+        if not prompts:
+            return ()
         found = []
-        rest = IterationShape()
+        rest = _NOTHING
         for request, left in prompts:
             if left:
                 rest = rest.add_prefill(left, request.total_tokens - left)

@@ -69,7 +69,9 @@ class HarvestPlanner:
     def note_arrival(self, request: SimRequest, now_s: float) -> None:
         """An online request has come; it waits already."""
         state = self._state
-        before = sum(other.to_compute for other in state.online_prompts)
+        before = state.flow_left
+        if before is None:
+            before = sum(other.to_compute for other in state.online_prompts)
         before += sum(other.prompt_tokens for other in state.waiting)
         self._guard.observe(now_s, before, 0)
         self._limits.note_arrival()
@@ -182,7 +184,7 @@ class HarvestPlanner:
         has_online = demand.is_present
         step = Step(
             shape,
-            state.costs.time_ms(shape),
+            state.time_ms(shape),
             online_decodes=demand.decodes > 0,
             chunks=[*demand.chunks, *filling.chunks],
             offline_decodes=filling.decodes,
@@ -197,7 +199,10 @@ class HarvestPlanner:
         spare_tokens = max(0, state.kv.free_tokens - self._way.kept_by_running * state.kv.block_size)
         # Prompts of a stopped pass must stay as they are.
         kept_tokens = self.kept_free_blocks * state.kv.block_size
-        state.bound_count(step, spare_tokens, kept_tokens=kept_tokens, closely=self._stopped.is_kept)
+        # After prompts others are computed beside those who decode, unless there are slices for them.
+        flows = state.coarse and has_online and self._bears_mixed(now_s)
+        after_ms = self._limits.limit_after_ms(now_s) if flows else None
+        state.bound_count(step, spare_tokens, kept_tokens=kept_tokens, closely=self._stopped.is_kept, after_ms=after_ms)
         if step.count > 1 and self._copies is not None and self._copies.landed_s < math.inf:
             # Who has come back by then goes on.
             left_ms = (self._copies.landed_s - now_s) * 1e3
@@ -222,12 +227,16 @@ class HarvestPlanner:
         full = self._state.limits.max_num_batched_tokens
         return max(demand.tokens, self._rates.best_tokens(full)) if self._does.token_budget else full
 
+    def _bears_mixed(self, now_s: float) -> bool:
+        """Whether prompts go into the iterations of those who decode, and not into slices of passes of their own."""
+        if not (self._can_stop and self._does.resume):
+            return True
+        spare_ms = self._limits.spare_ms(now_s)
+        return can_bear_mixed(spare_ms, self._does.tbt_slo_ms, self._state.overhead_ms)
+
     def _find_slack(self, demand: OnlineDemand, now_s: float) -> Slack | None:
         state = self._state
-        if not (self._can_stop and self._does.resume) or not demand.decodes or demand.arrivals or demand.prompts:
-            return None
-        spare_ms = self._limits.spare_ms(now_s)
-        if can_bear_mixed(spare_ms, self._does.tbt_slo_ms, state.overhead_ms):
+        if not demand.decodes or demand.arrivals or demand.prompts or self._bears_mixed(now_s):
             return None
         shape = demand.shape.add_decodes(state.offline.size, state.offline.context)
         return find_slack(

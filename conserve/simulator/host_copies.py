@@ -58,6 +58,11 @@ class HostCopies:
         """When the request that is on its way back is there; `inf` if there is none."""
         return self._landed_s
 
+    @property
+    def is_landing(self) -> bool:
+        """Whether there is one."""
+        return self._landing is not None
+
     # What goes.
 
     def count_saved_blocks(self, request: SimRequest) -> int:

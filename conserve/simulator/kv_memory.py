@@ -55,23 +55,23 @@ class KvMemory:
 
     def find_cached(self, request: SimRequest) -> int:
         """Leading tokens of a waiting request that are there: of the others with its prefix, or left by itself."""
-        if own := self._left.get(-1 - request.number):
+        if self._left and (own := self._left.get(-1 - request.number)):
             return min(own, request.total_tokens - 1) // self.block_size * self.block_size
-        if request.prefix in self._prefixes:
+        if request.prefix and request.prefix in self._prefixes:
             return min(self._prefixes[request.prefix], request.prefix_tokens) // self.block_size * self.block_size
         return 0
 
     def count_needed(self, request: SimRequest) -> int:
         """Tokens that all of a waiting request takes of what is free: all but those that others hold."""
-        if self._sharers.get(request.prefix, 0) and request.prefix in self._prefixes:
+        if request.prefix and self._sharers.get(request.prefix, 0) and request.prefix in self._prefixes:
             return request.total_tokens - self._prefixes[request.prefix]
         return request.total_tokens
 
     def admit(self, request: SimRequest, cached: int) -> None:
         """A request begins, with so many tokens that are there already."""
-        if (own := self._left.pop(-1 - request.number, 0)) > 0:
+        if self._left and (own := self._left.pop(-1 - request.number, 0)) > 0:
             self._left_tokens -= own
-        shared = min(cached, request.prefix_tokens) if request.prefix in self._prefixes else 0
+        shared = min(cached, request.prefix_tokens) if cached and request.prefix in self._prefixes else 0
         request.computed = cached
         request.cached = shared
         if request.prefix:
@@ -81,7 +81,8 @@ class KvMemory:
                 self._left_tokens -= self._left.pop(request.prefix)
                 self.used += self._prefixes[request.prefix]
         self.used += cached - shared + self._half
-        self._shrink()
+        if self._left:
+            self._shrink()
 
     def grow(self, tokens: int) -> None:
         """So many tokens more are held."""

@@ -46,6 +46,8 @@ class MakingWay:
     def make_way(self, demand: OnlineDemand, limits: HarvestLimits, now_s: float) -> OnlineDemand:
         """Preempts until online requests have slots and blocks, and admits the arrivals; returns the demand then."""
         state = self._state
+        if not demand.arrivals and demand.blocks <= state.kv.free_blocks:
+            return demand
         if demand.blocks > state.kv.free_blocks and self._copies is not None:
             self._copies.release()
         while True:

@@ -88,7 +88,8 @@ def fill(
             smallest = min(SMALLEST_CHUNK_TOKENS, left)
         left = min(left, pass_tokens)
         limit_ms = math.inf
-    if decodes_only:
+    nobody_waits = not state.offline_prompts and not len(state.backlog) and (copies is None or not copies.is_landing)
+    if decodes_only or nobody_waits:
         return filling
 
     def fit(context: int, most: int) -> int:
@@ -105,8 +106,10 @@ def fill(
         left -= tokens
 
     leaves_begun = is_cut = False
-    longest = max((chunk.tokens for chunk in demand.chunks), default=0)
-    oldest = _find_oldest(state) if free < 2 * room.kept_by_running + 64 else None
+    longest = max(chunk.tokens for chunk in demand.chunks) if demand.arrivals else 0
+    kept_by_running = room.kept_by_running
+    # Only where it matters: finding it takes longer than all else here.
+    oldest = state.find_oldest_offline() if kept_by_running and free < 2 * kept_by_running + 64 else None
     for request in state.offline_prompts:
         if request in held:
             continue
@@ -122,7 +125,7 @@ def fill(
                 continue
             is_cut = True
         blocks = state.kv.blocks_for(tokens)
-        kept = 0 if request is oldest else room.kept_by_running
+        kept = 0 if request is oldest else kept_by_running
         if blocks > max(0, free - kept):
             filling.blocks_short += blocks - max(0, free - kept)
             continue
@@ -165,11 +168,6 @@ def fill(
     return filling
 
 
-def _find_oldest(state: EngineState) -> SimRequest | None:
-    offline = state.list_offline()
-    return offline[0] if offline else None
-
-
 def _add_decodes(
     state: EngineState, demand: OnlineDemand, filling: Filling, limit_ms: float, left: int, free: int, kept: int
 ) -> tuple[int, int]:
@@ -180,8 +178,13 @@ def _add_decodes(
     if in_time and count <= left and count <= free - kept:
         filling.shape, filling.decodes, filling.tokens = shape, count, count
         return left - count, free - -(-count // state.kv.block_size)
-    ordered = sorted(group, key=attrgetter("number"))
     most = min(count, max(0, left))
+    if not in_time and state.model.predict_ms(filling.shape.add_decodes(1, 0)) > limit_ms:
+        most = 0
+    if most == 0:
+        filling.held_decodes = [*group]
+        return left, free
+    ordered = sorted(group, key=attrgetter("number"))
     contexts = [0, *accumulate(group.computed_of(request) for request in ordered)]
     if not in_time:
         most = bisect_right(
@@ -190,7 +193,7 @@ def _add_decodes(
             key=lambda number: state.model.predict_ms(filling.shape.add_decodes(number, contexts[number])),
         )
     # Only who is at the end of a block needs another one; the oldest one may use what is kept free.
-    oldest = _find_oldest(state)
+    oldest = state.find_oldest_offline()
     going, held, context = 0, ordered[most:], 0
     for request in ordered[:most]:
         computed = group.computed_of(request)

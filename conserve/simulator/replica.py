@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from typing import Protocol
 
 from conserve.policy.allotment import ReplicaCapacity, ReplicaState
@@ -13,7 +14,9 @@ from conserve.simulator.engine_state import EngineLimits, EngineState
 from conserve.simulator.metrics import Metrics
 from conserve.simulator.progress import Progress
 from conserve.simulator.request import SimRequest
-from conserve.simulator.step import Step
+from conserve.simulator.step import Part, Step
+
+_NOTHING = IterationShape()
 
 
 class Planner(Protocol):
@@ -82,34 +85,62 @@ class Replica:
         self._step: Step | None = None
         self._stop_share: float | None = None
         self._free_s = 0.0
+        self._is_between = False
         self._progress = Progress(self.state, metrics)
 
     # What the cluster calls.
 
     def arrive(self, request: SimRequest, now_s: float) -> None:
         """An online request comes in."""
-        self.state.waiting.append(request)
+        state, step = self.state, self._step
+        state.waiting.append(request)
         self._progress.prompt_backlog += request.prompt_tokens
+        if step is None or not step.parts:
+            self.planner.note_arrival(request, now_s)
+            self._interrupt(now_s, for_online=True)
+            return
+        iteration = step.find_iteration((now_s - step.begins_s) * 1e3)
+        state.flow_left = step.count_online_left(iteration)
         self.planner.note_arrival(request, now_s)
-        self._interrupt(now_s, for_online=True)
+        state.flow_left = None
+        if not self._join(request, step, iteration + 1):
+            self._interrupt(now_s, for_online=True, iteration=iteration)
 
     def feed(self, request: SimRequest, now_s: float) -> None:
         """An offline request comes in; a step that leaves it no room goes on."""
         self.state.add_offline(request)
+        if self._is_between:
+            return
         if self._step is None or (self._step.count > 1 and len(self.state.backlog) == 1):
             self._interrupt(now_s, for_online=False)
 
-    def end_step(self, now_s: float) -> None:
-        """The step under way has come to its end, or it is time to look again."""
+    def end_step(self, now_s: float, refill: Callable[[Replica, float], None] | None = None) -> None:
+        """The step under way has come to its end, or it is time to look again.
+
+        Args:
+            now_s: Now.
+            refill: Gives new offline requests for those that have ended. Where steps are coarse it does so before the
+                next one is decided; otherwise that one is under way when they come, as it is in an engine.
+        """
         step, self._step = self._step, None
         if step is not None:
             if self._stop_share is not None:
                 self._finish_stopped(step, now_s)
             else:
-                self._progress.apply(step, step.count, now_s, self.planner.kept_free_blocks)
+                kept_free_blocks = self.planner.kept_free_blocks if step.parts else 0
+                self._progress.apply(step, step.count, now_s, kept_free_blocks)
                 if self.stopping is not None:
                     self.stopping.note_done(step, now_s)
-        self._begin(now_s)
+        if refill is None or not self.state.finished:
+            self._begin(now_s)
+        elif self.state.coarse:
+            self._is_between = True
+            refill(self, now_s)
+            self._is_between = False
+            self._begin(now_s)
+        else:
+            self._begin(now_s)
+            refill(self, now_s)
 
     def report(self) -> ReplicaCapacity:
         """What the replica says about itself."""
@@ -124,11 +155,14 @@ class Replica:
             offline_running=state.offline_running,
         )
 
-    def predict_ttft_ms(self, prompt_tokens: int) -> float:
+    def predict_ttft_ms(self, prompt_tokens: int, now_s: float) -> float:
         """Time to the first token of a request that would come now, roughly: what comes before it, and its prompt."""
         state = self.state
-        shape = IterationShape().add_prefill(self._progress.prompt_backlog + prompt_tokens, 0)
-        return state.model.predict_ms(shape) + state.costs.decode_ms * state.online.size
+        before = self._progress.prompt_backlog
+        if now_s >= state.flowed_s:
+            before -= state.flowing_tokens
+        shape = _NOTHING.add_prefill(before + prompt_tokens, 0)
+        return state.model.predict_ms(shape) + state.decode_ms * state.online.size
 
     def take_longest_ttft_ms(self) -> float:
         """The longest time to a first token since this was asked last; 0 without any."""
@@ -150,33 +184,69 @@ class Replica:
 
     # Steps.
 
+    def _join(self, request: SimRequest, step: Step, begin: int) -> bool:
+        """Lets an online request take the place of offline prompts from an iteration on, if nothing else changes."""
+        state = self.state
+        last = step.joinable_count if step.joinable_count < step.count else step.count
+        if begin >= last or request.prefix or len(state.waiting) > 1 or step.spare_tokens < request.prompt_tokens:
+            return False
+        start = max(step.online_end, step.count_fluid(begin))
+        tokens = math.ceil(request.prompt_tokens * step.joiner_share)
+        end = start + tokens
+        if end > step.count_fluid(last) or state.running >= state.limits.max_num_seqs:
+            return False
+        state.waiting.popleft()
+        state.admit(request, 0)
+        size = step.joinable_tokens
+        rest = tokens % size
+        gap = int((size - rest) * step.overhead_share) if 2 * rest > size else 0
+        step.joiners.append((request, start, tokens, gap))
+        step.online_end = end
+        step.spare_tokens -= request.prompt_tokens
+        state.flowing_tokens += request.prompt_tokens
+        state.flowed_s = step.begins_s + step.duration_ms(step.count_until(end)) / 1e3
+        if step.count > last:
+            step.count = last
+            self._set_end(step.begins_s + step.duration_ms() / 1e3)
+        return True
+
     def _begin(self, now_s: float) -> None:
         self.version += 1
         begins_s = max(now_s, self._free_s)
         step = self.planner.plan(begins_s)
         self._metrics.steps += 1
         self._stop_share = None
+        self.state.flowed_s = math.inf
         if step is None:
             self.ends_s = self.stopping.wake_s(now_s) if self.stopping is not None else math.inf
             return
         factor = self._noise.next_factor()
         step.first_ms *= factor
         step.slope_ms *= factor
+        if step.parts:
+            step.parts = [
+                Part(iterations, first_ms * factor, slope_ms * factor, tokens)
+                for iterations, first_ms, slope_ms, tokens in step.parts
+            ]
         begins_s += step.lead_ms / 1e3
         step.begins_s = begins_s
         self._step = step
         if step.end_share < 1.0:
             self._stop_share = step.end_share
         self.ends_s = begins_s + step.duration_ms() * (step.end_share - step.done_share) / 1e3
+        self.state.flowing_tokens = step.online_end
+        if step.online_end:
+            self.state.flowed_s = begins_s + step.duration_ms(step.count_until(step.online_end)) / 1e3
 
-    def _interrupt(self, now_s: float, *, for_online: bool) -> None:
+    def _interrupt(self, now_s: float, *, for_online: bool, iteration: int | None = None) -> None:
         """Somebody has come: an iteration that can be stopped is, others come to their end."""
         step = self._step
         if step is None:
             if now_s >= self._free_s:
                 self._begin(now_s)
             return
-        iteration = step.find_iteration((now_s - step.begins_s) * 1e3)
+        if iteration is None:
+            iteration = step.find_iteration((now_s - step.begins_s) * 1e3)
         if for_online and step.is_stoppable and self.stopping is not None:
             share = self.stopping.find_stop_share(step, now_s, iteration)
             if share is not None and share < step.end_share:

@@ -21,7 +21,7 @@ class Router:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311 - a simulation
 
-    def choose(self, serving: Sequence[Replica], prompt_tokens: int) -> Replica:
+    def choose(self, serving: Sequence[Replica], prompt_tokens: int, now_s: float) -> Replica:
         """One of the replicas that serve, of which there is at least one."""
         if len(serving) == 1:
             return serving[0]
@@ -29,5 +29,5 @@ class Router:
         second = serving[int(self._random.random() * len(serving))]
         if first is second:
             return first
-        one, other = (each.predict_ttft_ms(prompt_tokens) for each in (first, second))
-        return second if other < one else first
+        first_ms = first.predict_ttft_ms(prompt_tokens, now_s)
+        return second if second.predict_ttft_ms(prompt_tokens, now_s) < first_ms else first

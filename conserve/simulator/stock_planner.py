@@ -91,7 +91,7 @@ class StockPlanner:
             return None
         step = Step(
             shape,
-            state.costs.time_ms(shape),
+            state.time_ms(shape),
             online_decodes=online > 0,
             chunks=chunks,
             offline_decodes=offline,

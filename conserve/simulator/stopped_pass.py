@@ -100,7 +100,7 @@ class StoppedPasses:
         state.metrics.resumed_passes += 1
         step = Step(
             shape,
-            state.costs.time_ms(shape) * (1.0 + state.costs.safepoint_share),
+            state.time_ms(shape) * (1.0 + state.costs.safepoint_share),
             chunks=kept.chunks,
             offline_decodes=decodes,
             predicted_ms=state.model.predict_ms(shape),

@@ -75,7 +75,7 @@ def scale_rate(arrivals: Sequence[Arrival], factor: float, seed: int) -> Iterato
         keep = generator.random(len(arrivals)) < factor
         yield from (arrival for arrival, kept in zip(arrivals, keep, strict=True) if kept)
         return
-    lengths = generator.permutation(len(arrivals))
+    lengths = generator.permutation(len(arrivals)).tolist()
     for number, arrival in enumerate(arrivals):
         copies = int(factor) + (generator.random() < factor - int(factor))
         following = arrivals[number + 1].arrival_s if number + 1 < len(arrivals) else arrival.arrival_s

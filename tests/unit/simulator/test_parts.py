@@ -28,9 +28,9 @@ def make_request(number: int, prompt: int = 100, output: int = 10, **more: int) 
     return SimRequest(number, 0.0, prompt, output, online=False, **more)
 
 
-def begin_decoding(group: Decodes, request: SimRequest) -> None:
+def begin_decoding(group: Decodes, request: SimRequest, ahead: int = 0) -> None:
     request.computed, request.produced = request.prompt_tokens, 1
-    group.add(request)
+    group.add(request, ahead)
 
 
 @pytest.mark.parametrize("slope_ms", [0.0, 0.01, 2.0])
@@ -89,6 +89,27 @@ def test_iterations_beyond_the_end_of_a_request_are_not_its_own() -> None:
     assert group.tick - short.end_tick == 8
     assert (short.produced, short.computed) == (3, 102)
     assert group.context == 110
+
+
+def test_what_members_would_count_beyond_their_end_is_the_sum_over_all_of_them() -> None:
+    group = Decodes()
+    generator = random.Random(5)
+    running: dict[int, SimRequest] = {}
+    for number in range(400):
+        request = running.setdefault(number, make_request(number, output=generator.randint(2, 60)))
+        begin_decoding(group, request, ahead=generator.randint(0, 3))
+        if number % 5 == 0:
+            group.remove(running.pop(generator.choice([*running])))
+        if number % 7 == 0 and running:
+            group.advance(1, held=[running[generator.choice([*running])]])
+        iterations = generator.randint(1, 30)
+        last = group.tick + iterations
+
+        assert group.count_beyond(iterations) == sum(max(0, last - each.end_tick) for each in running.values())
+
+        group.advance(1)
+        for ended in group.pop_ended():
+            del running[ended.number]
 
 
 def test_kv_memory_is_free_again_when_everybody_has_gone() -> None:
