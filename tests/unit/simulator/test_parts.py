@@ -20,7 +20,7 @@ from conserve.simulator.metrics import LatencyHistogram, Metrics
 from conserve.simulator.offline_filling import Room, fill
 from conserve.simulator.online_demand import OnlineDemand
 from conserve.simulator.request import SimRequest
-from conserve.simulator.step import Chunk, Step
+from conserve.simulator.step import Chunk, Part, Step
 from tests.unit.simulator.clusters import COSTS
 
 
@@ -43,6 +43,34 @@ def test_the_iteration_under_way_is_the_one_whose_time_it_is(slope_ms: float) ->
         assert step.find_iteration(step.duration_ms(iteration + 1) - 0.01) == iteration
     assert step.count_within(step.duration_ms(7) + 0.01) == 7
     assert step.duration_ms(3) == pytest.approx(30 + 3 * slope_ms)
+
+
+def test_a_step_of_several_parts_knows_when_its_iterations_and_tokens_are_over() -> None:
+    step = Step(IterationShape(), first_ms=80.0)
+    step.parts = [Part(2, 80.0, 0.0, 1_500), Part(5, 70.0, 0.5, 1_200), Part(1, 31.0, 0.0, 300), Part(20, 12.0, 0.1, 0)]
+    step.count = 28
+
+    for iteration in range(28):
+        begins_ms = step.duration_ms(iteration)
+        assert step.find_iteration(begins_ms + 0.01) == iteration
+        assert step.find_iteration(step.duration_ms(iteration + 1) - 0.01) == iteration
+        gaps = step.list_gaps(iteration, 28)
+        assert sum(count for count, _ in gaps) == 28 - iteration
+        assert sum(count * mean_ms for count, mean_ms in gaps) == pytest.approx(step.duration_ms() - begins_ms)
+    assert step.count_fluid(28) == 2 * 1_500 + 5 * 1_200 + 300
+    for tokens, iterations in ((1, 1), (1_500, 1), (1_501, 2), (3_000, 2), (3_001, 3), (9_000, 7), (9_300, 8)):
+        assert step.count_until(tokens) == iterations
+
+
+def test_joiners_are_computed_where_they_joined() -> None:
+    step = Step(IterationShape(), first_ms=80.0)
+    step.parts = [Part(10, 80.0, 0.0, 1_000)]
+    step.count, step.joinable_tokens, step.online_tokens = 10, 1_000, 1_200
+    step.joiners = [(make_request(1, prompt=2_000), 3_000, 1_600, 0)]
+
+    assert [step.count_online_left(count) for count in range(6)] == [3_200, 2_200, 2_000, 2_000, 750, 0]
+    # One iteration is theirs alone.
+    assert [step.count_held(count) for count in range(3, 7)] == [0, 1, 1, 1]
 
 
 def test_decodes_end_when_they_have_all_their_tokens() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from dataclasses import replace
 
 import pytest
@@ -148,6 +150,28 @@ def test_coarse_steps_give_nearly_the_figures_of_exact_ones(costs: object) -> No
     assert coarse.steps < 0.75 * exact.steps
     assert coarse.offline_tokens_per_s == pytest.approx(exact.offline_tokens_per_s, rel=0.05)
     assert coarse.ttft.percentile(0.99) == pytest.approx(exact.ttft.percentile(0.99), rel=0.15)
+
+
+def test_online_requests_join_coarse_steps_and_are_as_fast_as_in_exact_ones() -> None:
+    generator = random.Random(2)
+    gaps_s = [generator.expovariate(4.0) for _ in range(400)]
+    arrivals = [
+        Arrival(1.0 + at_s, generator.randint(100, 2_000), generator.randint(20, 200))
+        for at_s in itertools.accumulate(gaps_s)
+    ]
+    costs = COSTS.model_copy(update={"kv_blocks": 40_000})
+    options = {"costs": costs, "in_flight": 64, "ttft_slo_ms": 1_500.0, "tbt_slo_ms": 200.0}
+
+    exact = run_cluster("conserve", arrivals, 130.0, **options).metrics
+    coarse = run_cluster("conserve", arrivals, 130.0, coarse=True, **options).metrics
+
+    assert coarse.steps < 0.25 * exact.steps
+    assert coarse.online_finished == exact.online_finished == 400
+    assert coarse.online_tokens == exact.online_tokens
+    assert coarse.tbt.count == exact.tbt.count
+    assert coarse.ttft.percentile(0.5) == pytest.approx(exact.ttft.percentile(0.5), rel=0.1)
+    assert coarse.tbt.percentile(0.5) == pytest.approx(exact.tbt.percentile(0.5), rel=0.05)
+    assert coarse.offline_tokens_per_s == pytest.approx(exact.offline_tokens_per_s, rel=0.03)
 
 
 def test_requests_of_a_failed_replica_are_answered_elsewhere() -> None:
