@@ -94,6 +94,17 @@ def limit_prompts_ms(available_ms: float, decodes_ms: float) -> float:
     return max(available_ms, decodes_ms / (1 - LEAST_PROMPTS_SHARE))
 
 
+def limit_wait_ms(spare_ms: float, ttft_slo_ms: float, overhead_ms: float) -> float:
+    """The longest that an arrival may have to wait for an iteration.
+
+    Args:
+        spare_ms: As `ArrivalGuard.spare_ms` gives it.
+        ttft_slo_ms: Objective of the arrivals.
+        overhead_ms: Time of the smallest iteration.
+    """
+    return max(spare_ms, SMALLEST_WAIT_SHARE * ttft_slo_ms, SMALLEST_WAIT_OVERHEADS * overhead_ms)
+
+
 class ArrivalGuard:
     """How long an iteration may be for a request that arrives just after it has begun to meet its TTFT objective."""
 
@@ -147,6 +158,8 @@ class ArrivalGuard:
         if now_s - self._latest_s >= IDLE_S:
             return math.inf
         last = len(ttft_slos_ms) - 1
+        if not last:
+            return ttft_slos_ms[0]
         return min(ttft_slos_ms[min(index, last)] for index in self._of_class)
 
     def limit_ms(self, now_s: float, ttft_slos_ms: Sequence[float], model: LatencyModel) -> float:
@@ -160,8 +173,7 @@ class ArrivalGuard:
         ttft_slo_ms = self.ttft_slo_ms(now_s, ttft_slos_ms)
         if math.isinf(ttft_slo_ms):
             return math.inf
-        spare_ms = ttft_slo_ms - self.first_token_ms(model)
-        return max(spare_ms, SMALLEST_WAIT_SHARE * ttft_slo_ms, SMALLEST_WAIT_OVERHEADS * model.overhead_ms())
+        return limit_wait_ms(ttft_slo_ms - self.first_token_ms(model), ttft_slo_ms, model.overhead_ms())
 
     def spare_ms(self, now_s: float, ttft_slos_ms: Sequence[float], model: LatencyModel) -> float:
         """How long a typical long prompt can wait and still meet its objective; negative if it cannot even at once.

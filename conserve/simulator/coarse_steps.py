@@ -19,6 +19,8 @@ LEAST_COARSE: Final = 4
 """Fewer requests that decode are looked at one by one: the end of each makes a difference."""
 COARSE_STEP_MS: Final = 1_000.0
 """Steps are no longer than this."""
+ENDED_SHARE: Final = 1 / 16
+"""With nobody waiting, a step ends once more than this share of the offline requests has ended."""
 JOINABLE_SHARE: Final = 0.9
 """Iterations are as long as the limit lets them if they take this share of it; then online prompts that come change
 nothing but whose tokens are computed."""
@@ -76,9 +78,13 @@ def bound_coarsely(
         room = state.kv.free_tokens - kept_tokens - left
         begun = max(0, min(len(state.backlog), state.limits.max_num_seqs - state.running, room // wanted))
         left += wanted * begun
-    if offline and (not begun or offline < LEAST_COARSE):
-        # Others begin when one of these ends.
-        most = min(most, state.offline.iterations_to_end())
+    if offline < LEAST_COARSE or len(state.backlog):
+        if offline and (not begun or offline < LEAST_COARSE):
+            # Others begin when one of these ends.
+            most = min(most, state.offline.iterations_to_end())
+    else:
+        # Others come when some have ended, all of them before the next step.
+        most = min(most, state.offline.iterations_until(1 + int(ENDED_SHARE * offline)))
     growth += tokens
     if growth:
         most = min(most, int(spare_tokens / growth))

@@ -76,6 +76,10 @@ class Decodes:
                 return end_tick - self.tick
             heappop(self._ends)
 
+    def iterations_until(self, ends: int) -> int:
+        """Iterations until so many of them have ended; there must be as many."""
+        return sorted([request.end_tick for request in self._members.values()])[ends - 1] - self.tick
+
     @property
     def has_ended(self) -> bool:
         """Whether somebody may have come to its end."""

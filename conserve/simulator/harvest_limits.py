@@ -20,6 +20,7 @@ from conserve.policy.token_budget import (
     limit_efficient_ms,
     limit_iteration_ms,
     limit_prompts_ms,
+    limit_wait_ms,
 )
 from conserve.simulator.engine_state import EngineState
 from conserve.simulator.request import SimRequest
@@ -146,8 +147,11 @@ class HarvestLimits:
     def _ask_guard(self, now_s: float) -> None:
         """What the guard says changes with each arrival, and once after minutes without any."""
         if now_s >= self._known_until_s:
-            self._arrival_ms = self._guard.limit_ms(now_s, self._slos, self.model)
-            self._spare_ms = self._guard.spare_ms(now_s, self._slos, self.model)
+            ttft_slo_ms = self._guard.ttft_slo_ms(now_s, self._slos)
+            self._spare_ms = ttft_slo_ms - self.first_token_ms()
+            self._arrival_ms = math.inf
+            if ttft_slo_ms < math.inf:
+                self._arrival_ms = limit_wait_ms(self._spare_ms, ttft_slo_ms, self.model.overhead_ms())
             self._known_until_s = now_s + KNOWN_S
 
     def limit_ms(self, demand: OnlineDemand, now_s: float) -> float:

@@ -71,8 +71,11 @@ class HarvestPlanner:
         state = self._state
         before = state.flow_left
         if before is None:
-            before = sum(other.to_compute for other in state.online_prompts)
-        before += sum(other.prompt_tokens for other in state.waiting)
+            before = 0
+            for other in state.online_prompts:
+                before += other.to_compute
+        for other in state.waiting:
+            before += other.prompt_tokens
         self._guard.observe(now_s, before, 0)
         self._limits.note_arrival()
         self._reserve.observe(now_s, state.kv.blocks_for(request.prompt_tokens) + 1)

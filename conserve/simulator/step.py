@@ -136,9 +136,12 @@ class Step:
     def count_online_left(self, count: int) -> int:
         """Tokens of online prompts, joiners included, that the first `count` iterations do not compute."""
         passed = self.count_fluid(count)
+        if passed >= self.online_end:
+            return 0
         left = max(0, self.online_tokens - passed)
         for request, start, tokens, _ in self.joiners:
-            left += request.prompt_tokens * min(tokens, max(0, start + tokens - passed)) // tokens
+            if passed < start + tokens:
+                left += request.prompt_tokens * min(tokens, start + tokens - passed) // tokens
         return left
 
     def count_held(self, count: int) -> int:

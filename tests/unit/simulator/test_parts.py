@@ -66,7 +66,7 @@ def test_joiners_are_computed_where_they_joined() -> None:
     step = Step(IterationShape(), first_ms=80.0)
     step.parts = [Part(10, 80.0, 0.0, 1_000)]
     step.count, step.joinable_tokens, step.online_tokens = 10, 1_000, 1_200
-    step.joiners = [(make_request(1, prompt=2_000), 3_000, 1_600, 0)]
+    step.joiners, step.online_end = [(make_request(1, prompt=2_000), 3_000, 1_600, 0)], 4_600
 
     assert [step.count_online_left(count) for count in range(6)] == [3_200, 2_200, 2_000, 2_000, 750, 0]
     # One iteration is theirs alone.
