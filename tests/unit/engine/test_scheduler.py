@@ -236,7 +236,7 @@ def test_an_arrival_waits_for_the_prompts_before_it(start: Start) -> None:
     engine.add("last", prompt(30, 2), 2)
     assert engine.scheduler._guard.typical_tokens == 300
     # 44 tokens of the first prompt are left.
-    assert [*engine.scheduler._guard._prompt_tokens] == [300, 44 + 50, 44 + 50 + 30]
+    assert [tokens for _, tokens, _ in engine.scheduler._guard._arrivals] == [300, 44 + 50, 44 + 50 + 30]
 
 
 @pytest.mark.parametrize("offline", [True, False])
