@@ -1,6 +1,7 @@
 """How fast the simulator is: replicas that serve an hour of chats beside an endless backlog of batch work.
 
-Without options several clusters are simulated, one after the other, each in a process of its own; with options one:
+Without options several clusters are simulated, one after the other, each in a process of its own; with options one.
+Modules that `conserve compile` has compiled are used, unless the first option is `--interpreted`:
 
 python -m loadtests.simulator_speed
 python -m loadtests.simulator_speed --replicas 64 --trace FILE
@@ -8,28 +9,14 @@ python -m loadtests.simulator_speed --replicas 64 --trace FILE
 
 from __future__ import annotations
 
-import argparse
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
-from conserve.simulator.cluster import Cluster
-from conserve.simulator.comparison import FILL_S, ComparisonPlan, find_rate
-from conserve.simulator.metrics import Metrics
-from conserve.simulator.policies import POLICIES
-from conserve.simulator.roofline import find_profile
-from conserve.simulator.scenarios import SCENARIOS
-from conserve.simulator.supply import EndlessSupply
-from conserve.simulator.trace_statistics import STATISTICS, generate_trace
-from conserve.simulator.traces import read_trace
-from conserve.simulator.workload import Arrival, scale_rate
+from conserve.models import compiled_dir
+from conserve.simulator.compiled import use_compiled
 
-HOUR_S: Final = 3_600.0
 _H100: Final = ("--profile", "h100/llama-3.1-8b")
 CLUSTERS: Final = (
     ("--replicas", "64", "--profile", "a100-40g/llama-2-7b"),
@@ -38,71 +25,33 @@ CLUSTERS: Final = (
     ("--replicas", "1000", *_H100, "--rate", "0.3"),
 )
 HEADER: Final = (
-    "| replicas | online requests/s each | requests | decisions | processor time | bound | peak memory |\n"
-    "| --- | --- | --- | --- | --- | --- | --- |"
+    "| replicas | online requests/s each | requests | decisions | processor time | bound | peak memory | code |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
-BOUNDS_S: Final = {64: 60.0, 1_000: 600.0}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Simulates, and prints how long it took."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="simulator_speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--replicas", type=int, default=64)
-    parser.add_argument("--trace", type=Path, help="instead of a generated one")
-    parser.add_argument("--profile", default="a100-40g/llama-2-7b")
-    parser.add_argument("--policy", default="conserve", choices=[*POLICIES])
-    parser.add_argument(
-        "--rate", type=float, help="online requests a second of one replica; default: 30 %% of capacity"
-    )
-    parser.add_argument("--duration", type=float, default=HOUR_S)
-    parser.add_argument("--in-flight", type=int, default=32, help="offline requests of one replica")
-    parser.add_argument("--figures", action="store_true", help="also print what was simulated")
-    options = parser.parse_args(arguments)
-    print(HEADER, flush=True)
-    if arguments:
-        print(simulate(options), flush=True)
+    interpreted = arguments[:1] == ["--interpreted"]
+    options = arguments[1:] if interpreted else arguments
+    if options:
+        code = "compiled" if not interpreted and use_compiled(compiled_dir()) else "interpreted"
+        # Not before: it imports what is to be compiled.
+        from loadtests.simulated_hour import measure
+
+        row = measure(options)
+        print(f"{HEADER}\n{row} {code} |", flush=True)
         return 0
+    print(HEADER, flush=True)
     for cluster in CLUSTERS:
         # Peak memory is that of a process.
-        done = subprocess.run(
-            [sys.executable, "-m", __spec__.name, *cluster], stdout=subprocess.PIPE, text=True, check=False
-        )
+        command = [sys.executable, "-m", __spec__.name, *arguments, *cluster]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             return done.returncode
         print(done.stdout.splitlines()[-1], flush=True)
     return 0
-
-
-def simulate(options: argparse.Namespace) -> str:
-    """One cluster. Returns its row of the table, with the processor time of the process from its beginning."""
-    scenario = replace(SCENARIOS["chat"], offline_in_flight=options.in_flight)
-    costs = find_profile(options.profile).costs
-    rate = options.rate
-    if rate is None:
-        rate = find_rate(ComparisonPlan(scenario, costs))
-    requests = generate_trace(STATISTICS["conv"], 20_000, 1) if options.trace is None else read_trace(options.trace)
-    arrivals = [Arrival(one.arrival_s, one.prompt_tokens, one.output_tokens) for one in requests]
-    seen_s = arrivals[-1].arrival_s
-    factor = rate * options.replicas * seen_s / len(arrivals)
-    metrics = Metrics(FILL_S, options.duration)
-    supply = EndlessSupply(scenario.offline.draw(1), scenario.offline_in_flight)
-    policy = POLICIES[options.policy].with_objectives(1_500.0, 200.0)
-    cluster = Cluster(costs, scenario.limits, policy, options.replicas, metrics, 1, supply, coarse=True)
-    cluster.run(scale_rate(arrivals, factor, 1), options.duration)
-    took_s = time.process_time()
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if options.figures:
-        print(metrics.to_dict())
-    bound_s = BOUNDS_S.get(options.replicas) if options.duration == HOUR_S else None
-    bound = f"{bound_s:.0f} s" if bound_s is not None else "-"
-    return (
-        f"| {options.replicas:,} x {options.profile}, {options.duration:,.0f} s | {rate:.2f} | "
-        f"{metrics.online_requests:,} online, {metrics.offline_requests:,} offline | {metrics.steps:,} | "
-        f"{took_s:.1f} s | {bound} | {peak_mib:,.0f} MiB |"
-    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from conserve.cli import batch_commands, chat_command, plan_command, profile_command, simulate_command, stack_commands
+from conserve.cli import (
+    batch_commands,
+    chat_command,
+    compile_command,
+    plan_command,
+    profile_command,
+    simulate_command,
+    stack_commands,
+)
 from conserve.telemetry.logs import configure_program_logs
 
 app = typer.Typer(
@@ -18,6 +26,7 @@ app.command("down")(stack_commands.down)
 app.command("chat")(chat_command.chat)
 app.command("profile")(profile_command.profile)
 app.command("simulate")(simulate_command.simulate)
+app.command("compile")(compile_command.compile_simulator)
 app.command("plan")(plan_command.plan)
 app.add_typer(batch_commands.app, name="batch")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conserve.models.cache import cache_folder, profiles_dir
+from conserve.models.cache import cache_folder, compiled_dir, profiles_dir
 from conserve.models.default import DEFAULT_MODEL, ModelError, default_model_folder, ensure_default_model
 from conserve.models.source import resolve_model
 
@@ -10,6 +10,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "ModelError",
     "cache_folder",
+    "compiled_dir",
     "default_model_folder",
     "ensure_default_model",
     "profiles_dir",

@@ -23,3 +23,8 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
 def profiles_dir(environ: Mapping[str, str] | None = None) -> Path:
     """Where latency profiles of engines are stored. The folder may not exist yet."""
     return cache_folder(environ) / "profiles"
+
+
+def compiled_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """Where the compiled modules of the simulator are stored. The folder may not exist yet."""
+    return cache_folder(environ) / "compiled"
