@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +19,9 @@ from conserve.launch.ray_head import RayHeadError
 from conserve.launch.record import StackError
 from conserve.launch.serve_api import ServeApiError
 from conserve.launch.serve_config import read_serve_config
-from conserve.launch.stack import LocalStack
+from conserve.launch.stack import LocalStack, RunningStack
 from conserve.launch.teardown import take_down
+from conserve.launch.watch import tell_ready
 
 DEFAULT_CONFIG = Path("serve_config.yaml")
 LAUNCH_ERRORS = (StackError, RayHeadError, ServeApiError, EmbeddedServerError, OSError)
@@ -37,6 +39,13 @@ def up(
     port: Annotated[
         int | None, typer.Option(help="HTTP port, in place of the configuration's.", min=1, max=65535)
     ] = None,
+    block: Annotated[
+        bool,
+        typer.Option(
+            "--block",
+            help="Stay until SIGTERM or Ctrl-C, and take everything down then; fail when it is lost. For services.",
+        ),
+    ] = False,
 ) -> None:
     """Starts the application, with an embedded Redis and a Ray head of its own unless others are named."""
     try:
@@ -58,12 +67,9 @@ def up(
             failure = fail(str(error))
             _undo(stack)
             raise failure from None
-    name = stack.config.settings.model.served_name
-    out.print(f"[bold]Up:[/] {running.base_url}  (model {escape(name)})", soft_wrap=True)
-    out.print(f"Ray dashboard: {running.dashboard_url}   logs: {running.log_dir}", soft_wrap=True)
-    hint = "" if running.base_url == DEFAULT_URL else f" --url {running.base_url}"
-    if stack.config.settings.model.task == "generate":
-        out.print(f"Try: conserve chat{hint} 'What is the capital of France?'", soft_wrap=True)
+        _say_up(stack, running)
+        if block:
+            _stay(stack, interruption)
 
 
 def down(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -94,6 +100,39 @@ def status(url: UrlOption = DEFAULT_URL) -> None:
     out.print(_replica_table(found["replicas"]))
     if found["batches"]:
         out.print(_batch_table(found["batches"]))
+
+
+def _say_up(stack: LocalStack, running: RunningStack) -> None:
+    name = stack.config.settings.model.served_name
+    out.print(f"[bold]Up:[/] {running.base_url}  (model {escape(name)})", soft_wrap=True)
+    out.print(f"Ray dashboard: {running.dashboard_url}   logs: {running.log_dir}", soft_wrap=True)
+    hint = "" if running.base_url == DEFAULT_URL else f" --url {running.base_url}"
+    if stack.config.settings.model.task == "generate":
+        out.print(f"Try: conserve chat{hint} 'What is the capital of France?'", soft_wrap=True)
+
+
+def _stay(stack: LocalStack, interruption: Interruption) -> None:
+    """Stays with a stack that is up, and takes it down in the end, unless somebody else has."""
+    lost: Exception | None = None
+    try:
+        try:
+            interruption.arm()
+            tell_ready(os.environ)
+            stack.watch()
+            err.print("Taken down by another command.")
+            return
+        finally:
+            interruption.disarm()
+    except KeyboardInterrupt:
+        err.print("Asked to stop; taking everything down.")
+    except LAUNCH_ERRORS as error:
+        lost = error
+    try:
+        stack.down(say_progress)
+    except LAUNCH_ERRORS as error:
+        raise fail(str(error) if lost is None else f"{lost}; and then: {error}") from None
+    if lost is not None:
+        raise fail(str(lost))
 
 
 def _undo(stack: LocalStack) -> None:

@@ -40,6 +40,17 @@ class Interruption:
         """From here on no signal raises: clean-up is under way. `requested` still tells whether one came."""
         self._armed = False
 
+    def arm(self) -> None:
+        """From here on the next signal raises again.
+
+        Raises:
+            KeyboardInterrupt: one came meanwhile.
+        """
+        self._armed = True
+        if self.requested:
+            self._armed = False
+            raise KeyboardInterrupt
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs `work` in an event loop of its own; a signal cancels it.
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import httpx
 
@@ -22,12 +23,13 @@ TOKEN_TIMEOUT_S = 60.0
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Requests and results are small, and no dataset passes through Ray's object store."""
 
-_ENVIRONMENT = {
+RAY_ENVIRONMENT: Final = {
     # Ray gives its workers a lower priority by default; an engine would starve beside any busy process.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
 }
+"""Of every node; cluster/ has the same for nodes that are started in other ways."""
 
 
 class RayHeadError(RuntimeError):
@@ -85,7 +87,7 @@ def start_ray_head(state_dir: Path, environ: Mapping[str, str]) -> int:
         *("--object-store-memory", str(OBJECT_STORE_BYTES), "--temp-dir", str(temp_dir)),
     ]
     log_path.write_bytes(b"")
-    return start_daemon(command, log_path, {**_ENVIRONMENT, **make_proxy_environment(state_dir), **environ})
+    return start_daemon(command, log_path, {**RAY_ENVIRONMENT, **make_proxy_environment(state_dir), **environ})
 
 
 def wait_for_ray_head(pid: int, state_dir: Path, environ: Mapping[str, str]) -> RayHead:

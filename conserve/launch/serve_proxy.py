@@ -20,6 +20,13 @@ DRAINING_S: Final = 5
 """HAProxy hears sooner than that of a front that goes; Ray's default is made for load balancers of clouds."""
 HEALTH_CHECK_PERIOD_S: Final = 2
 """Three failed checks, and a proxy that has died is started again; by Ray's default that takes half a minute."""
+PROXY_ENVIRONMENT: Final = {
+    **PACING,
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(HEALTH_CHECK_PERIOD_S),
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAINING_S),
+}
+"""Of every node; cluster/ has the same for nodes that are started in other ways."""
 
 
 def make_proxy_environment(state_dir: Path) -> dict[str, str]:
@@ -33,8 +40,7 @@ def make_proxy_environment(state_dir: Path) -> dict[str, str]:
     folder.mkdir(mode=0o700)
     stats, metrics, fallback_http, fallback_grpc = find_free_ports(4)
     return {
-        **PACING,
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        **PROXY_ENVIRONMENT,
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),
@@ -44,8 +50,6 @@ def make_proxy_environment(state_dir: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(HEALTH_CHECK_PERIOD_S),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAINING_S),
     }
 
 

@@ -36,6 +36,7 @@ from conserve.launch.teardown import (
     stop_redis,
     take_down,
 )
+from conserve.launch.watch import watch_stack
 
 START_TIMEOUT_S = 900.0
 """Until the application runs: a large model takes minutes to load."""
@@ -145,6 +146,14 @@ class LocalStack:
             stop_redis(self._state_dir, on_progress)
         self._started = _Started()
         return record is not None or was_redis_started
+
+    def watch(self) -> None:
+        """Stays while the stack runs; returns once somebody has taken it down.
+
+        Raises:
+            StackError: it is lost; call `down`.
+        """
+        watch_stack(self._state_dir, self._environ)
 
     def down(self, on_progress: Progress = lambda line: None) -> bool:
         """Stops everything that `up` started, the embedded Redis included. Harmless when nothing runs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from typer.testing import CliRunner, Result
 from conserve.cli import console
 from conserve.cli.main import app
 from conserve.launch.record import StackError
+from conserve.launch.serve_config import read_serve_config
+from conserve.launch.stack import RunningStack
 from tests.unit.cli.conftest import BATCH
 
 
@@ -324,3 +327,61 @@ def test_up_that_fails_undoes_what_it_started(
     assert result.exit_code == code, result.output
     assert said in result.stderr
     assert FakeStack.undone == 1
+
+
+class StackThatStays:
+    """Is up, and is watched until something ends that."""
+
+    end: BaseException | None = None
+    down_error: Exception | None = None
+    downs = 0
+
+    def __init__(self, config: Path, **options: object) -> None:
+        self.config = read_serve_config(config, {})
+
+    def up(self, on_progress: object) -> RunningStack:
+        return RunningStack("http://127.0.0.1:8000", "http://127.0.0.1:8265", Path("logs"))
+
+    def watch(self) -> None:
+        if type(self).end is not None:
+            raise type(self).end
+
+    def down(self, on_progress: object) -> bool:
+        type(self).downs += 1
+        if type(self).down_error is not None:
+            raise type(self).down_error
+        return True
+
+
+@pytest.mark.parametrize(
+    ("end", "down_error", "code", "said", "downs"),
+    [
+        (KeyboardInterrupt(), None, 0, "Asked to stop", 1),
+        (StackError("Ray has ended"), None, 1, "error: Ray has ended", 1),
+        (StackError("Ray has ended"), StackError("left over"), 1, "Ray has ended; and then: left over", 1),
+        (KeyboardInterrupt(), OSError("no disk"), 1, "error: no disk", 1),
+        (None, None, 0, "by another command", 0),
+    ],
+)
+def test_up_that_blocks_takes_the_stack_down_in_the_end(
+    end: BaseException | None,
+    down_error: Exception | None,
+    code: int,
+    said: str,
+    downs: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(StackThatStays, "end", end)
+    monkeypatch.setattr(StackThatStays, "down_error", down_error)
+    monkeypatch.setattr(StackThatStays, "downs", 0)
+    monkeypatch.setattr("conserve.cli.stack_commands.LocalStack", StackThatStays)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        result = run("up", "--block")
+        assert manager.recv(100) == b"READY=1"
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+    assert StackThatStays.downs == downs
