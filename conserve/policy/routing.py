@@ -108,16 +108,33 @@ class TtftRouter(Generic[Key]):
         self.number += 1
         return self.number
 
-    def note_sent(self, replica: Key, request_id: Hashable, number: int, prompt: Prompt, now_s: float) -> None:
-        """A request goes to a replica. If it was to go to another one before, it does not."""
+    def note_sent(self, replica: Key, request_id: Hashable, number: int, prompt: Prompt, now_s: float) -> float:
+        """A request goes to a replica. If it was to go to another one before, it does not.
+
+        Returns:
+            Tokens of its prompt that the replica has probably to compute.
+        """
         self.forget(request_id)
+        cached = self._prefixes.find(prompt, now_s).get(replica, 0.0) if prompt.cuts else 0.0
+        tokens = max(1.0, prompt.tokens - cached)
+        self._count(replica, request_id, _Sent(number, tokens, now_s), now_s)
+        self.note_prefix(replica, prompt, now_s)
+        return tokens
+
+    def move(self, request_id: Hashable, replica: Key, now_s: float) -> None:
+        """A request has gone to this replica in the end."""
+        before = self._goes_to.get(request_id)
+        if before is not None and before != replica:
+            sent = self._known[before].sent[request_id]
+            self.forget(request_id)
+            self._count(replica, request_id, sent, now_s)
+
+    def _count(self, replica: Key, request_id: Hashable, sent: _Sent, now_s: float) -> None:
         known = self._known.get(replica)
         if known is not None:
-            tokens = max(1.0, prompt.tokens - self._prefixes.find(prompt, now_s).get(replica, 0.0))
-            known.sent[request_id] = _Sent(number, tokens, now_s)
-            known.add(tokens, now_s)
+            known.sent[request_id] = sent
+            known.add(sent.tokens, now_s)
             self._goes_to[request_id] = replica
-        self.note_prefix(replica, prompt, now_s)
 
     def note_prefix(self, replica: Key, prompt: Prompt, now_s: float) -> None:
         """A replica computes a prompt, and can be asked for its beginning from now on."""
