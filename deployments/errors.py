@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, HTTPException, Request
@@ -13,6 +14,7 @@ from conserve.engine.contract import InvalidRequest
 from conserve.engine.vllm_compat import VLLMClientError
 from deployments.api_errors import install_api_error_handlers
 from deployments.ray_compat import BackPressureError, ErrorInfo, ErrorResponse, OpenAIHTTPException
+from deployments.replica_loss import LOST_CODE, LOST_MESSAGE, ReplicaLost
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +41,13 @@ def refusal(error: InvalidRequest) -> ErrorResponse:
     """What a replica answers to a wrong request. Names the field in the message as vLLM does, for `_refused` below."""
     message = f"{error} (parameter={error.param})"
     return ErrorResponse(error=ErrorInfo(message=message, type="BadRequestError", param=error.param, code=400))
+
+
+def is_error(response: Any) -> bool:
+    """Whether what vLLM's OpenAI layer has answered with, or streams, is an error."""
+    if isinstance(response, str):
+        return response.startswith('data: {"error"')
+    return isinstance(response, ErrorResponse)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -69,6 +78,11 @@ def install_error_handlers(app: FastAPI) -> None:
     async def _overloaded(request: Request, error: BackPressureError) -> JSONResponse:
         message = "The server has too many requests waiting; try again later."
         return error_response(429, message, code="rate_limit_exceeded", retry_after_s=RETRY_AFTER_S)
+
+    @app.exception_handler(ReplicaLost)
+    async def _lost(request: Request, error: ReplicaLost) -> JSONResponse:
+        log.error("request failed", path=request.url.path, exc_info=error)
+        return error_response(503, LOST_MESSAGE, code=LOST_CODE, retry_after_s=RETRY_AFTER_S)
 
     @app.exception_handler(Exception)
     async def _failed(request: Request, error: Exception) -> JSONResponse:

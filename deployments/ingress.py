@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -28,6 +29,7 @@ from deployments.flex_routes import answer_flex, is_flex
 from deployments.ray_cluster import find_cluster
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from deployments.readiness import ReadinessProbe
+from deployments.replica_loss import ask_again
 from deployments.status import Status, build_status
 
 STOP_TIMEOUT_S = 5.0
@@ -116,6 +118,19 @@ class ConServeIngress(OpenAiIngress):
         self._check_key(request)
         answer: Response = await super().embeddings(body, request)
         return answer
+
+    async def _get_response(
+        self, *, body: Any, call_method: str, raw_request: Request | None = None
+    ) -> AsyncGenerator[Any, None]:
+        def ask() -> AsyncGenerator[Any, None]:
+            answer: AsyncGenerator[Any, None] = super(ConServeIngress, self)._get_response(
+                body=body, call_method=call_method, raw_request=raw_request
+            )
+            return answer
+
+        async with aclosing(ask_again(ask)) as responses:
+            async for response in responses:
+                yield response
 
     async def health(self) -> JSONResponse:
         """200 when a replica can answer, 503 when none can."""

@@ -14,6 +14,7 @@ from conserve.engine.vllm_compat import check_version
 from conserve.models import resolve_model
 from deployments.local_model import SkipDownload
 from deployments.replica import ConServeReplica
+from deployments.routing_config import find_routing
 
 STREAM_BATCHING_INTERVAL_MS = 0
 """Ray Serve LLM gathers tokens for 50 ms by default, which the first token would pay for."""
@@ -80,6 +81,7 @@ def build_llm_config(settings: Settings) -> LLMConfig:
             "num_replicas": settings.replicas,
             "max_ongoing_requests": 4 * engine.max_num_seqs,
             "max_queued_requests": settings.http.max_queued_requests,
+            **find_routing(settings.routing),
             "health_check_period_s": HEALTH_CHECK_PERIOD_S,
             "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
             "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_TIMEOUT_S,

@@ -19,6 +19,7 @@ from ray.llm._internal.serve.core.configs.openai_api_models import (
 )
 from ray.llm._internal.serve.core.protocol import RawRequestInfo
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "ErrorInfo",
     "ErrorResponse",
     "OpenAIHTTPException",
+    "PowerOfTwoChoicesRequestRouter",
     "RawRequestInfo",
     "VLLMEngine",
     "find_client",

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import psutil
@@ -16,17 +17,21 @@ from ray.serve.llm.deployment import LLMServer
 
 from conserve.config import Settings
 from conserve.engine.arguments import choose_runner
-from conserve.engine.contract import InvalidRequest
+from conserve.engine.contract import EngineDied, EngineGone, InvalidRequest
 from conserve.engine.engine import CoServeEngine
+from conserve.engine.engine_outlook import EngineSizes, describe_outlook
 from conserve.engine.vllm_compat import PRIORITY_HEADER
+from conserve.engine.vllm_front_compat import count_kv_tokens, count_queued_tokens
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.harvester import Harvester
 from conserve.jobs.files import FileStore
 from conserve.jobs.link import RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
 from conserve.telemetry.logs import configure_service_logs
-from deployments.errors import refusal
-from deployments.ray_compat import RawRequestInfo, find_engine, has_died
+from deployments.errors import is_error, refusal
+from deployments.prompt_text import measure_request
+from deployments.ray_compat import RawRequestInfo, find_client, find_engine, has_died
+from deployments.routing_report import MARK_HEADER, Mark, Received, RoutingReport
 from deployments.serving_engine import ServingEngine
 
 log = structlog.get_logger(__name__)
@@ -54,6 +59,14 @@ class ConServeReplica(LLMServer):
         engine: ServingEngine = find_engine(self)
         classes = {name: kind.ttft_slo_ms for name, kind in settings.slo.by_priority().items()}
         self._co_engine = CoServeEngine(engine, classes, engine.page, engine.board, lambda: has_died(engine))
+        self._sizes = EngineSizes(
+            settings.engine.max_num_seqs,
+            settings.engine.max_num_batched_tokens,
+            count_kv_tokens(find_client(engine)),
+            min(kind.tbt_slo_ms for kind in settings.slo.by_priority().values()),
+        )
+        self._received = Received()
+        self._reports = 0
         self._harvesting = asyncio.create_task(keep_connected(settings, self._harvest))
 
     async def chat(self, request: Any, raw_request_info: RawRequestInfo | None = None) -> AsyncGenerator[Any, None]:
@@ -75,16 +88,47 @@ class ConServeReplica(LLMServer):
     async def _answer_online(
         self, answer: Answer, request: Any, raw_request_info: RawRequestInfo | None
     ) -> AsyncGenerator[Any, None]:
+        mark = self._read_mark(raw_request_info)
+        if self._co_engine.is_gone:
+            raise EngineGone("the engine has ended")
         try:
             announcement = self._co_engine.claim_online(request)
         except InvalidRequest as error:
             return _answer(refusal(error))
         try:
-            responses = await answer(request, drop_priority(raw_request_info))
+            responses = await answer(request, drop_own_headers(raw_request_info))
         except BaseException:
             self._co_engine.withdraw(announcement)
             raise
-        return self._co_engine.online(responses, announcement)
+        tokens = mark.prompt_tokens if mark is not None else measure_request(request).tokens
+        return self._co_engine.online(self._watch(responses), announcement, tokens)
+
+    async def _watch(self, responses: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """Raises what vLLM 0.32 makes an answer of: that the engine has ended before the first token."""
+        is_first = True
+        async with aclosing(responses):
+            async for response in responses:
+                if is_first and is_error(response) and self._co_engine.is_gone:
+                    raise EngineDied("the engine has ended")
+                is_first = False
+                yield response
+
+    def _read_mark(self, raw_request_info: RawRequestInfo | None) -> Mark | None:
+        mark = Mark.read(raw_request_info.headers.get(MARK_HEADER)) if raw_request_info is not None else None
+        if mark is not None:
+            self._received.note(mark)
+        return mark
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Called by Serve some times a second, for the routers of online requests."""
+        stats: dict[str, Any] = await super().record_routing_stats()
+        engine = self._co_engine
+        queued_tokens = count_queued_tokens(find_client(find_engine(self)))
+        if engine.is_gone:
+            return stats
+        outlook = describe_outlook(engine.stats(), engine.scheduler_counters(), self._sizes, queued_tokens)
+        self._reports += 1
+        return {**stats, **RoutingReport.of(outlook, self._reports, self._received.numbers).to_stats()}
 
     async def answers(self) -> bool:
         """True: asked by the front to learn whether a replica is there."""
@@ -120,13 +164,12 @@ async def _answer(response: Any) -> AsyncGenerator[Any, None]:
     yield response
 
 
-def drop_priority(raw_request_info: RawRequestInfo | None) -> RawRequestInfo | None:
-    """The same without the header that vLLM takes a priority from, in place of the request's own."""
+def drop_own_headers(raw_request_info: RawRequestInfo | None) -> RawRequestInfo | None:
+    """The same without the header that vLLM takes a priority from, in place of the request's own, and the router's."""
     if raw_request_info is None:
         return None
-    headers = {
-        name: value for name, value in raw_request_info.headers.items() if name.lower() != PRIORITY_HEADER.lower()
-    }
+    dropped = (PRIORITY_HEADER.lower(), MARK_HEADER)
+    headers = {name: value for name, value in raw_request_info.headers.items() if name.lower() not in dropped}
     return dataclasses.replace(raw_request_info, headers=headers)
 
 

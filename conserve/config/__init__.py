@@ -13,6 +13,7 @@ from conserve.config.sections import (
     DEFAULT_CLASS,
     EngineSettings,
     RequestClass,
+    RoutingSettings,
     Settings,
     SloSettings,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "HarvestSettings",
     "JobsSettings",
     "RequestClass",
+    "RoutingSettings",
     "Settings",
     "SettingsError",
     "SloSettings",

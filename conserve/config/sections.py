@@ -194,6 +194,22 @@ class HttpSettings(_Section):
         return value
 
 
+class RoutingSettings(_Section):
+    """Which replica an online request goes to."""
+
+    policy: Literal["slo", "serve"] = Field(
+        "slo",
+        description="`slo`: the lowest predicted time to the first token; `serve`: Ray Serve's own, the shorter of two "
+        "queues of online requests.",
+    )
+    report_period_ms: int = Field(
+        250,
+        ge=100,
+        le=10_000,
+        description="How often each replica says what an online request would find there; longer with hundreds.",
+    )
+
+
 class Settings(_Section):
     """Everything that can be set: the `args` block of `serve_config.yaml`."""
 
@@ -209,6 +225,7 @@ class Settings(_Section):
         description="Tenants by name. As soon as one has a key, batches, files and flex requests need one.",
     )
     http: HttpSettings = HttpSettings()
+    routing: RoutingSettings = RoutingSettings()
     replicas: int = Field(1, ge=1, le=1024, description="Engine replicas.")
     state_dir: Path = Field(
         Path("~/.local/state/conserve"), description="Where the embedded Redis and, by default, files live."

@@ -103,7 +103,8 @@ class EngineStats:
 
     `*_busy_s` are seconds in which at least one request of the kind was in the engine, `engine_cpu_s` the CPU seconds
     used by the engine's own processes, `kv_usage` the share of KV blocks in use, 0 to 1. `costs` are what the latency
-    model has learnt; nothing where the scheduler has none.
+    model has learnt; nothing where the scheduler has none. `waiting_prompt_tokens` are those of `online_waiting`, as
+    their router has estimated them.
     """
 
     online_running: int
@@ -118,3 +119,4 @@ class EngineStats:
     offline_prompt_tokens: int
     offline_output_tokens: int
     costs: IterationCosts = field(default_factory=IterationCosts)
+    waiting_prompt_tokens: float = 0.0

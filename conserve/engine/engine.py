@@ -111,6 +111,7 @@ class CoServeEngine:
         self._online = _BusyClock()
         self._offline = _BusyClock()
         self._online_first_tokens = 0
+        self._waiting_prompt_tokens = 0.0
         self._offline_prompt_tokens = 0
         self._offline_output_tokens = 0
         self._cpu_clock = ChildCpuClock()
@@ -147,15 +148,19 @@ class CoServeEngine:
         if self._board is not None:
             self._board.retire(announcement)
 
-    async def online(self, responses: AsyncGenerator[Item, None], announcement: int = 0) -> AsyncGenerator[Item, None]:
+    async def online(
+        self, responses: AsyncGenerator[Item, None], announcement: int = 0, prompt_tokens: float = 0.0
+    ) -> AsyncGenerator[Item, None]:
         """Passes the response stream of an online request on, and counts the request while it is in the engine.
 
         Args:
             responses: The stream.
             announcement: As `claim_online` has given it.
+            prompt_tokens: About how many are computed before its first token.
         """
         answered = False
         with self._online.hold():
+            self._waiting_prompt_tokens += prompt_tokens
             try:
                 # Closed with this one, so that the engine lets go of a request whose client has left.
                 async with aclosing(responses):
@@ -163,12 +168,15 @@ class CoServeEngine:
                         if not answered:
                             answered = True
                             self._online_first_tokens += 1
+                            self._waiting_prompt_tokens -= prompt_tokens
                             self.withdraw(announcement)
                         yield response
             finally:
                 self.withdraw(announcement)
                 if answered:
                     self._online_first_tokens -= 1
+                else:
+                    self._waiting_prompt_tokens -= prompt_tokens
 
     async def offline(
         self,
@@ -202,7 +210,7 @@ class CoServeEngine:
         request = parse_request(endpoint, body, streamed=on_chunk is not None)
         if isinstance(request, OfflineResult):
             return request
-        if self._is_gone():
+        if self.is_gone:
             raise EngineGone("the engine has ended")
         serve = self._find_entrance(endpoint)
         with self._offline.hold(), recording(record):
@@ -259,17 +267,20 @@ class CoServeEngine:
                 counters.prompt_token_ms if counters else 0.0,
                 counters.decode_ms if counters else 0.0,
             ),
+            waiting_prompt_tokens=max(0.0, self._waiting_prompt_tokens),
         )
 
     def scheduler_counters(self) -> Counters | None:
         """What the scheduler has done since the engine started; None if it is not ours (`engine.mode: stock`)."""
         return self._page.read_counters() if self._page else None
 
-    def _is_gone(self) -> bool:
+    @property
+    def is_gone(self) -> bool:
+        """Whether the engine has ended."""
         return self._died or self._has_died()  # vLLM does not revive an engine.
 
     def _fault(self, message: str) -> EngineFault:
-        return EngineDied(message) if self._is_gone() else EngineFault(message)
+        return EngineDied(message) if self.is_gone else EngineFault(message)
 
     def _as_result(self, body: dict[str, Any]) -> OfflineResult:
         if "error" in body:

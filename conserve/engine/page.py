@@ -74,6 +74,8 @@ class Counters:
         model_error_median, model_error_p95: Relative error of its predictions of iterations not yet seen, now.
         model_samples: Recent predictions that the error is of.
         overhead_ms: Predicted time of the smallest iteration, now.
+        arrival_wait_ms: How long an online request would have waited for an iteration to end or to be stopped, on
+            average over the latest seconds.
         iteration_ms, prompt_token_ms, decode_ms: What an iteration, each prompt token and each decode more take by the
             latency model, now (`policy.harvest_rate`); 0 as long as it is not ready.
         over_budget_iterations: Mixed iterations that took longer than their objective allowed.
@@ -113,6 +115,7 @@ class Counters:
     model_error_p95: float = 0.0
     model_samples: float = 0.0
     overhead_ms: float = 0.0
+    arrival_wait_ms: float = 0.0
     iteration_ms: float = 0.0
     prompt_token_ms: float = 0.0
     decode_ms: float = 0.0

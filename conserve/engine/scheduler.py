@@ -23,6 +23,7 @@ from typing import Any
 
 import structlog
 
+from conserve.engine.arrival_wait import ArrivalWait
 from conserve.engine.checkpoints import create_checkpoints
 from conserve.engine.deadlines import Deadlines
 from conserve.engine.iteration_log import IterationWriter
@@ -101,6 +102,8 @@ class CoServing(Scheduler):
         self._kv = KvTiers(self, checkpoints, self._counters)
         self._layers = self.vllm_config.model_config.get_num_layers(self.vllm_config.parallel_config)
         self._sizer = PassSizer(self._settings, self._meter, self._control, self._layers)
+        self._wait = ArrivalWait(self._layers)
+        self._preempt_rule = options.preempt
         self._resuming: list[tuple[Request, int]] = []
         self._until_s = math.inf
         self._may_slice = True
@@ -170,6 +173,7 @@ class CoServing(Scheduler):
             if self._control is not None and note is not None and not note.is_void:
                 self._control.add_time(self._meter.spent_ms)
             self._counters.over_budget_iterations += not iteration.in_time
+            self._counters.arrival_wait_ms = self._wait.observe(iteration, self._find_let_go_ms())
             if self._log is not None:
                 self._log.write(iteration)
         self._counters.counted_until_s = now_s
@@ -364,6 +368,15 @@ class CoServing(Scheduler):
 
     def _is_awaited(self, now_s: float) -> bool:
         return self._control is not None and self._sizer.can_stop and self._control.is_awaited(now_s)
+
+    def _find_let_go_ms(self) -> float:
+        """A pass of offline work with no more than so much left comes to its end, although a request waits."""
+        if not self._sizer.can_stop:
+            return math.inf
+        if self._preempt_rule == "always":
+            return 0.0
+        ttft_slo_ms = min(objective.ttft_slo_ms for objective in self._settings.objectives)
+        return ttft_slo_ms - self._guard.first_token_ms(self._model)
 
     def _resume(self, offline: list[Request]) -> list[Request]:
         """Sets vLLM's scheduler up to continue the stopped pass. Returns who is held back."""

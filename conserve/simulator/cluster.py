@@ -60,6 +60,7 @@ class Cluster:
         seed: Decides everything random.
         supply: Of offline requests; None for none.
         coarse: As of `EngineState`.
+        router: Decides where online requests go; by default with what replicas say when they are asked.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Cluster:
         supply: Supply | None = None,
         *,
         coarse: bool = False,
+        router: Router | None = None,
     ) -> None:
         if policy.batch_tokens:
             limits = EngineLimits(limits.max_num_seqs, policy.batch_tokens, limits.long_prefill_token_threshold)
@@ -83,7 +85,8 @@ class Cluster:
         self._policy = policy
         self._supply = supply if policy.has_offline else None
         self._control_s = 0.0 if self._supply is not None else math.inf
-        self._router = Router(seed)
+        self._router = router or Router(seed)
+        self._report_s = 0.0 if self._router.report_period_s else math.inf
         self._serving = [*self.replicas]
         self._numbers = 0
         self._events: list[tuple[float, int, int, int]] = []  # time, order, replica, version of its step
@@ -104,13 +107,13 @@ class Cluster:
         coming = iter(arrivals if self._policy.has_online else ())
         arrival = next(coming, None)
         troubles = sorted(incidents, key=lambda incident: incident.at_s, reverse=True)
-        control_s = self._control_s
+        control_s, report_s = self._control_s, self._report_s
         events = self._events
         arrival_s = arrival.arrival_s if arrival is not None else math.inf
         while True:
             event_s = events[0][0] if events else math.inf
             trouble_s = troubles[-1].at_s if troubles else math.inf
-            now_s = min(arrival_s, event_s, control_s, trouble_s)
+            now_s = min(arrival_s, event_s, control_s, trouble_s, report_s)
             if now_s >= until_s:
                 break
             self.idle_since_s = now_s
@@ -129,6 +132,9 @@ class Cluster:
                     supply.top_up(replica, now_s)
                     self._follow(replica, version)
                 control_s = self._control_s = now_s + supply.period_s
+            elif now_s == report_s:
+                self._router.observe(self._serving, now_s)
+                report_s = self._report_s = now_s + self._router.report_period_s
             elif arrival is not None:
                 self._route(arrival, now_s)
                 arrival = next(coming, None)
@@ -152,7 +158,7 @@ class Cluster:
         if not self._serving:
             self.unserved.append(request)
             return
-        replica = self._router.choose(self._serving, request.prompt_tokens, now_s)
+        replica = self._router.choose(self._serving, request, now_s)
         version = replica.version
         replica.arrive(request, now_s)
         self._follow(replica, version)

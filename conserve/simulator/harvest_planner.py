@@ -106,6 +106,21 @@ class HarvestPlanner:
                 return (at + self._state.costs.stop_lag_layers) / layers
         return None
 
+    def let_go_ms(self) -> float:
+        """A pass with no more than so much left comes to its end, although it can be stopped."""
+        if self._does.preempt != "slo":
+            return 0.0
+        return self._does.ttft_slo_ms - self._limits.first_token_ms()
+
+    def count_ahead_tokens(self) -> int:
+        """Online requests go first in each iteration."""
+        return 0
+
+    def count_free_slots(self) -> int:
+        """Slots for online requests that would come now: offline ones make way."""
+        state = self._state
+        return state.limits.max_num_seqs - state.online.size - len(state.online_prompts) - len(state.waiting)
+
     def note_stopped(self, step: Step, now_s: float, share: float) -> None:
         """An iteration was stopped with this share of its layers computed."""
         self._state.metrics.stops += 1

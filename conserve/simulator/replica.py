@@ -8,15 +8,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from conserve.policy.allotment import ReplicaCapacity, ReplicaState
-from conserve.policy.latency import IterationShape
+from conserve.policy.outlook import Outlook, predict_wait_ms
+from conserve.policy.pass_stop import LAYERS_TO_STOP
 from conserve.simulator.engine_costs import EngineCosts, Noise
 from conserve.simulator.engine_state import EngineLimits, EngineState
 from conserve.simulator.metrics import Metrics
 from conserve.simulator.progress import Progress
 from conserve.simulator.request import SimRequest
 from conserve.simulator.step import Part, Step
-
-_NOTHING = IterationShape()
 
 
 class Planner(Protocol):
@@ -32,6 +31,12 @@ class Planner(Protocol):
     def plan(self, now_s: float) -> Step | None:
         """The next iterations; None if there is nothing to compute now."""
 
+    def count_ahead_tokens(self) -> int:
+        """Offline prompt tokens that are computed before an online request that would come now."""
+
+    def count_free_slots(self) -> int:
+        """Slots for online requests that would come now."""
+
 
 class StoppingPlanner(Planner, Protocol):
     """One whose passes can be stopped."""
@@ -44,6 +49,9 @@ class StoppingPlanner(Planner, Protocol):
 
     def note_done(self, step: Step, now_s: float) -> None:
         """A step has come to its end."""
+
+    def let_go_ms(self) -> float:
+        """An iteration with no more than so much left comes to its end, although it can be stopped."""
 
     def wake_s(self, now_s: float) -> float:
         """When to plan anew although nothing has happened; `inf` for never."""
@@ -155,14 +163,30 @@ class Replica:
             offline_running=state.offline_running,
         )
 
-    def predict_ttft_ms(self, prompt_tokens: int, now_s: float) -> float:
-        """Time to the first token of a request that would come now, roughly: what comes before it, and its prompt."""
-        state = self.state
+    def report_outlook(self, now_s: float) -> Outlook:
+        """What a request would find that would come now."""
+        state, step = self.state, self._step
         before = self._progress.prompt_backlog
         if now_s >= state.flowed_s:
             before -= state.flowing_tokens
-        shape = _NOTHING.add_prefill(before + prompt_tokens, 0)
-        return state.model.predict_ms(shape) + state.decode_ms * state.online.size
+        iteration_ms = state.overhead_ms + state.decode_ms * state.online.size
+        wait_ms = self.planner.count_ahead_tokens() * state.token_ms
+        if step is not None and now_s < self.ends_s:
+            layers = state.costs.layers
+            stop_ms, let_go_ms = math.inf, 0.0
+            if step.is_stoppable and self.stopping is not None:
+                stop_ms = step.first_ms * LAYERS_TO_STOP / layers + state.costs.stop_ms
+                let_go_ms = self.stopping.let_go_ms()
+            wait_ms += predict_wait_ms(step.first_ms, stop_ms, let_go_ms)
+        return Outlook(
+            wait_ms,
+            before,
+            iteration_ms,
+            state.token_ms,
+            state.limits.max_num_batched_tokens,
+            self.planner.count_free_slots(),
+            state.kv.free_tokens,
+        )
 
     def take_longest_ttft_ms(self) -> float:
         """The longest time to a first token since this was asked last; 0 without any."""

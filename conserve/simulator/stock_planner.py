@@ -41,6 +41,22 @@ class StockPlanner:
     def note_arrival(self, request: SimRequest, now_s: float) -> None:
         """An online request has come."""
 
+    def count_ahead_tokens(self) -> int:
+        """Offline prompt tokens that are computed before an online request that would come now."""
+        state = self._state
+        if self._online_first:
+            return 0
+        ahead = sum(request.to_compute for request in state.offline_prompts)
+        if self._in_order and len(state.backlog):
+            ahead += state.backlog.peek_next().to_compute * len(state.backlog)
+        return ahead
+
+    def count_free_slots(self) -> int:
+        """Slots for online requests that would come now."""
+        state = self._state
+        taken = state.running - state.offline_running + len(state.backlog) if self._online_first else state.running
+        return state.limits.max_num_seqs - taken - len(state.waiting)
+
     def plan(self, now_s: float) -> Step | None:
         """The next iterations; None if there is nothing to compute."""
         state = self._state

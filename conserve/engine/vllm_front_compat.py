@@ -1,0 +1,16 @@
+"""What is asked of vLLM's `AsyncLLM` besides requests; names as of vLLM 0.32, see `vllm_compat`."""
+
+from __future__ import annotations
+
+from conserve.engine.vllm_compat import AsyncLLM
+
+
+def count_kv_tokens(client: AsyncLLM) -> int:
+    """Tokens that fit into the KV memory of an engine that has started."""
+    cache = client.vllm_config.cache_config
+    return int((cache.num_gpu_blocks or 0) * cache.block_size)
+
+
+def count_queued_tokens(client: AsyncLLM) -> int:
+    """Prompt tokens of all requests that have no token yet; of those that are half computed, too, all count."""
+    return int(client.get_num_queued_tokens())

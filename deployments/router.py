@@ -1,0 +1,95 @@
+"""Serve's request router for the replicas: `conserve.policy.routing` with what they report.
+
+Each process that has a handle of the deployment has a router. It needs no more than what Serve's controller sends to
+all routers in any case; where that stops, reports grow old and Serve's own rule takes over. Ray pickles this module by
+value, so it keeps no state of its own.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray.serve.request_router import (
+    LocalityMixin,
+    MultiplexMixin,
+    PendingRequest,
+    ReplicaID,
+    RequestRouter,
+    RunningReplica,
+)
+
+from conserve.policy.prefix_memory import Prompt
+from conserve.policy.routing import TtftRouter
+from deployments.prompt_text import measure_request
+from deployments.ray_compat import PowerOfTwoChoicesRequestRouter, RawRequestInfo
+from deployments.routing_report import MARK_HEADER, Mark, RoutingReport
+
+
+class TtftRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
+    """The lowest predicted time to the first token; Serve's power of two choices where too little is known."""
+
+    def initialize_state(self, stale_after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Called by Serve with `request_router_kwargs`.
+
+        Args:
+            stale_after_s: Reports older than this say nothing.
+            clock: Seconds, monotonic.
+        """
+        self._policy: TtftRouter[ReplicaID] = TtftRouter(stale_after_s, random.Random())  # noqa: S311 - no secret
+        self._name = secrets.token_hex(8)
+        self._heard: dict[ReplicaID, int] = {}
+        self._clock = clock
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Called by Serve whenever one has come, gone, or reported."""
+        now_s = self._clock()
+        for replica in replicas:
+            report = RoutingReport.read(replica.routing_stats)
+            # Each of them is sent again when another one has changed.
+            if report is not None and report.number != self._heard.get(replica.replica_id):
+                self._heard[replica.replica_id] = report.number
+                received = report.received.get(self._name, 0)
+                self._policy.report(replica.replica_id, report.to_outlook(), received, now_s)
+        known = {replica.replica_id for replica in replicas}
+        self._policy.retain(known)
+        self._heard = {replica_id: number for replica_id, number in self._heard.items() if replica_id in known}
+        super().update_replicas(replicas)
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """Ranks of replicas; Serve takes the first one that has room in its queue."""
+        # Also has Serve wait before it asks again.
+        others: list[list[RunningReplica]] = await PowerOfTwoChoicesRequestRouter.choose_replicas(
+            self, candidate_replicas, pending_request
+        )
+        if pending_request is None or pending_request.metadata.multiplexed_model_id:
+            return others
+        with_room = {replica.replica_id: replica for replica in self.select_available_replicas(candidate_replicas)}
+        if not with_room:
+            return others
+        prompt = measure_request(pending_request.args[0]) if pending_request.args else Prompt(1)
+        ranked = self._policy.choose([*with_room], prompt, self._clock())
+        if not ranked:
+            return others
+        self._mark(pending_request, ranked[0], prompt)
+        return [*([with_room[replica_id]] for replica_id in ranked), *others]
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
+        """Called by Serve when a replica has taken a request."""
+        self._policy.move(pending_request.metadata.internal_request_id, replica_id, self._clock())
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        """Called by Serve when a request has ended, or could not be sent."""
+        self._policy.forget(internal_request_id)
+
+    def _mark(self, pending_request: PendingRequest, replica_id: ReplicaID, prompt: Prompt) -> None:
+        number, request_id = self._policy.next_number(), pending_request.metadata.internal_request_id
+        tokens = self._policy.note_sent(replica_id, request_id, number, prompt, self._clock())
+        for argument in pending_request.args:
+            if isinstance(argument, RawRequestInfo):
+                argument.headers[MARK_HEADER] = Mark(self._name, number, tokens).to_header()

@@ -1,0 +1,68 @@
+"""The front as `deployments.app` builds it, over light replicas, in a Ray of its own.
+
+python -m tests.integration.deployments.light_application FOLDER PORT REPLICAS
+
+Runs until its input ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import ray
+from ray import serve
+from ray.serve.deployment import Application
+from ray.serve.llm.ingress import make_fastapi_ingress
+
+from conserve.config import Settings, load_settings
+from deployments.app import build_fastapi_app
+from deployments.ingress import ENDPOINTS, ConServeIngress
+from deployments.routing_config import find_routing
+from tests.integration.deployments.light_replica import LightReplica
+
+MODEL = "light"
+
+
+def build(settings: Settings, folder: Path, replicas: int) -> Application:
+    light = serve.deployment(
+        LightReplica,
+        num_replicas=replicas,
+        max_ongoing_requests=64,
+        health_check_period_s=1,
+        ray_actor_options={"num_cpus": 0},
+        **find_routing(settings.routing),
+    ).bind(str(folder))
+    front = make_fastapi_ingress(ConServeIngress, endpoint_map=ENDPOINTS, app=build_fastapi_app())
+    return serve.deployment(front, name="Ingress", max_ongoing_requests=1_000, ray_actor_options={"num_cpus": 0}).bind(
+        llm_deployments={MODEL: light}, model_cards={MODEL: None}, settings=settings, controller=None
+    )
+
+
+def main() -> None:
+    folder, port, replicas = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    # Nothing listens there: online requests need no Redis.
+    jobs = {"redis_url": f"unix://{folder}/nobody.sock"}
+    routing = {"report_period_ms": 500}
+    settings = load_settings({"jobs": jobs, "state_dir": str(folder), "routing": routing}, {})
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir=str(folder / "ray"),
+        runtime_env={"env_vars": {"PYTHONPATH": os.getcwd()}},
+    )
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(build(settings, folder, replicas), name="light", route_prefix="/")
+        (folder / "ready").touch()
+        sys.stdin.read()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""A replica without an engine: it reports what it is told to, and ends when a prompt says so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from conserve.policy.outlook import Outlook
+from deployments.routing_report import MARK_HEADER, Mark, Received, RoutingReport
+
+DIE_FIRST = "die before the first token"
+DIE_MIDDLE = "die in the middle"
+ARRIVED = "arrived"
+"""The file that says that a client has got the first part."""
+LIMIT_S = 60.0
+DIE_ALWAYS = "die whoever is asked"
+
+
+class LightReplica:
+    """Answers with its own name.
+
+    Args:
+        folder: What all replicas know of each other: which of them reports what, and which prompts have killed one.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._received = Received()
+        self._reports = 0
+        (self._folder / "replicas").mkdir(exist_ok=True)
+        (self._folder / "replicas" / self._name).touch()
+
+    async def answers(self) -> bool:
+        return True
+
+    async def chat(self, body: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
+        mark = Mark.read(raw_request_info.headers.get(MARK_HEADER))
+        if mark is not None:
+            self._received.note(mark)
+        prompt = body.messages[-1]["content"]
+        killed = self._folder / f"killed-{prompt.replace(' ', '-')}"
+        if prompt == DIE_ALWAYS or (prompt == DIE_FIRST and not killed.exists()):
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        for number, text in enumerate([self._name, " done"]):
+            if prompt == DIE_MIDDLE and number:
+                async with asyncio.timeout(LIMIT_S):
+                    while not (self._folder / ARRIVED).exists():
+                        await asyncio.sleep(0.02)
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': text}}]})}\n\n"
+        yield "data: [DONE]\n\n"
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """As told in a file: how long a request would wait here; nothing if that is silence."""
+        try:
+            waits = json.loads((self._folder / "waits.json").read_text())
+        except FileNotFoundError:
+            waits = {}
+        if waits.get("silent"):
+            return {}
+        self._reports += 1
+        outlook = Outlook(waits.get(self._name, 0.0), 0.0, 5.0, 0.1, 512.0, 64.0, 1e6)
+        return RoutingReport.of(outlook, self._reports, self._received.numbers).to_stats()

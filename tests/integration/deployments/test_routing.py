@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+
+from deployments.replica_loss import LOST_CODE
+from tests.integration.deployments.conftest import Front, read_events
+from tests.integration.deployments.light_replica import ARRIVED, DIE_ALWAYS, DIE_FIRST, DIE_MIDDLE
+
+
+def test_requests_go_where_the_first_token_comes_soonest(front: Front) -> None:
+    one, other = front.replicas[:2]
+    front.tell(fast=one)
+    front.wait_until(lambda: set(front.ask(10)) == {one}, "slow replicas are sent requests")
+    front.tell(fast=other)
+    front.wait_until(lambda: set(front.ask(10)) == {other}, "the router does not follow")
+
+
+def test_requests_that_come_at_once_spread(front: Front) -> None:
+    front.tell()
+    front.wait_until(lambda: len(front.ask(20)) == len(front.replicas), "not all idle replicas are sent some")
+    sent = front.ask_at_once(32)
+    assert len(sent) == len(front.replicas)
+    assert max(sent.values()) <= 16
+
+
+def test_without_reports_serve_decides(front: Front) -> None:
+    fast = front.replicas[0]
+    front.tell(fast=fast)
+    front.wait_until(lambda: set(front.ask(10)) == {fast}, "slow replicas are sent requests")
+    front.tell(silent=True)
+    front.wait_until(lambda: len(front.ask(20)) == len(front.replicas), "stale reports are still believed")
+    front.tell()
+
+
+def test_a_request_whose_replica_dies_before_the_first_token_is_asked_again(front: Front) -> None:
+    events = read_events(front.chat(DIE_FIRST))
+    assert [event["choices"][0]["delta"]["content"] for event in events][1:] == [" done"]
+
+
+def test_an_answer_whose_replica_dies_ends_with_an_error_event(front: Front) -> None:
+    lines = []
+    with front.stream(DIE_MIDDLE) as response:
+        assert response.status_code == 200
+        for line in response.iter_lines():
+            lines += [line] if line else []
+            (front.folder / ARRIVED).touch()
+    first, last, end = lines
+    assert json.loads(first.removeprefix("data: "))["choices"][0]["delta"]["content"] in front.replicas
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert (error["code"], error["type"]) == (LOST_CODE, "server_error")
+    assert end == "data: [DONE]"
+
+
+def test_a_request_that_kills_two_replicas_is_not_asked_a_third_time(front: Front) -> None:
+    response = front.chat(DIE_ALWAYS)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == LOST_CODE
+    assert response.headers["retry-after"]
