@@ -24,6 +24,12 @@ class HarvestSettings(_Section):
     )
     shut_at_kv_usage: float = Field(0.85, gt=0, le=1, description="The window shuts at this share of KV blocks in use.")
     open_at_kv_usage: float = Field(0.6, ge=0, le=1, description="A shut window opens again at this share.")
+    slo_attainment: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="The share of online tokens that are to come in time; with fewer the window narrows. 0: never.",
+    )
     report_period_ms: int = Field(250, ge=20, le=10_000, description="Time between capacity reports and allotments.")
     allotment_ttl_ms: int = Field(5_000, ge=100, le=600_000, description="A replica goes alone when older than this.")
     deadline_floor: float = Field(

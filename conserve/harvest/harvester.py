@@ -32,8 +32,9 @@ from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.results import ResultWriter
-from conserve.policy.allotment import JobShare, ReplicaState
+from conserve.policy.allotment import JobShare
 from conserve.policy.fault_pause import FaultPauses
+from conserve.policy.replica_capacity import ReplicaState
 from conserve.policy.retry import FaultKind
 
 log = structlog.get_logger(__name__)
@@ -184,7 +185,7 @@ class Harvester:
             if self._pauses.stops(turn.batch_id, now_s):
                 self._source.mark_empty(turn.batch_id)
                 continue
-            room = min(self._source.allotment.window - self._held.running_count, turn.most)
+            room = self._limit(turn.batch_id, min(self._source.allotment.window - self._held.running_count, turn.most))
             if room <= 0:
                 return
             taken = await self._take(turn.batch_id, room)
@@ -212,10 +213,15 @@ class Harvester:
     def _find_room_of_late(self, share: JobShare) -> int:
         """Requests of a late batch that may be claimed now, also on the floor."""
         allotment = self._source.allotment
-        return min(
+        room = min(
             share.most - len(self._held.running_lines(share.batch_id)),
             max(allotment.window, allotment.floor) - self._held.running_count,
         )
+        return self._limit(share.batch_id, room)
+
+    def _limit(self, batch_id: str, room: int) -> int:
+        """How many of so many requests of a batch fit into the tokens that may be in flight."""
+        return self._source.limit_by_tokens(batch_id, room, self._held.count_running())
 
     def _grant_floor(self) -> None:
         """While a batch is late and requests run here, the engine gives them what the operator grants."""

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from conserve.policy.allotment import Allotment, WindowRule, allot
+from conserve.policy.allotment import Allotment, allot
 from conserve.policy.capacity import SteadyCapacity
 from conserve.policy.fair_shares import FairShares, JobUse
 from conserve.policy.laxity import WorkLeft, look_ahead
 from conserve.policy.ordering import JobDemand, list_late, order_jobs
 from conserve.policy.turns import ShareTurns
+from conserve.policy.window import WindowRule
 from conserve.simulator.replica import Replica
 from conserve.simulator.request import SimRequest
 from conserve.simulator.supply import FIRST_NUMBER, begin_anew

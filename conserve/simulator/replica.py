@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable
 from typing import Protocol
 
-from conserve.policy.allotment import ReplicaCapacity, ReplicaState
 from conserve.policy.latency import IterationShape
+from conserve.policy.replica_capacity import ReplicaCapacity, ReplicaState
 from conserve.simulator.engine_costs import EngineCosts, Noise
 from conserve.simulator.engine_state import EngineLimits, EngineState
 from conserve.simulator.metrics import Metrics

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from conserve.policy.allotment import WindowRule
+from conserve.policy.window import WindowRule
 from conserve.simulator.batch_supply import BatchSupply, SimBatch
 from conserve.simulator.cluster import Cluster, Incident
 from conserve.simulator.engine_state import EngineLimits
