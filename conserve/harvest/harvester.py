@@ -21,6 +21,7 @@ from conserve.engine.contract import TokenRecord
 from conserve.harvest.allotment_source import AllotmentSource
 from conserve.harvest.attempt import AttemptRunner, Fault, OfflineEngine, find_fault
 from conserve.harvest.board import CapacityBoard
+from conserve.harvest.capacity_meter import CapacityMeter
 from conserve.harvest.claimer import Claimer
 from conserve.harvest.controller import weights_of
 from conserve.harvest.crowding import Crowding
@@ -94,6 +95,7 @@ class Harvester:
         self._state: ReplicaState = "serving"
         self._pauses = FaultPauses(FAULT_PAUSE_S, LONGEST_FAULT_PAUSE_S)
         self._crowding = Crowding(engine)
+        self._meter = CapacityMeter(settings.slo.tbt_slo_ms, settings.engine.max_num_seqs)
 
     async def run(self) -> None:
         """Harvests until cancelled; then call `drain`."""
@@ -140,6 +142,7 @@ class Harvester:
             await asyncio.sleep(period_s)
 
     async def _report(self) -> None:
+        stats = self._engine.stats()
         report = CapacityReport(
             replica_id=self._replica_id,
             model=self._model,
@@ -147,7 +150,8 @@ class Harvester:
             window=self._source.allotment.window,
             alone=self._source.alone,
             stopped=tuple(self._pauses.list_stopped(time.monotonic())),
-            **dataclasses.asdict(self._engine.stats()),
+            **dataclasses.asdict(stats),
+            **self._meter.measure(stats, time.monotonic()),
             **dataclasses.asdict(self._journaling.counts),
         )
         try:

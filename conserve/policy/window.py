@@ -25,7 +25,9 @@ LEAST_NARROWING: Final = 0.8
 """A window stays as it was until it would be smaller than this part of it."""
 KV_STEPS: Final = 32
 NARROWING_SPAN: Final = 2.0
-"""When this many times as many online tokens are late as may be, the window is at its narrowest."""
+"""When so many times as many online tokens are late as may be beyond those that may, the window would be shut..."""
+NARROWEST: Final = 0.25
+"""...but that it stays open by this share."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class WindowRule:
     shut_at_kv_usage: float
     open_at_kv_usage: float
     deadline_floor: float = 0.0
-    slo_attainment: float = 0.95
+    slo_attainment: float = 0.9
 
 
 def window_of(capacity: ReplicaCapacity, rule: WindowRule, previous_window: int | None) -> int:
@@ -112,11 +114,11 @@ def _find_by_thresholds(capacity: ReplicaCapacity, rule: WindowRule, previous_wi
 def _limit_for_objectives(attainment: float | None, rule: WindowRule) -> int:
     """The widest window where so many online tokens were in time.
 
-    At least one request: the scheduler puts it behind all online work, and where it is not the offline work that makes
-    online tokens late, a window shut for that would stay shut for nothing.
+    It is not shut for that: the scheduler puts offline work behind all online work, and where it is not that which
+    makes online tokens late, the window would stay shut for nothing.
     """
     if attainment is None or attainment >= rule.slo_attainment:
         return rule.max_window
     span = NARROWING_SPAN * max(1.0 - rule.slo_attainment, 1e-3)
     kept = 1.0 - (rule.slo_attainment - attainment) / span
-    return max(1, math.floor(rule.max_window * kept))
+    return max(1, math.floor(rule.max_window * max(NARROWEST, kept) + 1e-9))
