@@ -17,6 +17,7 @@ import random
 import secrets
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -53,9 +54,13 @@ LATE_EACH: Final = 50
 
 
 class TickReport(BaseModel):
-    """Times of a round, in ms: minimum and median; the parts of the median round.
+    """Times of a round, in ms: least and median, and the medians of its parts.
 
-    `read_bytes` are the reports of all replicas, `written_bytes` their allotments.
+    Attributes:
+        controller_cpu_ms: Processor time of the controller for a round, median.
+        server_cpu_ms: The same of the server, on average.
+        written: Allotments that were written, median.
+        report_bytes, allotment_bytes: Length of one, on average.
     """
 
     replicas: int
@@ -70,6 +75,8 @@ class TickReport(BaseModel):
     least_decision_ms: float
     writing_ms: float
     all_written_ms: float
+    controller_cpu_ms: float
+    server_cpu_ms: float
     written: float
     report_bytes: float
     allotment_bytes: float
@@ -123,6 +130,11 @@ class TickBench:
     async def forget_written(self) -> None:
         """The next round writes all allotments, as that of a controller that has taken over."""
         await self.board.publish_allotments({})
+
+    async def measure_server_ms(self) -> float:
+        """Processor time that the server has used so far."""
+        info = await self._redis.info("cpu")
+        return 1e3 * (float(info["used_cpu_user_main_thread"]) + float(info["used_cpu_sys_main_thread"]))
 
     async def measure_entry(self, kind: str) -> float:
         """Bytes of the reports or allotments, of each on average."""
@@ -197,13 +209,20 @@ async def measure(redis: Any, settings: Settings, sizes: tuple[int, int, int], r
     await bench.controller.step()
     times: list[TickTimes] = []
     all_written: list[float] = []
+    cpu_ms: list[float] = []
+    server_ms = 0.0
+    # What was made before is of no interest to the garbage collector, as in the controller's own process.
+    gc.collect()
+    gc.freeze()
     for number in range(rounds):
         await bench.change()
         is_new = number % 4 == 3
         if is_new:
             await bench.forget_written()
-        gc.collect()
+        before_ms, began_s = await bench.measure_server_ms(), time.process_time()
         await bench.controller.step()
+        cpu_ms.append((time.process_time() - began_s) * 1e3)
+        server_ms += await bench.measure_server_ms() - before_ms
         if is_new:
             all_written.append(bench.controller.latest.whole_ms)
         else:
@@ -222,10 +241,13 @@ async def measure(redis: Any, settings: Settings, sizes: tuple[int, int, int], r
         least_decision_ms=min(one.decision_ms for one in times),
         writing_ms=statistics.median(one.writing_ms for one in times),
         all_written_ms=statistics.median(all_written),
+        controller_cpu_ms=statistics.median(cpu_ms),
+        server_cpu_ms=server_ms / rounds,
         written=statistics.median(one.written for one in times),
         report_bytes=await bench.measure_entry("report"),
         allotment_bytes=await bench.measure_entry("allotment"),
     )
+    gc.unfreeze()
     await redis.flushdb()
     return report
 
@@ -235,7 +257,7 @@ def show(reports: list[TickReport]) -> None:
     table = Table(title="one round of the controller, ms (median; least in brackets)")
     for name in ("replicas", "jobs", "tenants", "whole", "reports", "batches", "decision", "writing", "all written"):
         table.add_column(name, justify="right")
-    for name in ("allotments written", "bytes of a report", "of an allotment"):
+    for name in ("CPU: controller", "server", "allotments written", "bytes of a report", "of an allotment"):
         table.add_column(name, justify="right")
     for one in reports:
         table.add_row(
@@ -246,11 +268,13 @@ def show(reports: list[TickReport]) -> None:
             f"{one.decision_ms:.1f} ({one.least_decision_ms:.1f})",
             f"{one.writing_ms:.1f}",
             f"{one.all_written_ms:.1f}",
+            f"{one.controller_cpu_ms:.1f}",
+            f"{one.server_cpu_ms:.1f}",
             f"{one.written:,.0f}",
             f"{one.report_bytes:,.0f}",
             f"{one.allotment_bytes:,.0f}",
         )
-    Console(width=170).print(table)
+    Console(width=200).print(table)
 
 
 def main(
