@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import socket
 
@@ -48,6 +49,8 @@ class ConServeController:
         self._redis_url = redis_url
         self._models = models
         self._cluster = cluster or find_cluster() or f"{socket.gethostname()}-{secrets.token_hex(8)}"
+        # A collection goes through all that imports have made, which takes longer than a round.
+        gc.freeze()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def check_health(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from conserve.policy.allotment import WindowRule
+from conserve.policy.window import WindowRule
 from conserve.simulator.batch_supply import BatchSupply, SimBatch
 from conserve.simulator.cluster import Cluster, Incident
 from conserve.simulator.comparison import ComparisonPlan, compare

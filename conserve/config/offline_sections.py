@@ -17,13 +17,23 @@ class HarvestSettings(_Section):
     enabled: bool = True
     max_window: int = Field(8, ge=0, le=4096, description="Offline requests in flight on one replica, at most.")
     shut_at_online_requests: int = Field(
-        8, ge=1, description="The window shuts when this many online requests are running or waiting on the replica."
+        8,
+        ge=1,
+        description="Where the replica does not report what it can do beside its online load (stock engine, or nothing "
+        "learnt yet), the window shuts when this many online requests are running or waiting on it.",
     )
     open_at_online_requests: int = Field(
         4, ge=0, description="A shut window opens again when no more than this many online requests are there."
     )
     shut_at_kv_usage: float = Field(0.85, gt=0, le=1, description="The window shuts at this share of KV blocks in use.")
     open_at_kv_usage: float = Field(0.6, ge=0, le=1, description="A shut window opens again at this share.")
+    slo_attainment: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Share of the online tokens computed beside offline ones that are to come in time; with fewer the "
+        "window narrows, to a quarter at most. 0: never.",
+    )
     report_period_ms: int = Field(250, ge=20, le=10_000, description="Time between capacity reports and allotments.")
     allotment_ttl_ms: int = Field(5_000, ge=100, le=600_000, description="A replica goes alone when older than this.")
     deadline_floor: float = Field(

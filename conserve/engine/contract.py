@@ -104,7 +104,8 @@ class EngineStats:
     `*_busy_s` are seconds in which at least one request of the kind was in the engine, `engine_cpu_s` the CPU seconds
     used by the engine's own processes, `kv_usage` the share of KV blocks in use, 0 to 1. `costs` are what the latency
     model has learnt; nothing where the scheduler has none. `waiting_prompt_tokens` are those of `online_waiting`, as
-    their router has estimated them.
+    their router has estimated them. `kv_*` and `checkpoint_*` are as in `conserve.harvest.messages.CapacityReport`, and
+    the tokens that came in time or late as in `Counters` of `conserve.engine.page`; 0 where the scheduler does not say.
     """
 
     online_running: int
@@ -120,3 +121,13 @@ class EngineStats:
     offline_output_tokens: int
     costs: IterationCosts = field(default_factory=IterationCosts)
     waiting_prompt_tokens: float = 0.0
+    kv_tokens: int = 0
+    kv_free_tokens: int = 0
+    kv_reserved_tokens: int = 0
+    kv_offline_tokens: int = 0
+    checkpoint_tokens: int = 0
+    checkpoint_free_tokens: int = 0
+    first_tokens: int = 0
+    late_first_tokens: int = 0
+    next_tokens: int = 0
+    late_next_tokens: int = 0

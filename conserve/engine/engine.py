@@ -249,7 +249,8 @@ class CoServeEngine:
 
     def stats(self) -> EngineStats:
         """What the engine is doing now."""
-        counters = self.scheduler_counters()
+        counters = self.scheduler_counters() or Counters()
+        block_tokens, host_tokens = counters.kv_block_tokens, counters.host_block_tokens
         return EngineStats(
             online_running=self._online_first_tokens,
             online_waiting=self._online.in_flight - self._online_first_tokens,
@@ -262,11 +263,17 @@ class CoServeEngine:
             offline_requests=self._offline.total,
             offline_prompt_tokens=self._offline_prompt_tokens,
             offline_output_tokens=self._offline_output_tokens,
-            costs=IterationCosts(
-                counters.iteration_ms if counters else 0.0,
-                counters.prompt_token_ms if counters else 0.0,
-                counters.decode_ms if counters else 0.0,
-            ),
+            costs=IterationCosts(counters.iteration_ms, counters.prompt_token_ms, counters.decode_ms),
+            kv_tokens=round(counters.kv_blocks * block_tokens),
+            kv_free_tokens=round(counters.kv_free_blocks * block_tokens),
+            kv_reserved_tokens=round(counters.kv_reserve_blocks * block_tokens),
+            kv_offline_tokens=round(counters.kv_offline_tokens),
+            checkpoint_tokens=round(counters.host_slots * host_tokens),
+            checkpoint_free_tokens=round(max(0.0, counters.host_slots - counters.host_blocks) * host_tokens),
+            first_tokens=round(counters.first_tokens),
+            late_first_tokens=round(counters.late_first_tokens),
+            next_tokens=round(counters.next_tokens),
+            late_next_tokens=round(counters.late_next_tokens),
             waiting_prompt_tokens=max(0.0, self._waiting_prompt_tokens),
         )
 

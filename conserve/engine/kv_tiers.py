@@ -67,6 +67,14 @@ class KvTiers:
         """KV blocks that nobody uses."""
         return int(self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
 
+    def report(self, running: Sequence[Request]) -> None:
+        """Says how much of the device's memory is free, and how much the offline requests among these hold."""
+        counters = self._counters
+        counters.kv_blocks = self._scheduler.kv_cache_manager.block_pool.num_gpu_blocks
+        counters.kv_block_tokens = self._scheduler.block_size
+        counters.kv_free_blocks = self.count_free()
+        counters.kv_offline_tokens = sum(request.num_computed_tokens for request in running if is_offline(request))
+
     def count_saved_blocks(self, request: Request) -> int:
         """Leading blocks of a request that come back by a copy if it is preempted."""
         return self.checkpoints.count_saved_blocks(request) if self.checkpoints is not None else 0

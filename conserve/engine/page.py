@@ -93,6 +93,10 @@ class Counters:
         host_blocks: Blocks in host memory now, of `host_slots` that it has room for. Each has `host_block_bytes` and
             `host_block_tokens`.
         host_kv_bytes: Host memory that workers are to take for them; 0 for none.
+        kv_blocks: KV blocks that the device has, of `kv_block_tokens` each; now `kv_free_blocks` of them are free, and
+            offline requests have computed `kv_offline_tokens`.
+        first_tokens, next_tokens: Tokens of online requests that came with an iteration in which offline ones were;
+            `late_first_tokens` and `late_next_tokens` of them after their objective.
         schedule_s: Seconds spent in the scheduler's `schedule`.
         counted_until_s: When the last of the counted iterations ended, by `time.monotonic`; 0 before the first.
     """
@@ -139,6 +143,14 @@ class Counters:
     host_block_bytes: float = 0.0
     host_block_tokens: float = 0.0
     host_kv_bytes: float = 0.0
+    kv_blocks: float = 0.0
+    kv_block_tokens: float = 0.0
+    kv_free_blocks: float = 0.0
+    kv_offline_tokens: float = 0.0
+    first_tokens: float = 0.0
+    late_first_tokens: float = 0.0
+    next_tokens: float = 0.0
+    late_next_tokens: float = 0.0
     schedule_s: float = 0.0
     counted_until_s: float = 0.0
 

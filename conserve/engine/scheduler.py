@@ -45,6 +45,7 @@ from conserve.engine.page import Counters
 from conserve.engine.pass_control import PassControl
 from conserve.engine.pass_sizer import PassSizer
 from conserve.engine.profile_store import ProfileSaver, load_profile, profile_key
+from conserve.engine.punctuality import Punctuality
 from conserve.engine.step_meter import StepMeter
 from conserve.engine.step_plan import read_stop
 from conserve.engine.stoppable import explain_unresumable, explain_unstoppable
@@ -87,6 +88,7 @@ class CoServing(Scheduler):
         super().__init__(*args, **kwargs)
         self._counters = Counters()
         self._tally = WorkTally(self.requests, self._counters)
+        self._punctuality = Punctuality(self.requests, self._counters)
         self.waiting = LaneQueue(self._tally.lost_tokens)
         self.kv_holding_waiting = LaneQueue()
         self._log = IterationWriter(options.iteration_log) if options.iteration_log else None
@@ -165,8 +167,10 @@ class CoServing(Scheduler):
             work = self._control.take_in(note, time.monotonic())
             if note is not None:
                 self._tally.uncount(work)
+        expected = self._punctuality.expect(scheduler_output.num_scheduled_tokens)
         outputs: dict[int, Any] = super().update_from_output(scheduler_output, model_runner_output)
         now_s = time.monotonic()
+        self._punctuality.count(expected, self._settings.objectives, now_s, time.time())
         self._kv.release_gone(self.finished_req_ids)
         if scheduler_output.total_num_scheduled_tokens > 0:
             iteration = self._meter.end(now_s, note)
@@ -177,6 +181,7 @@ class CoServing(Scheduler):
             if self._log is not None:
                 self._log.write(iteration)
         self._counters.counted_until_s = now_s
+        self._kv.report(self.running)
         self._settings.report(self._counters, self._model, len(self.waiting.backlog))
         return outputs
 

@@ -1,21 +1,43 @@
 """Where capacity reports and allotments hang: one small expiring entry per replica, written and read in bulk.
 
-All keys share one hash tag, so that a Redis cluster reads them in one call. Entries expire by server time; a reader
-never compares clocks.
+All keys share one hash tag, so that one script reads or writes them all. Entries expire by server time, and the times
+that they carry are the server's, too; a reader never compares clocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
+from typing import Any, Final, NamedTuple, TypeVar
 
+import msgspec
 import structlog
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
-from conserve.harvest.messages import AllotmentMessage, CapacityReport
+from conserve.harvest.messages import SCHEMA_VERSION, AllotmentMessage, CapacityReport, ControllerRecord, ReplicaLine
+from conserve.jobs.scripts import Scripts
 from conserve.policy.allotment import Allotment
 
 log = structlog.get_logger(__name__)
+
+RECORD_TTL_MS: Final = 600_000
+"""After so long without a controller, what tenants were ahead of each other counts for nothing any more."""
+REWRITTEN_EACH_PART: Final = 0.25
+"""Of the time that an allotment holds: one that stays the same is put up again after so much of it."""
+BULK: Final = 1_000
+
+Message = TypeVar("Message", ReplicaLine, AllotmentMessage, ControllerRecord)
+_LINES: Final = msgspec.json.Decoder(list[ReplicaLine])
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class BoardReading(NamedTuple):
+    """What all replicas have reported that are there, by replica id, and the server's time in milliseconds."""
+
+    now_ms: int
+    replicas: list[ReplicaLine]
 
 
 class CapacityBoard:
@@ -28,65 +50,119 @@ class CapacityBoard:
     """
 
     def __init__(self, redis: Redis, namespace: str, ttl_ms: int) -> None:
-        self._redis = redis
+        self._redis: Any = redis  # Typed for every way of decoding; `connect` makes clients that decode to str.
         self._ttl_ms = ttl_ms
-        self._prefix = f"{namespace}:{{capacity}}"
-        self._replicas_key = f"{self._prefix}:replicas"
+        prefix = f"{namespace}:{{capacity}}"
+        self._replicas_key = f"{prefix}:replicas"
+        self._record_key = f"{prefix}:controller"
+        self._reports = f"{prefix}:report:"
+        self._allotments = f"{prefix}:allotment:"
+        self._scripts = Scripts(redis)
+        self._ahead_ms: int | None = None
+        self._put_up: dict[str, tuple[Allotment, int]] = {}
 
     async def publish_report(self, report: CapacityReport) -> None:
-        """Puts up what a replica says about itself."""
+        """Puts up what a replica says about itself, with the time."""
+        # How far the server's clock is ahead is known from the answer before; it is asked with each report.
+        at_ms = _monotonic_ms() + self._ahead_ms if self._ahead_ms is not None else 0
+        report = report.model_copy(update={"at_ms": at_ms, "schema_version": SCHEMA_VERSION})
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(self._report_key(report.replica_id), report.model_dump_json(), px=self._ttl_ms)
+            pipe.set(self._reports + report.replica_id, report.model_dump_json(), px=self._ttl_ms)
             pipe.sadd(self._replicas_key, report.replica_id)
-            await pipe.execute()
+            pipe.time()
+            *_, (seconds, microseconds) = await pipe.execute()
+        self._ahead_ms = int(seconds) * 1_000 + int(microseconds) // 1_000 - _monotonic_ms()
+
+    async def read(self) -> BoardReading:
+        """What the controller goes by: of the reports that have not expired. Forgets replicas whose report has."""
+        now_ms, lines = await self._read_lines()
+        try:
+            found = _LINES.decode(f"[{','.join(lines)}]")
+        except msgspec.MsgspecError:
+            # One of them: the others count.
+            found = [line for text in lines if (line := _parse(ReplicaLine, text)) is not None]
+        return BoardReading(now_ms, sorted(found, key=attrgetter("replica_id")))
 
     async def read_reports(self) -> list[CapacityReport]:
         """The reports that have not expired, by replica id. Forgets replicas whose report has."""
-        replica_ids = sorted(str(replica_id) for replica_id in await self._redis.smembers(self._replicas_key))
-        if not replica_ids:
-            return []
-        entries = await self._redis.mget([self._report_key(replica_id) for replica_id in replica_ids])
-        gone = [replica_id for replica_id, entry in zip(replica_ids, entries, strict=True) if entry is None]
-        if gone:
-            await self._redis.srem(self._replicas_key, *gone)
         reports = []
-        for replica_id, entry in zip(replica_ids, entries, strict=True):
-            if entry is None:
-                continue
+        for line in (await self._read_lines())[1]:
             try:
-                reports.append(CapacityReport.model_validate_json(entry))
+                reports.append(CapacityReport.model_validate_json(line))
             except ValidationError as error:
-                log.warning("capacity report not understood", replica_id=replica_id, error=str(error))
-        return reports
+                log.warning("capacity report not understood", error=str(error))
+        return sorted(reports, key=attrgetter("replica_id"))
+
+    async def _read_lines(self) -> tuple[int, list[str]]:
+        now_ms, text = await self._scripts.run("read_reports", [self._replicas_key], [self._reports])
+        return int(now_ms), text.split("\n") if text else []
 
     async def remove_report(self, replica_id: str) -> None:
         """Takes a replica that leaves off the board."""
-        await self._redis.delete(self._report_key(replica_id), self._allotment_key(replica_id))
+        await self._redis.delete(self._reports + replica_id, self._allotments + replica_id)
         await self._redis.srem(self._replicas_key, replica_id)
 
-    async def publish_allotments(self, allotments: Mapping[str, Allotment]) -> None:
-        """Puts up the allotments of all replicas, by replica id."""
-        if not allotments:
-            return
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for replica_id, allotment in allotments.items():
-                message = AllotmentMessage.of(allotment).model_dump_json()
-                pipe.set(self._allotment_key(replica_id), message, px=self._ttl_ms)
-            await pipe.execute()
+    async def publish_allotments(self, allotments: Mapping[str, Allotment], now_ms: int = 0) -> int:
+        """Puts up the allotments of all replicas, by replica id; one that is there already only now and then.
+
+        Args:
+            allotments: All of them.
+            now_ms: Now, by the clock of the server; 0: each is put up.
+
+        Returns:
+            How many were written.
+        """
+        renewed_ms = now_ms - round(REWRITTEN_EACH_PART * self._ttl_ms)
+        due: list[tuple[str, Allotment]] = []
+        for name, allotment in allotments.items():
+            before = self._put_up.get(name)
+            if before is None or not renewed_ms < before[1] <= now_ms or before[0] != allotment:
+                due.append((name, allotment))
+        for start in range(0, len(due), BULK):
+            args: list[str | int | bytes] = [self._ttl_ms, self._allotments]
+            for name, allotment in due[start : start + BULK]:
+                args += (name, _encode(AllotmentMessage.of(allotment, now_ms)))
+            await self._scripts.run("put_allotments", [self._replicas_key], args)
+        # Those of replicas that are gone are forgotten.
+        written = {name: (allotment, now_ms) for name, allotment in due}
+        self._put_up = {name: written.get(name) or self._put_up[name] for name in allotments}
+        return len(due)
 
     async def read_allotment(self, replica_id: str) -> Allotment | None:
         """The allotment of a replica, or None when there is none or it has expired."""
-        entry = await self._redis.get(self._allotment_key(replica_id))
-        if entry is None:
-            return None
-        try:
-            return AllotmentMessage.model_validate_json(entry).to_allotment()
-        except ValidationError as error:
-            log.warning("allotment not understood", replica_id=replica_id, error=str(error))
-            return None
+        return (await self.read_allotments([replica_id])).get(replica_id)
 
-    def _report_key(self, replica_id: str) -> str:
-        return f"{self._prefix}:report:{replica_id}"
+    async def read_allotments(self, replica_ids: Iterable[str]) -> dict[str, Allotment]:
+        """The allotments of replicas that have one which has not expired, by replica id."""
+        names = list(replica_ids)
+        found: dict[str, Allotment] = {}
+        for start in range(0, len(names), BULK):
+            some = names[start : start + BULK]
+            entries = await self._redis.mget([self._allotments + name for name in some])
+            for name, entry in zip(some, entries, strict=True):
+                message = _parse(AllotmentMessage, entry) if entry is not None else None
+                if message is not None:
+                    found[name] = message.to_allotment()
+        return found
 
-    def _allotment_key(self, replica_id: str) -> str:
-        return f"{self._prefix}:allotment:{replica_id}"
+    async def write_record(self, record: ControllerRecord) -> None:
+        """Keeps what a controller that takes over goes on from."""
+        await self._redis.set(self._record_key, _encode(record), px=RECORD_TTL_MS)
+
+    async def read_record(self) -> ControllerRecord:
+        """What the last controller has kept; a blank one where there is nothing that is understood."""
+        entry = await self._redis.get(self._record_key)
+        found = _parse(ControllerRecord, entry) if entry is not None else None
+        return found or ControllerRecord()
+
+
+def _parse(kind: type[Message], text: str) -> Message | None:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.MsgspecError as error:
+        log.warning("message not understood", kind=kind.__name__, error=str(error))
+        return None
+
+
+def _monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000

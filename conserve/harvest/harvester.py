@@ -21,6 +21,7 @@ from conserve.engine.contract import TokenRecord
 from conserve.harvest.allotment_source import AllotmentSource
 from conserve.harvest.attempt import AttemptRunner, Fault, OfflineEngine, find_fault
 from conserve.harvest.board import CapacityBoard
+from conserve.harvest.capacity_meter import CapacityMeter
 from conserve.harvest.claimer import Claimer
 from conserve.harvest.controller import weights_of
 from conserve.harvest.crowding import Crowding
@@ -32,8 +33,9 @@ from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.results import ResultWriter
-from conserve.policy.allotment import JobShare, ReplicaState
+from conserve.policy.allotment import JobShare
 from conserve.policy.fault_pause import FaultPauses
+from conserve.policy.replica_capacity import ReplicaState
 from conserve.policy.retry import FaultKind
 
 log = structlog.get_logger(__name__)
@@ -93,6 +95,7 @@ class Harvester:
         self._state: ReplicaState = "serving"
         self._pauses = FaultPauses(FAULT_PAUSE_S, LONGEST_FAULT_PAUSE_S)
         self._crowding = Crowding(engine)
+        self._meter = CapacityMeter(settings.slo.tbt_slo_ms, settings.engine.max_num_seqs)
 
     async def run(self) -> None:
         """Harvests until cancelled; then call `drain`."""
@@ -139,6 +142,7 @@ class Harvester:
             await asyncio.sleep(period_s)
 
     async def _report(self) -> None:
+        stats = self._engine.stats()
         report = CapacityReport(
             replica_id=self._replica_id,
             model=self._model,
@@ -146,7 +150,8 @@ class Harvester:
             window=self._source.allotment.window,
             alone=self._source.alone,
             stopped=tuple(self._pauses.list_stopped(time.monotonic())),
-            **dataclasses.asdict(self._engine.stats()),
+            **dataclasses.asdict(stats),
+            **self._meter.measure(stats, time.monotonic()),
             **dataclasses.asdict(self._journaling.counts),
         )
         try:
@@ -184,7 +189,7 @@ class Harvester:
             if self._pauses.stops(turn.batch_id, now_s):
                 self._source.mark_empty(turn.batch_id)
                 continue
-            room = min(self._source.allotment.window - self._held.running_count, turn.most)
+            room = self._limit(turn.batch_id, min(self._source.allotment.window - self._held.running_count, turn.most))
             if room <= 0:
                 return
             taken = await self._take(turn.batch_id, room)
@@ -212,10 +217,15 @@ class Harvester:
     def _find_room_of_late(self, share: JobShare) -> int:
         """Requests of a late batch that may be claimed now, also on the floor."""
         allotment = self._source.allotment
-        return min(
+        room = min(
             share.most - len(self._held.running_lines(share.batch_id)),
             max(allotment.window, allotment.floor) - self._held.running_count,
         )
+        return self._limit(share.batch_id, room)
+
+    def _limit(self, batch_id: str, room: int) -> int:
+        """How many of so many requests of a batch fit into the tokens that may be in flight."""
+        return self._source.limit_by_tokens(batch_id, room, self._held.count_running())
 
     def _grant_floor(self) -> None:
         """While a batch is late and requests run here, the engine gives them what the operator grants."""

@@ -28,6 +28,12 @@ class HeldWork:
         """Requests that are being worked on (finished ones that wait for their commit do not count)."""
         return sum(held.task is not None for lines in self._held.values() for held in lines.values())
 
+    def count_running(self) -> dict[str, int]:
+        """The same by batch."""
+        return {
+            batch_id: sum(held.task is not None for held in lines.values()) for batch_id, lines in self._held.items()
+        }
+
     @property
     def has_alone(self) -> bool:
         """Whether one of those is to run alone: nothing may be claimed beside it."""

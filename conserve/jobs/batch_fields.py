@@ -77,7 +77,7 @@ def to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
 
 
 def to_summary(batch_id: str, values: list[Any]) -> ActiveBatch:
-    """What is known of an active batch, from the answer of `summary.lua`."""
+    """What is known of an active batch, from the answer of `summaries.lua`."""
     *stored, ready, leased = values
     fields = dict(zip(SUMMARY_FIELDS, stored, strict=True))
 

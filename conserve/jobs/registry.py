@@ -36,6 +36,7 @@ from conserve.jobs.scripts import Scripts
 _log = structlog.get_logger(__name__)
 
 _RESULTS_KEPT_MS = 7 * 86_400_000
+_SUMMARIES_AT_ONCE = 100
 
 
 class BatchRegistry:
@@ -138,14 +139,18 @@ class BatchRegistry:
 
     async def active_ids(self) -> dict[str, int]:
         """Batches that still need the keeper, oldest first -> when they were created, Unix milliseconds."""
-        pairs = await self._redis.zrange(self._keys.active_batches, 0, -1, withscores=True)
-        return {batch_id: int(score) for batch_id, score in pairs}
+        words = (await self._scripts.run("active", [self._keys.active_batches])).split()
+        return {batch_id: int(float(score)) for batch_id, score in zip(words[::2], words[1::2], strict=True)}
 
     async def active_summaries(self, batch_ids: Sequence[str] | None = None) -> list[ActiveBatch]:
         """What the controller needs to know of the active batches, oldest first; two round trips however many."""
         ids = list(await self.active_ids()) if batch_ids is None else list(batch_ids)
-        found = await self._scripts.run_each("summary", (self._keys.batch(one) for one in ids), SUMMARY_FIELDS)
-        return [to_summary(one, json.loads(text)) for one, text in zip(ids, found, strict=True) if text is not None]
+        # Some of them at a time: while a script runs nobody else is served.
+        bulks = [ids[start : start + _SUMMARIES_AT_ONCE] for start in range(0, len(ids), _SUMMARIES_AT_ONCE)]
+        calls = (([self._keys.batch(one).batch for one in bulk], SUMMARY_FIELDS) for bulk in bulks)
+        texts = await self._scripts.run_all("summaries", calls) if bulks else []
+        found = json.loads(f"[{','.join(line for text in texts for line in text.split(chr(10)))}]")
+        return [to_summary(one, values) for one, values in zip(ids, found, strict=True) if values is not None]
 
     async def cancel(self, batch_id: str) -> Batch | None:
         """Cancels a batch that is being validated or in progress; again is no error. None when it is unknown.

@@ -11,7 +11,10 @@ from redis.commands.core import AsyncScript
 
 _PRELUDE = "_batch"
 _LEDGER_PRELUDE = "_ledger"
-_WITHOUT_PRELUDE = frozenset({"pin_file", "delete_file", "put_file", "index_file", "barrier", "lead"})
+_WITHOUT_PRELUDE = frozenset(
+    {"pin_file", "delete_file", "put_file", "index_file", "barrier", "lead", "active", "summaries"}
+    | {"read_reports", "put_allotments"}
+)
 _OF_LEDGER = frozenset({"admit", "hold", "adjust", "drop", "retire", "attend", "unattended", "leave"})
 
 
@@ -22,7 +25,7 @@ class Scripts:
         self._redis = redis
         self._scripts: dict[str, AsyncScript] = {}
 
-    async def run(self, name: str, keys: Iterable[str], args: Iterable[str | int] = ()) -> Any:
+    async def run(self, name: str, keys: Iterable[str], args: Iterable[str | int | bytes] = ()) -> Any:
         """Runs `lua/<name>.lua` and returns its result as the client decodes it."""
         return await self._script(name)(keys=list(keys), args=list(args))
 

@@ -1,7 +1,7 @@
 """From the capacity reports of all replicas to what each of them may harvest.
 
-A first, simple rule: a replica's window is open while its online load and its KV use are low, narrows as online load
-rises, and is shut when either is high. Two thresholds for each (shut at, open at) keep it from flapping.
+How much may be in flight on a replica is its window (`window`). Tenants share the places of all replicas
+(`fair_shares`), and batches are placed so that few of them move (`placement`).
 
 Batches that are not on track go before the others, each up to a part of the window that is as large as its urgency:
 those that were promised their completion windows before the turns of all tenants, others within their tenant's part. A
@@ -11,49 +11,21 @@ floor, if the operator grants one, is open to them even where the window is shut
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from conserve.policy.fair_shares import FairShares
 from conserve.policy.ordering import JobDemand
-
-ReplicaState = Literal["starting", "serving", "draining"]
+from conserve.policy.placement import Homes, Room, place
+from conserve.policy.replica_capacity import ReplicaCapacity
+from conserve.policy.window import WindowRule, window_of, window_tokens_of
 
 LOOKAHEAD: Final = 4
 """A replica is offered so many windows of requests: what may be done until it hears anew, and some that others take."""
-
-
-@dataclass(frozen=True)
-class ReplicaCapacity:
-    """What a replica says about itself.
-
-    `online_running` and `online_waiting` count online requests that have and have not got their first token;
-    `kv_usage` is the share of KV blocks in use, 0 to 1; `offline_running` counts what is in flight of its window. Of
-    the batches in `stopped` it begins nothing for a while, for their faults.
-    """
-
-    replica_id: str
-    model: str
-    state: ReplicaState
-    online_running: int = 0
-    online_waiting: int = 0
-    kv_usage: float = 0.0
-    offline_running: int = 0
-    stopped: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class WindowRule:
-    """When the window of offline requests opens and shuts; the fields are those of `HarvestSettings`."""
-
-    max_window: int
-    shut_at_online_requests: int
-    open_at_online_requests: int
-    shut_at_kv_usage: float
-    open_at_kv_usage: float
-    deadline_floor: float = 0.0
+UNNOTICED: Final = 0.25
+"""A replica's turns stay as they are while no batch is to have more or fewer requests by more than this part."""
 
 
 class JobShare(NamedTuple):
@@ -73,6 +45,8 @@ class Allotment:
         late: Before that from these, each up to so many requests in flight here, in this order.
         floor: So many requests of `late` may be in flight even where the window is smaller.
         floor_share: Share of the engine's time that offline requests get beside online ones, whatever those leave.
+        window_tokens: So many tokens, prompt and output, they may come to; None: any number.
+        request_tokens: What a request takes, on average, by batch; only with `window_tokens`.
     """
 
     window: int
@@ -80,6 +54,8 @@ class Allotment:
     late: tuple[JobShare, ...] = ()
     floor: int = 0
     floor_share: float = 0.0
+    window_tokens: int | None = None
+    request_tokens: Mapping[str, float] = field(default_factory=dict)
 
     def without_late(self, batch_id: str) -> Allotment:
         """The same without a late batch."""
@@ -95,27 +71,6 @@ def pass_over_stopped(jobs: Iterable[JobDemand], capacities: Iterable[ReplicaCap
     for one in capacities:
         stopped[one.model] = stopped.get(one.model, one.stopped) & one.stopped
     return [replace(job, ready=0) if job.batch_id in stopped.get(job.model, ()) else job for job in jobs]
-
-
-def window_of(capacity: ReplicaCapacity, rule: WindowRule, previous_window: int | None) -> int:
-    """How many offline requests may be in flight on a replica.
-
-    Args:
-        capacity: what the replica reported last.
-        rule: the thresholds.
-        previous_window: the window it had so far; None if it never had one, which counts as open.
-    """
-    if capacity.state != "serving":
-        return 0
-    online = capacity.online_running + capacity.online_waiting
-    if previous_window == 0:
-        is_open = online <= rule.open_at_online_requests and capacity.kv_usage <= rule.open_at_kv_usage
-    else:
-        is_open = online < rule.shut_at_online_requests and capacity.kv_usage < rule.shut_at_kv_usage
-    if not is_open:
-        return 0
-    room = max(0.0, 1.0 - online / rule.shut_at_online_requests)
-    return math.ceil(rule.max_window * room)
 
 
 def floor_share_of(capacity: ReplicaCapacity, rule: WindowRule, late: Sequence[JobDemand]) -> float:
@@ -152,12 +107,49 @@ def share_out(
     return tuple(shares)
 
 
+class Placement:
+    """Where batches were placed in the last round, so that they stay there.
+
+    A replica's turns stay as they are, too, while what it is to have of each batch is about the same: it is then at the
+    turn where it was, and nothing is written. What a tenant gets too much or too little by that is in what it has used.
+    """
+
+    def __init__(self) -> None:
+        self._homes: dict[str, Homes] = {}
+        self._pieces: dict[str, Mapping[str, Sequence[tuple[str, int]]]] = {}
+
+    def restore(self, allotments: Mapping[str, Allotment], model: str) -> None:
+        """Takes the allotments of a model's replicas, by replica id, for those of the last round."""
+        homes: dict[str, dict[str, int]] = {}
+        for name, allotment in allotments.items():
+            for batch_id, most in allotment.jobs:
+                own = homes.setdefault(batch_id, {})
+                own[name] = own.get(name, 0) + most
+        self._homes[model] = homes
+
+    def place(
+        self, model: str, dealt: Sequence[tuple[str, int]], rooms: Mapping[str, Room], prefixes: Mapping[str, str]
+    ) -> Mapping[str, Sequence[tuple[str, int]]]:
+        """As `placement.place`, of a model's batches."""
+        placed = place(dealt, rooms, prefixes, self._homes.get(model, {}))
+        self._homes[model] = placed.homes
+        if len(rooms) == 1:
+            return placed.pieces
+        before = self._pieces.get(model, {})
+        self._pieces[model] = {
+            name: before[name] if name in before and _is_like(before[name], pieces) else pieces
+            for name, pieces in placed.pieces.items()
+        }
+        return self._pieces[model]
+
+
 def allot(
     capacities: Iterable[ReplicaCapacity],
     shares: FairShares,
     rule: WindowRule,
     previous_windows: Mapping[str, int],
     late: Sequence[JobDemand] = (),
+    placement: Placement | None = None,
 ) -> dict[str, Allotment]:
     """The allotment of every replica, by replica id. A job goes only where its model is served.
 
@@ -167,61 +159,77 @@ def allot(
         rule: The thresholds.
         previous_windows: The windows that they had so far.
         late: Batches that are not on track, the most urgent one first.
+        placement: Where batches are; it follows.
     """
-    replicas = list(capacities)
-    windows = {one.replica_id: window_of(one, rule, previous_windows.get(one.replica_id)) for one in replicas}
-    jobs: dict[str, tuple[JobShare, ...]] = {}
-    for model in dict.fromkeys(one.model for one in replicas):
-        serving = [one for one in replicas if one.model == model]
-        dealt = shares.deal(model, LOOKAHEAD * sum(windows[one.replica_id] for one in serving))
-        jobs |= _hand_out(dealt, serving, windows)
-    return {
-        one.replica_id: _put_late_first(
-            Allotment(windows[one.replica_id], jobs.get(one.replica_id, ())),
-            one,
-            rule,
-            [job for job in late if job.model == one.model],
-            shares,
-        )
-        for one in replicas
-    }
+    placement = placement or Placement()
+    of_model: dict[str, list[ReplicaCapacity]] = {}
+    for one in capacities:
+        of_model.setdefault(one.model, []).append(one)
+    allotments: dict[str, Allotment] = {}
+    for model, serving in of_model.items():
+        windows = {one.replica_id: window_of(one, rule, previous_windows.get(one.replica_id)) for one in serving}
+        # Where all are silent it is the clock that has jumped.
+        heard = [one for one in serving if not one.silent] or serving
+        rooms = {one.replica_id: _find_room(one, windows[one.replica_id]) for one in heard if windows[one.replica_id]}
+        dealt = shares.deal(model, sum(room.places for room in rooms.values()))
+        jobs = placement.place(model, dealt, rooms, shares.list_prefixes(model)) if rooms else {}
+        of_late = _LateShares(rule, shares, [job for job in late if job.model == model])
+        sizes = shares.list_sizes(model)
+        for one in serving:
+            name = one.replica_id
+            own = tuple([JobShare(*share) for share in jobs.get(name, ())])
+            handed, floor, floor_share = of_late.find(windows[name], one)
+            tokens = window_tokens_of(one)
+            counted = (*handed, *own) if tokens is not None else ()
+            own_sizes = {share.batch_id: sizes[share.batch_id] for share in counted}
+            allotments[name] = Allotment(windows[name], own, handed, floor, floor_share, tokens, own_sizes)
+    return allotments
 
 
-def _put_late_first(
-    allotment: Allotment, capacity: ReplicaCapacity, rule: WindowRule, late: Sequence[JobDemand], shares: FairShares
-) -> Allotment:
-    # Also for requests of late batches that run already and are their last ones.
-    floor_share = floor_share_of(capacity, rule, late)
-    floor = math.ceil(rule.max_window * floor_share - 1e-9)
-    places = max(allotment.window, floor)
-    waiting = [job for job in late if job.ready > 0]
-    # Where the window is shut nobody has a turn: the floor is shared by those who are late.
-    among = None if allotment.window > 0 else {job.tenant for job in waiting}
-    handed = share_out(waiting, places, shares.limit_places(capacity.model, places, among))
-    return replace(allotment, late=handed, floor=floor, floor_share=floor_share)
+def _is_like(before: Sequence[tuple[str, int]], now: Sequence[tuple[str, int]]) -> bool:
+    """Whether these are the same batches, each with about as many requests."""
+    if before == now:
+        return True
+    counts: dict[str, int] = {}
+    for batch_id, count in before:
+        counts[batch_id] = counts.get(batch_id, 0) + count
+    changes = dict(counts)
+    for batch_id, count in now:
+        if batch_id not in counts:
+            return False
+        changes[batch_id] -= count
+    return all(
+        abs(change) <= max(1, UNNOTICED * counts[batch_id]) and change < counts[batch_id]
+        for batch_id, change in changes.items()
+    )
 
 
-def _hand_out(
-    dealt: Sequence[tuple[str, int]], serving: Sequence[ReplicaCapacity], windows: Mapping[str, int]
-) -> dict[str, tuple[JobShare, ...]]:
-    """Hands requests to replicas one by one in turn: first those that can begin at once, then what may come after."""
-    handed: dict[str, list[JobShare]] = {one.replica_id: [] for one in serving}
-    free = {one.replica_id: max(0, windows[one.replica_id] - one.offline_running) for one in serving}
-    rest = {name: LOOKAHEAD * windows[name] - room for name, room in free.items()}
-    # Who has most room comes first, so that a single request goes where nothing holds it up.
-    order = sorted(free, key=lambda name: -free[name])
-    places = (name for room in (free, rest) for name in _take_turns(order, room))
-    for batch_id, count in dealt:
-        for _, name in zip(range(count), places, strict=False):
-            own = handed[name]
-            if own and own[-1].batch_id == batch_id:
-                own[-1] = JobShare(batch_id, own[-1].most + 1)
-            else:
-                own.append(JobShare(batch_id, 1))
-    return {name: tuple(own) for name, own in handed.items()}
+def _find_room(capacity: ReplicaCapacity, window: int) -> Room:
+    return Room(max(0, window - capacity.offline_running), LOOKAHEAD * window, capacity.stopped)
 
 
-def _take_turns(order: Sequence[str], room: Mapping[str, int]) -> Iterator[str]:
-    """Names in turn, each as often as it has room."""
-    for turn in range(max(room.values(), default=0)):
-        yield from (name for name in order if room[name] > turn)
+class _LateShares:
+    """What late batches of a model get before all turns. It is the same for replicas with as many places."""
+
+    def __init__(self, rule: WindowRule, shares: FairShares, late: Sequence[JobDemand]) -> None:
+        self._rule = rule
+        self._shares = shares
+        self._late = late
+        self._waiting = [job for job in late if job.ready > 0]
+        self._found: dict[tuple[int, bool], tuple[tuple[JobShare, ...], int, float]] = {}
+
+    def find(self, window: int, capacity: ReplicaCapacity) -> tuple[tuple[JobShare, ...], int, float]:
+        """Their shares, and `floor` and `floor_share` as in `Allotment`."""
+        if not self._late:
+            return (), 0, 0.0
+        key = (window, capacity.state == "serving")
+        if key not in self._found:
+            # Also for requests of late batches that run already and are their last ones.
+            floor_share = floor_share_of(capacity, self._rule, self._late)
+            floor = math.ceil(self._rule.max_window * floor_share - 1e-9)
+            places = max(window, floor)
+            # Where the window is shut nobody has a turn: the floor is shared by those who are late.
+            among = None if window > 0 else {job.tenant for job in self._waiting}
+            limits = self._shares.limit_places(capacity.model, places, among)
+            self._found[key] = (share_out(self._waiting, places, limits), floor, floor_share)
+        return self._found[key]

@@ -8,8 +8,9 @@ running ones.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from conserve.policy.fairness import DeficitRoundRobin, JobWork, find_weight
@@ -17,6 +18,7 @@ from conserve.policy.ordering import JobDemand, order_jobs
 from conserve.policy.prefix_groups import keep_prefixes_together
 
 _EXACT: Final = 1e-9
+_STEP: Final = 1.25
 
 
 class JobUse(NamedTuple):
@@ -26,6 +28,20 @@ class JobUse(NamedTuple):
     model: str
     tokens: float
     running: int = 0
+
+
+@dataclass(frozen=True)
+class ShareRecord:
+    """How far ahead or behind of each other tenants are: what who takes over goes on from.
+
+    Attributes:
+        deficits, debts: As in `DeficitRoundRobin`, by model and tenant.
+        seen: Tokens that were charged already, by batch.
+    """
+
+    deficits: dict[str, dict[str, float]] = field(default_factory=dict)
+    debts: dict[str, dict[str, float]] = field(default_factory=dict)
+    seen: dict[str, float] = field(default_factory=dict)
 
 
 class FairShares:
@@ -40,6 +56,28 @@ class FairShares:
         self._robins: dict[str, DeficitRoundRobin] = {}
         self._work: dict[str, dict[str, list[JobWork]]] = {}
         self._seen: dict[str, float] = {}
+        self._prefixes: dict[str, dict[str, str]] = {}
+
+    def record(self) -> ShareRecord:
+        """What has been charged so far."""
+        robins = self._robins.items()
+        return ShareRecord(
+            {model: dict(robin.deficits) for model, robin in robins if robin.deficits},
+            {model: dict(robin.debts) for model, robin in robins if robin.debts},
+            dict(self._seen),
+        )
+
+    def restore(self, record: ShareRecord) -> None:
+        """Goes on from what another one has charged."""
+        self._seen = dict(record.seen)
+        self._robins = {
+            model: DeficitRoundRobin(
+                dict(record.deficits.get(model, {})),
+                deque(record.deficits.get(model, {})),
+                dict(record.debts.get(model, {})),
+            )
+            for model in {*record.deficits, *record.debts}
+        }
 
     def settle(self, jobs: Sequence[JobDemand], uses: Mapping[str, JobUse]) -> None:
         """Takes note of the work that there is, and of what was used since the last time.
@@ -60,6 +98,10 @@ class FairShares:
             if use.running > 0:
                 at_work[use.model].add(use.tenant)
         self._seen = {batch_id: use.tokens for batch_id, use in uses.items()}
+        self._prefixes = {
+            model: {job.batch_id: job.prefix for own in tenants.values() for job in own if job.prefix}
+            for model, tenants in demands.items()
+        }
         self._work = {
             model: {tenant: _to_work(own) for tenant, own in tenants.items()} for model, tenants in demands.items()
         }
@@ -83,17 +125,35 @@ class FairShares:
         tenants = [tenant for tenant in self._work.get(model, {}) if among is None or tenant in among]
         weights = {tenant: find_weight(tenant, self._weights) for tenant in tenants}
         ahead = self._robins[model].list_ahead(weights) if tenants else frozenset[str]()
-        shares = {tenant: places * weight / sum(weights.values()) for tenant, weight in weights.items()}
+        total = sum(weights.values())
+        shares = {tenant: places * weight / total for tenant, weight in weights.items()}
         return {
             tenant: math.floor(share + _EXACT) if tenant in ahead else math.ceil(share - _EXACT)
             for tenant, share in shares.items()
         }
+
+    def list_prefixes(self, model: str) -> Mapping[str, str]:
+        """What the prompts of batches of a model begin with, of those that have something in common with others."""
+        return self._prefixes.get(model, {})
+
+    def list_sizes(self, model: str) -> dict[str, float]:
+        """What a request takes, prompt and output, on average, by batch of a model.
+
+        Roughly, so that it does not change with each request that is done.
+        """
+        works = self._work.get(model, {})
+        return {work.batch_id: _round(work.request_tokens) for own in works.values() for work in own}
 
     def deal(self, model: str, places: int) -> list[tuple[str, int]]:
         """Offers so many places: batches of a model and how many of their requests, in the order to take them in."""
         if model not in self._work:
             return []
         return self._robins[model].copy().deal(self._work[model], self._weights, places)
+
+
+def _round(tokens: float) -> float:
+    """To the nearest of numbers that are a quarter apart."""
+    return float(round(_STEP ** round(math.log(max(1.0, tokens), _STEP))))
 
 
 def _to_work(jobs: Sequence[JobDemand]) -> list[JobWork]:

@@ -16,6 +16,8 @@ QUANTUM_TOKENS: Final = 2_048
 """What a tenant of weight 1 gets in a round: the smaller, the more evenly tenants take turns."""
 MOST_DEBT_ROUNDS: Final = 512
 """So many rounds who has left may owe at most: about a million tokens with weight 1."""
+MOST_ROUNDS: Final = 8
+"""Places of many replicas are dealt in about so many rounds, of as many quanta as that takes."""
 
 
 @dataclass(frozen=True)
@@ -63,22 +65,26 @@ class DeficitRoundRobin:
         left = {tenant: deque(jobs) for tenant, jobs in work.items() if any(job.ready > 0 for job in jobs)}
         taken = dict.fromkeys(left, 0)
         self._follow(left)
+        rounds = self._count_rounds(left, requests)
+        quanta = {tenant: rounds * _quantum(tenant, weights) for tenant in left}
         dealt: list[tuple[str, int]] = []
         idle = 0  # Turns since somebody could afford a request.
         while requests > 0 and self.turns:
             tenant = self.turns[0]
-            if self._take_from(tenant, left[tenant], taken, dealt):
-                requests -= 1
+            given = self._take_from(tenant, left[tenant], taken, dealt, requests)
+            requests -= given
+            if given:
                 idle = 0
-                continue
+            if requests <= 0:
+                break
             self.turns.popleft()
             if left[tenant]:
                 # Its quantum is over: what it could not use is added to the next one.
                 self.turns.append(tenant)
-                self.deficits[tenant] += _quantum(tenant, weights)
+                self.deficits[tenant] += quanta[tenant]
                 idle += 1
                 if idle >= len(self.turns):
-                    self._skip_rounds(left, weights)
+                    self._skip_rounds(left, quanta)
                     idle = 0
             else:
                 del self.deficits[tenant]
@@ -139,29 +145,44 @@ class DeficitRoundRobin:
             for tenant in self.turns
         }
 
+    def _count_rounds(self, left: Mapping[str, deque[JobWork]], requests: int) -> int:
+        """So many rounds are gone through at once, so that a thousand replicas take no more turns than some do."""
+        if not left:
+            return 1
+        usual = sum(QUANTUM_TOKENS / max(1.0, jobs[0].request_tokens) for jobs in left.values())
+        return max(1, round(requests / max(usual, 1.0) / MOST_ROUNDS))
+
     def _take_from(
-        self, tenant: str, jobs: deque[JobWork], taken: dict[str, int], dealt: list[tuple[str, int]]
-    ) -> bool:
+        self, tenant: str, jobs: deque[JobWork], taken: dict[str, int], dealt: list[tuple[str, int]], most: int
+    ) -> int:
+        """Takes as many requests as a tenant can afford, no more than `most`; how many."""
+        given = 0
+        while jobs and given < most:
+            ready = jobs[0].ready - taken[tenant]
+            if ready <= 0:
+                jobs.popleft()
+                taken[tenant] = 0
+                continue
+            tokens = jobs[0].request_tokens
+            count = min(ready, most - given, math.floor(self.deficits[tenant] / tokens + 1e-9))
+            if count <= 0:
+                break
+            self.deficits[tenant] -= count * tokens
+            taken[tenant] += count
+            given += count
+            dealt.append((jobs[0].batch_id, count))
         while jobs and taken[tenant] >= jobs[0].ready:
             jobs.popleft()
             taken[tenant] = 0
-        if not jobs or self.deficits[tenant] < jobs[0].request_tokens:
-            return False
-        self.deficits[tenant] -= jobs[0].request_tokens
-        taken[tenant] += 1
-        dealt.append((jobs[0].batch_id, 1))
-        return True
+        return given
 
-    def _skip_rounds(self, left: Mapping[str, deque[JobWork]], weights: Mapping[str, float]) -> None:
+    def _skip_rounds(self, left: Mapping[str, deque[JobWork]], quanta: Mapping[str, float]) -> None:
         """Rounds in which nobody could afford a request are gone through at once."""
-        missing = [
-            (left[tenant][0].request_tokens - self.deficits[tenant]) / _quantum(tenant, weights)
-            for tenant in self.turns
-        ]
+        missing = [(left[tenant][0].request_tokens - self.deficits[tenant]) / quanta[tenant] for tenant in self.turns]
         rounds = math.floor(min(missing))
         if rounds > 0:
             for tenant in self.turns:
-                self.deficits[tenant] += rounds * _quantum(tenant, weights)
+                self.deficits[tenant] += rounds * quanta[tenant]
 
 
 def find_weight(tenant: str, weights: Mapping[str, float]) -> float:

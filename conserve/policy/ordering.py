@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # As `ReplicaCapacity`.
 class JobDemand:
     """Work that one batch still has to offer.
 

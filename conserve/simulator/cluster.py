@@ -61,6 +61,8 @@ class Cluster:
         supply: Of offline requests; None for none.
         coarse: As of `EngineState`.
         router: Decides where online requests go; by default with what replicas say when they are asked.
+        pools: Replicas are in so many pools by turns, and online requests go to those of their own, as where users of
+            several regions or hardware of several kinds have replicas of their own. Batches go to all.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Cluster:
         *,
         coarse: bool = False,
         router: Router | None = None,
+        pools: int = 1,
     ) -> None:
         if policy.batch_tokens:
             limits = EngineLimits(limits.max_num_seqs, policy.batch_tokens, limits.long_prefill_token_threshold)
@@ -87,7 +90,8 @@ class Cluster:
         self._control_s = 0.0 if self._supply is not None else math.inf
         self._router = router or Router(seed)
         self._report_s = 0.0 if self._router.report_period_s else math.inf
-        self._serving = [*self.replicas]
+        self._pools = pools
+        self._update_serving()
         self._numbers = 0
         self._events: list[tuple[float, int, int, int]] = []  # time, order, replica, version of its step
         self._order = 0
@@ -150,15 +154,17 @@ class Cluster:
             online=True,
             prefix=-arrival.prefix,
             prefix_tokens=arrival.prefix_tokens,
+            pool=arrival.pool,
         )
         self._numbers += 1
         self._send(request, now_s)
 
     def _send(self, request: SimRequest, now_s: float) -> None:
-        if not self._serving:
+        serving = self._of_pool[request.pool % self._pools]
+        if not serving:
             self.unserved.append(request)
             return
-        replica = self._router.choose(self._serving, request, now_s)
+        replica = self._router.choose(serving, request, now_s)
         version = replica.version
         replica.arrive(request, now_s)
         self._follow(replica, version)
@@ -174,6 +180,8 @@ class Cluster:
             offline = [request for request in finished if not request.online]
             for request in offline:
                 self._supply.finish(request, now_s)
+                if replica.meter is not None:
+                    replica.meter.note_finished(request.prompt_tokens, request.output_tokens)
             if offline and replica.status == "serving":
                 self._supply.top_up(replica, now_s)
         finished.clear()
@@ -203,6 +211,10 @@ class Cluster:
 
     def _update_serving(self) -> None:
         self._serving = [replica for replica in self.replicas if replica.status == "serving"]
+        self._of_pool = [
+            [replica for replica in self._serving if replica.number % self._pools == pool]
+            for pool in range(self._pools)
+        ]
 
 
 def _renew(request: SimRequest) -> SimRequest:
@@ -214,6 +226,7 @@ def _renew(request: SimRequest) -> SimRequest:
         online=True,
         prefix=request.prefix,
         prefix_tokens=request.prefix_tokens,
+        pool=request.pool,
     )
     again.first_token_s = request.first_token_s
     return again

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+from conserve.simulator.capacity_meter import CapacityMeter
 from conserve.simulator.engine_state import EngineState
 from conserve.simulator.harvest_limits import Mechanisms
 from conserve.simulator.harvest_planner import HarvestPlanner
@@ -52,6 +53,7 @@ class SimPolicy:
         if self.kind == "harvest":
             planner = HarvestPlanner(state, self.mechanisms)
             replica.planner = replica.stopping = planner
+            replica.meter = CapacityMeter(self.mechanisms.tbt_slo_ms)
         else:
             replica.planner = StockPlanner(state, online_first=self.kind == "chunked", in_order=self.kind == "fcfs")
             # Memory is full as a rule, and each of its iterations costs little to decide.

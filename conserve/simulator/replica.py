@@ -7,9 +7,10 @@ import random
 from collections.abc import Callable
 from typing import Protocol
 
-from conserve.policy.allotment import ReplicaCapacity, ReplicaState
 from conserve.policy.outlook import Outlook, predict_wait_ms
 from conserve.policy.pass_stop import LAYERS_TO_STOP
+from conserve.policy.replica_capacity import ReplicaCapacity, ReplicaState
+from conserve.simulator.capacity_meter import CapacityMeter, measure_kv_room
 from conserve.simulator.engine_costs import EngineCosts, Noise
 from conserve.simulator.engine_state import EngineLimits, EngineState
 from conserve.simulator.metrics import Metrics
@@ -85,6 +86,7 @@ class Replica:
         self.state = EngineState(costs, limits, metrics, coarse=coarse)
         self.planner: Planner
         self.stopping: StoppingPlanner | None = None
+        self.meter: CapacityMeter | None = None
         self.version = 0
         """Goes up whenever the end of the step under way changes."""
         self.ends_s = math.inf
@@ -101,6 +103,8 @@ class Replica:
     def arrive(self, request: SimRequest, now_s: float) -> None:
         """An online request comes in."""
         state, step = self.state, self._step
+        if self.meter is not None:
+            self.meter.note_arrival()
         state.waiting.append(request)
         self._progress.prompt_backlog += request.prompt_tokens
         if step is None or not step.parts:
@@ -150,9 +154,9 @@ class Replica:
             self._begin(now_s)
             refill(self, now_s)
 
-    def report(self) -> ReplicaCapacity:
-        """What the replica says about itself."""
-        state = self.state
+    def report(self, now_s: float = 0.0) -> ReplicaCapacity:
+        """What the replica says about itself; of its headroom only if it has a meter."""
+        state, meter = self.state, self.meter
         return ReplicaCapacity(
             self.name,
             "model",
@@ -161,6 +165,8 @@ class Replica:
             online_waiting=len(state.waiting) + len(state.online_prompts),
             kv_usage=state.kv.usage,
             offline_running=state.offline_running,
+            headroom=meter.find_headroom(state, now_s) if meter is not None else None,
+            kv_room=measure_kv_room(state, self.planner.kept_free_blocks) if meter is not None else None,
         )
 
     def report_outlook(self, now_s: float) -> Outlook:

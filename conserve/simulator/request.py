@@ -15,6 +15,7 @@ class SimRequest:
         prompt_tokens, output_tokens: At least 1.
         prefix, prefix_tokens: Requests of the same prefix begin with the same tokens; 0 of them for none.
         batch_id: Batch that it is a line of.
+        pool: Of replicas that it is for.
         computed: Tokens whose KV is there; of a decoding request as of when it began to decode.
         produced: Output tokens, likewise.
         best_prompt: Prompt tokens that have been computed at some time: those count as new work only once.
@@ -38,6 +39,7 @@ class SimRequest:
         "number",
         "online",
         "output_tokens",
+        "pool",
         "preemptions",
         "prefix",
         "prefix_tokens",
@@ -57,6 +59,7 @@ class SimRequest:
         prefix: int = 0,
         prefix_tokens: int = 0,
         batch_id: str = "",
+        pool: int = 0,
     ) -> None:
         self.number = number
         self.key = str(number)
@@ -67,6 +70,7 @@ class SimRequest:
         self.prefix = prefix
         self.prefix_tokens = min(prefix_tokens, prompt_tokens - 1) if prefix else 0
         self.batch_id = batch_id
+        self.pool = pool
         self.computed = self.produced = self.best_prompt = self.cached = self.saved_tokens = self.preemptions = 0
         self.joined_tick = self.end_tick = 0
         self.first_token_s = math.inf

@@ -10,13 +10,17 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An online request: when it comes, how long it is, and what its prompt begins with (0: nothing in common)."""
+    """An online request: when it comes, how long it is, and what its prompt begins with (0: nothing in common).
+
+    It is for the replicas of its `pool`; see `Cluster`.
+    """
 
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
     prefix: int = 0
     prefix_tokens: int = 0
+    pool: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from conserve.config import HarvestSettings
 from conserve.harvest.allotment_source import AllotmentSource
-from conserve.policy.allotment import Allotment, JobShare, ReplicaCapacity
+from conserve.policy.allotment import Allotment, JobShare
+from conserve.policy.replica_capacity import ReplicaCapacity
 
 IDLE = ReplicaCapacity("r1", "m", "serving")
 BUSY = ReplicaCapacity("r1", "m", "serving", online_running=99)

@@ -11,16 +11,15 @@ from conserve.policy.allotment import (
     LOOKAHEAD,
     Allotment,
     JobShare,
-    ReplicaCapacity,
-    WindowRule,
     allot,
     floor_share_of,
     pass_over_stopped,
     share_out,
-    window_of,
 )
 from conserve.policy.fair_shares import FairShares
 from conserve.policy.ordering import JobDemand, list_late, order_jobs
+from conserve.policy.replica_capacity import ReplicaCapacity
+from conserve.policy.window import WindowRule, window_of
 
 RULE = WindowRule(
     max_window=8, shut_at_online_requests=8, open_at_online_requests=4, shut_at_kv_usage=0.8, open_at_kv_usage=0.5

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from conserve.policy.allotment import Allotment, ReplicaCapacity, WindowRule, allot
+from conserve.policy.allotment import Allotment, allot
 from conserve.policy.fair_shares import FairShares, JobUse
 from conserve.policy.ordering import JobDemand, list_late
+from conserve.policy.replica_capacity import ReplicaCapacity
 from conserve.policy.request_size import mean_request_tokens
 from conserve.policy.turns import ShareTurns
+from conserve.policy.window import WindowRule
 
 PERIOD_S = 0.25
 TOKENS_PER_S = 1_000.0

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from conserve.policy.allotment import WindowRule
+from conserve.policy.window import WindowRule
 from conserve.simulator.batch_supply import BatchSupply, SimBatch
 from conserve.simulator.cluster import Cluster, Incident
 from conserve.simulator.engine_state import EngineLimits
@@ -230,10 +230,10 @@ def test_tenants_share_by_weight() -> None:
     assert used["heavy"] / used["light"] == pytest.approx(3.0, rel=0.1)
 
 
-def test_a_full_window_shuts_replicas_with_many_online_requests() -> None:
+def test_a_replica_that_reports_no_headroom_is_shut_with_many_online_requests() -> None:
     rule = replace(WindowRule(16, 32, 16, 0.95, 0.8), shut_at_online_requests=2, open_at_online_requests=0)
     supply = BatchSupply([SimBatch("one", DOCUMENTS, 10_000)], rule, 1)
-    policy = POLICIES["conserve"].with_objectives(500.0, 60.0)
+    policy = POLICIES["stock-priority"].with_objectives(500.0, 60.0)
     cluster = Cluster(COSTS, EngineLimits(64, 2_048), policy, 1, Metrics(0.0, 60.0), 1, supply)
 
     cluster.run(make_arrivals(600, 0.1, output_tokens=300), 60.0)
