@@ -44,7 +44,11 @@ def watch_stack(
         if trouble is None:
             seen_at_s = now_s
         elif watched.owns_ray and not find_processes(watched.stack_id):
-            raise StackError("The stack is lost: Ray has ended")
+            # Who takes a stack down ends its processes first and removes its record then.
+            sleep(LOOK_PERIOD_S)
+            if _is_of(read_record(state_dir), watched):
+                raise StackError("The stack is lost: Ray has ended")
+            return
         elif now_s - seen_at_s > SILENCE_TOLERATED_S:
             raise StackError(f"The stack is lost, for {now_s - seen_at_s:.0f} s: {trouble}")
         sleep(LOOK_PERIOD_S)

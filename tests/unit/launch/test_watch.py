@@ -72,7 +72,7 @@ def test_the_watch_ends_when_there_is_another_stack(tmp_path: Path, record: Stac
     assert clock.sleeps == 2
 
 
-def test_a_stack_whose_ray_has_ended_is_lost_at_once(
+def test_a_stack_whose_ray_has_ended_is_lost(
     tmp_path: Path, record: StackRecord, serve: Any, process: subprocess.Popen[bytes]
 ) -> None:
     def end_ray() -> None:
@@ -84,7 +84,21 @@ def test_a_stack_whose_ray_has_ended_is_lost_at_once(
     clock.events = {1: end_ray}
     with pytest.raises(StackError, match="Ray has ended"):
         watch_stack(tmp_path, ENVIRON, clock, clock.sleep)
-    assert clock.sleeps == 1
+    assert clock.sleeps == 2
+
+
+def test_a_stack_that_is_being_taken_down_is_not_lost(
+    tmp_path: Path, record: StackRecord, serve: Any, process: subprocess.Popen[bytes]
+) -> None:
+    def end_ray() -> None:
+        process.kill()
+        process.wait(60)
+        serve.applications.clear()
+
+    clock = Clock()
+    clock.events = {1: end_ray, 2: lambda: remove_record(tmp_path)}
+    watch_stack(tmp_path, ENVIRON, clock, clock.sleep)
+    assert clock.sleeps == 2
 
 
 def test_an_application_that_is_away_for_a_while_is_no_loss(
