@@ -43,6 +43,8 @@ MOST_RATIO: Final = 0.8
 STATE_FOLDER: Final = ".routing-state"
 SAMPLE_PERIOD_S: Final = 0.5
 REQUEST_TIMEOUT_S: Final = 120.0
+CONTROL_RETRIES: Final = 10
+"""Of calls about batches; chats are not tried again."""
 WARM_UP_S: Final = 20.0
 BATCH_WORDS: Final = 900
 BATCH_OUTPUT_TOKENS: Final = 48
@@ -124,7 +126,9 @@ async def measure(
     announce: Callable[[str], None],
 ) -> RoutingFigures:
     """Runs the rounds. Raises `OpenAIError` and `ValueError`: it cannot be measured."""
-    client = AsyncOpenAI(base_url=f"{base_url}/v1", api_key="none", timeout=REQUEST_TIMEOUT_S)
+    client = AsyncOpenAI(
+        base_url=f"{base_url}/v1", api_key="none", timeout=REQUEST_TIMEOUT_S, max_retries=CONTROL_RETRIES
+    )
     async with client, httpx.AsyncClient(base_url=base_url) as http:
         model = (await client.models.list()).data[0].id
         loads = {

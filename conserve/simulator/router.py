@@ -27,6 +27,9 @@ class Router:
         report_period_s: All replicas report so often; 0: they are asked for each request.
         fronts: How many.
         choices: As of `TtftRouter`.
+
+    Attributes:
+        fronts: What decides in each of them.
     """
 
     def __init__(
@@ -41,18 +44,18 @@ class Router:
         self._kind = kind
         self._random = random.Random(seed)  # noqa: S311 - a simulation
         stale_after_s = STALE_PERIODS * report_period_s
-        self._fronts: list[TtftRouter[Replica]] = [
+        self.fronts: list[TtftRouter[Replica]] = [
             TtftRouter(stale_after_s, self._random, choices) for _ in range(fronts)
         ]
         self._turn = 0
 
     def observe(self, serving: Sequence[Replica], now_s: float) -> None:
         """All replicas report."""
-        for front in self._fronts:
+        for front in self.fronts:
             front.retain(set(serving))
         for replica in serving:
             outlook = replica.report_outlook(now_s)
-            for front in self._fronts:
+            for front in self.fronts:
                 front.report(replica, outlook, front.number, now_s)
 
     def choose(self, serving: Sequence[Replica], request: SimRequest, now_s: float) -> Replica:
@@ -62,8 +65,8 @@ class Router:
         if self._kind == "serve":
             return self._choose_shorter(serving)
         prompt = Prompt(request.prompt_tokens, _cut(request) if request.prefix else ())
-        self._turn = (self._turn + 1) % len(self._fronts)
-        front = self._fronts[self._turn]
+        self._turn = (self._turn + 1) % len(self.fronts)
+        front = self.fronts[self._turn]
         if not self.report_period_s:
 
             def look(replica: Replica) -> Outlook:

@@ -24,7 +24,7 @@ from conserve.launch.ports import find_free_ports
 from tests.integration.deployments import light_application
 from tests.integration.deployments.light_application import MODEL
 
-WAIT_S = 120.0
+WAIT_S = 240.0
 REPLICAS = 4
 """As many as the tests kill, so that none of them waits until new ones have started."""
 ROOT = Path(__file__).parents[3]
@@ -89,31 +89,29 @@ def read_events(response: httpx.Response) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def front() -> Iterator[Front]:
     # Sockets of Ray lie below, whose paths must not be long.
-    folder = Path(tempfile.mkdtemp(prefix="cs-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="lr-", dir="/tmp"))
     port = find_free_ports(1)[0]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", light_application.__name__, str(folder), str(port), str(REPLICAS)]
     log = folder / "application.log"
     try:
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                cwd=ROOT,
-                env=environ,
-            )
-        front = Front(f"http://127.0.0.1:{port}", folder)
+        with (
+            log.open("wb") as output,
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output, cwd=ROOT, env=environ
+            ) as process,
+        ):
+            front = Front(f"http://127.0.0.1:{port}", folder)
 
-        def is_ready() -> bool:
-            assert process.poll() is None, log.read_text()
-            return (folder / "ready").exists()
+            def is_ready() -> bool:
+                assert process.poll() is None, log.read_text()
+                return (folder / "ready").exists()
 
-        front.wait_until(is_ready, "the application does not start")
-        yield front
-        process.communicate(timeout=WAIT_S)
+            try:
+                front.wait_until(is_ready, "the application does not start")
+                yield front
+                process.communicate(timeout=WAIT_S)
+            finally:
+                process.kill()
     finally:
-        process.kill()
-        process.wait()
         shutil.rmtree(folder, ignore_errors=True)
