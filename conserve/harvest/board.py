@@ -67,7 +67,7 @@ class CapacityBoard:
         at_ms = _monotonic_ms() + self._ahead_ms if self._ahead_ms is not None else 0
         report = report.model_copy(update={"at_ms": at_ms, "schema_version": SCHEMA_VERSION})
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(self._reports + report.replica_id, report.model_dump_json(), px=self._ttl_ms)
+            pipe.set(self._reports + report.replica_id, report.model_dump_json(exclude_defaults=True), px=self._ttl_ms)
             pipe.sadd(self._replicas_key, report.replica_id)
             pipe.time()
             *_, (seconds, microseconds) = await pipe.execute()

@@ -43,9 +43,9 @@ class CapacityMeter:
         headroom = find_headroom(stats.costs, trend.expected_running, self._tbt_slo_ms, *shape)
         slots = max(0.0, self._max_num_seqs - trend.expected_running)
         return {
-            "online_rate_per_s": trend.rate_per_s,
-            "online_forecast_per_s": trend.forecast_per_s,
-            "headroom_tokens_per_s": None if headroom is None else headroom.tokens_per_s,
-            "headroom_requests": None if headroom is None else min(headroom.requests, slots),
-            "slo_attainment": min(shares, default=None),
+            "online_rate_per_s": round(trend.rate_per_s, 3),
+            "online_forecast_per_s": round(trend.forecast_per_s, 3),
+            "headroom_tokens_per_s": None if headroom is None else round(headroom.tokens_per_s),
+            "headroom_requests": None if headroom is None else round(min(headroom.requests, slots), 2),
+            "slo_attainment": round(min(shares), 4) if shares else None,
         }

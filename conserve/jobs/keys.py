@@ -53,8 +53,12 @@ class Keys:
 
     def batch(self, batch_id: str) -> BatchKeys:
         """Keys of one batch."""
-        base = f"{self._namespace}:batch:{{{batch_id}}}"
+        base = self.batch_hash(batch_id)
         return BatchKeys(base, *(f"{base}:{name}" for name in BatchKeys._fields[1:]))
+
+    def batch_hash(self, batch_id: str) -> str:
+        """Hash: the fields of a batch; the first of its keys."""
+        return f"{self._namespace}:batch:{{{batch_id}}}"
 
     def batches(self, tenant: str) -> str:
         """Sorted set: id of a batch of a tenant -> when it was created, milliseconds."""

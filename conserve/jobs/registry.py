@@ -147,7 +147,7 @@ class BatchRegistry:
         ids = list(await self.active_ids()) if batch_ids is None else list(batch_ids)
         # Some of them at a time: while a script runs nobody else is served.
         bulks = [ids[start : start + _SUMMARIES_AT_ONCE] for start in range(0, len(ids), _SUMMARIES_AT_ONCE)]
-        calls = (([self._keys.batch(one).batch for one in bulk], SUMMARY_FIELDS) for bulk in bulks)
+        calls = (([self._keys.batch_hash(one) for one in bulk], SUMMARY_FIELDS) for bulk in bulks)
         texts = await self._scripts.run_all("summaries", calls) if bulks else []
         found = json.loads(f"[{','.join(line for text in texts for line in text.split(chr(10)))}]")
         return [to_summary(one, values) for one, values in zip(ids, found, strict=True) if values is not None]

@@ -116,7 +116,7 @@ class Placement:
 
     def __init__(self) -> None:
         self._homes: dict[str, Homes] = {}
-        self._pieces: dict[str, Mapping[str, Sequence[tuple[str, int]]]] = {}
+        self._turns: dict[str, Mapping[str, tuple[JobShare, ...]]] = {}
 
     def restore(self, allotments: Mapping[str, Allotment], model: str) -> None:
         """Takes the allotments of a model's replicas, by replica id, for those of the last round."""
@@ -126,21 +126,22 @@ class Placement:
                 own = homes.setdefault(batch_id, {})
                 own[name] = own.get(name, 0) + most
         self._homes[model] = homes
+        self._turns[model] = {name: allotment.jobs for name, allotment in allotments.items()}
 
     def place(
         self, model: str, dealt: Sequence[tuple[str, int]], rooms: Mapping[str, Room], prefixes: Mapping[str, str]
-    ) -> Mapping[str, Sequence[tuple[str, int]]]:
-        """As `placement.place`, of a model's batches."""
+    ) -> Mapping[str, tuple[JobShare, ...]]:
+        """The turns of each replica, from what `placement.place` says."""
         placed = place(dealt, rooms, prefixes, self._homes.get(model, {}))
         self._homes[model] = placed.homes
-        if len(rooms) == 1:
-            return placed.pieces
-        before = self._pieces.get(model, {})
-        self._pieces[model] = {
-            name: before[name] if name in before and _is_like(before[name], pieces) else pieces
+        before = self._turns.get(model, {}) if len(rooms) > 1 else {}
+        self._turns[model] = {
+            name: before[name]
+            if name in before and _is_like(before[name], pieces)
+            else tuple([JobShare(*piece) for piece in pieces])
             for name, pieces in placed.pieces.items()
         }
-        return self._pieces[model]
+        return self._turns[model]
 
 
 def allot(
@@ -177,7 +178,7 @@ def allot(
         sizes = shares.list_sizes(model)
         for one in serving:
             name = one.replica_id
-            own = tuple([JobShare(*share) for share in jobs.get(name, ())])
+            own = jobs.get(name, ())
             handed, floor, floor_share = of_late.find(windows[name], one)
             tokens = window_tokens_of(one)
             counted = (*handed, *own) if tokens is not None else ()
@@ -188,8 +189,6 @@ def allot(
 
 def _is_like(before: Sequence[tuple[str, int]], now: Sequence[tuple[str, int]]) -> bool:
     """Whether these are the same batches, each with about as many requests."""
-    if before == now:
-        return True
     counts: dict[str, int] = {}
     for batch_id, count in before:
         counts[batch_id] = counts.get(batch_id, 0) + count
