@@ -17,6 +17,9 @@ from conserve.policy.allotment import Allotment
 
 log = structlog.get_logger(__name__)
 
+EXTRA_TTL_MS = 60_000
+"""Replicas take long to start: what is wanted for deadlines stands while a controller comes back."""
+
 
 class CapacityBoard:
     """Reports and allotments of one deployment.
@@ -84,6 +87,17 @@ class CapacityBoard:
         except ValidationError as error:
             log.warning("allotment not understood", replica_id=replica_id, error=str(error))
             return None
+
+    async def publish_extra_replicas(self, model: str, count: int) -> None:
+        """Says how many replicas of a model are wanted beyond those for online load."""
+        await self._redis.set(self._extra_key(model), count, px=EXTRA_TTL_MS)
+
+    async def read_extra_replicas(self, model: str) -> int:
+        """How many are wanted; 0 where nobody has said so lately."""
+        return int(await self._redis.get(self._extra_key(model)) or 0)
+
+    def _extra_key(self, model: str) -> str:
+        return f"{self._prefix}:extra:{model}"
 
     def _report_key(self, replica_id: str) -> str:
         return f"{self._prefix}:report:{replica_id}"
