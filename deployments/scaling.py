@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any, Final
 
+import ray
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
@@ -12,6 +14,9 @@ from conserve.config import Settings
 
 EXTRA_REPLICAS: Final = "conserve_extra_replicas"
 """What replicas tell Serve's autoscaler: how many more are wanted for deadlines, as they have heard."""
+
+LOOK_PERIOD_S: Final = 2.0
+"""Serve asks its policies several times a second."""
 
 
 class OnlineAndDeadlines:
@@ -36,6 +41,44 @@ class OnlineAndDeadlines:
         told = (context.aggregated_metrics or {}).get(EXTRA_REPLICAS, {})
         extra = math.ceil(max(told.values(), default=0.0) - 1e-9)
         return online + min(max(extra, 0), self._most_extra), state
+
+
+class SpotPlaces:
+    """A policy of Serve's autoscaler: as many replicas as there are places for them on nodes that may vanish.
+
+    So Serve waits for no place that is gone.
+
+    Args:
+        resource: Ray's name for a place.
+        most: No more than so many.
+    """
+
+    def __init__(self, resource: str, most: int) -> None:
+        self._resource = resource
+        self._most = most
+        self._looked_at_s = float("-inf")
+        self._places = 0
+
+    def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+        """The number that is wanted; Serve applies limits and delays to it."""
+        now_s = time.monotonic()
+        if now_s - self._looked_at_s >= LOOK_PERIOD_S:
+            self._looked_at_s = now_s
+            self._places = int(ray.cluster_resources().get(self._resource, 0))
+        return float(min(self._places, self._most)), {}
+
+
+def find_spot_scaling(settings: Settings) -> dict[str, Any]:
+    """The same fields of the deployment of spot replicas."""
+    spot = settings.spot
+    policy = AutoscalingPolicy(
+        policy_function=f"{__name__}:{SpotPlaces.__name__}",
+        policy_kwargs={"resource": spot.resource, "most": spot.max_replicas},
+    )
+    config = AutoscalingConfig(
+        min_replicas=0, max_replicas=spot.max_replicas, upscale_delay_s=0, downscale_delay_s=0, policy=policy
+    )
+    return {"autoscaling_config": config}
 
 
 def find_scaling(settings: Settings) -> dict[str, Any]:

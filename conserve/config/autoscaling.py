@@ -27,3 +27,16 @@ class AutoscalingSettings(_Section):
     look_back_s: float = Field(
         30.0, gt=10, le=3_600, description="Online requests are counted as an average over so long."
     )
+
+
+class SpotSettings(_Section):
+    """Replicas for offline work alone, on nodes that may vanish. No online request is sent to them."""
+
+    max_replicas: int = Field(
+        0, ge=0, le=MOST_REPLICAS, description="As many as there are places on such nodes, at most so many; 0: none."
+    )
+    resource: str = Field(
+        "spot",
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$",
+        description="Ray's name for those places: `ray start --resources '{\"spot\": 1}'` on a node that can hold one.",
+    )

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from conserve.config.autoscaling import MOST_REPLICAS, AutoscalingSettings
+from conserve.config.autoscaling import MOST_REPLICAS, AutoscalingSettings, SpotSettings
 from conserve.config.offline_sections import HarvestSettings, JobsSettings
 from conserve.config.section import Section as _Section
 from conserve.config.tenants import FlexSettings, TenantSettings, check_tenants
@@ -186,7 +186,9 @@ class HttpSettings(_Section):
     keys_for_online: bool = Field(
         False, description="Whether online requests need the key of a tenant, too, if there are any keys."
     )
-
+    fronts: int = Field(
+        1, ge=1, le=64, description="Processes of the front; with two or more, on several nodes, one may be lost."
+    )
     finish_requests_s: float = Field(
         20.0,
         ge=1,
@@ -221,6 +223,7 @@ class Settings(_Section):
         1, ge=1, le=MOST_REPLICAS, description="Engine replicas; with `autoscaling.max_replicas`, the fewest."
     )
     autoscaling: AutoscalingSettings = AutoscalingSettings()
+    spot: SpotSettings = SpotSettings()
     state_dir: Path = Field(
         Path("~/.local/state/conserve"), description="Where the embedded Redis and, by default, files live."
     )

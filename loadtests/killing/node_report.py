@@ -72,8 +72,12 @@ class NodeKillReport(BaseModel):
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing failed but what was held by something killed, and nothing was lost, done twice or wrong."""
-        failed = any(one.online_failed or one.offline_back_s is None for one in self.consequences)
+        """Whether nothing failed but what was held by something killed, and nothing was lost, done twice or wrong.
+
+        With the head goes the only proxy, so chats cannot but fail then.
+        """
+        failed = any(one.online_failed and one.blow is not Blow.HEAD for one in self.consequences)
+        failed |= any(one.offline_back_s is None for one in self.consequences)
         return not (failed or self.lost or self.twice or self.wrong or self.unfinished)
 
 

@@ -65,6 +65,8 @@ def test_structured_setting_from_environment() -> None:
         ({"autoscaling": {"max": 3}}, {}, ["autoscaling.max", "no such setting", "autoscaling.max_replicas"]),
         ({"autoscaling": {"target_online_requests": 0}}, {}, ["autoscaling.target_online_requests", "greater than 0"]),
         ({"replicas": 4, "autoscaling": {"max_replicas": 3}}, {}, ["autoscaling.max_replicas", "(3)", "(4)"]),
+        ({"spot": {"resource": "a b"}}, {}, ["spot.resource", "pattern"]),
+        ({"http": {"fronts": 0}}, {}, ["http.fronts", "1"]),
         ({"http": {"finish_requests_s": 0}}, {}, ["http.finish_requests_s", "1"]),
         ({"engine": {"mode": "fast"}}, {}, ["engine.mode", "'conserve'", "'fast'"]),
         ({"slo": {"ttft_slo_ms": 0}}, {}, ["slo.ttft_slo_ms", "greater than 0"]),

@@ -7,7 +7,8 @@ import pytest
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from conserve.config import load_settings
-from deployments.scaling import EXTRA_REPLICAS, OnlineAndDeadlines, find_scaling
+from deployments import scaling
+from deployments.scaling import EXTRA_REPLICAS, OnlineAndDeadlines, SpotPlaces, find_scaling, find_spot_scaling
 
 
 def decide(policy: Any, online_requests: float, told: dict[str, float], running: int = 2) -> float:
@@ -66,3 +67,21 @@ def test_online_load_alone_scales_by_serve_s_own_policy() -> None:
 @pytest.mark.parametrize("args", [{}, {"replicas": 3}, {"replicas": 3, "autoscaling": {"max_replicas": 3}}])
 def test_without_more_there_is_a_fixed_number(args: dict[str, Any]) -> None:
     assert find_scaling(load_settings(args, {})) == {"num_replicas": args.get("replicas", 1)}
+
+
+def test_there_are_as_many_spot_replicas_as_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = {"CPU": 8.0, "spot": 3.0}
+    monkeypatch.setattr(scaling, "LOOK_PERIOD_S", 0.0)
+    monkeypatch.setattr(scaling.ray, "cluster_resources", lambda: resources)
+    policy = SpotPlaces("spot", most=2)
+    assert decide(policy, 0.0, {}) == 2
+    resources["spot"] = 1.0
+    assert decide(policy, 0.0, {}) == 1
+    del resources["spot"]
+    assert decide(policy, 99.0, {}) == 0
+
+
+def test_spot_replicas_wait_for_no_place() -> None:
+    config = find_spot_scaling(load_settings({"spot": {"max_replicas": 3}}, {}))["autoscaling_config"]
+    assert (config.min_replicas, config.max_replicas, config.downscale_delay_s) == (0, 3, 0)
+    assert config.policy.policy_kwargs == {"resource": "spot", "most": 3}
