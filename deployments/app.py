@@ -45,12 +45,16 @@ def build_app(args: dict[str, Any]) -> Application:
         health_check_period_s=2,
         graceful_shutdown_timeout_s=10,
     ).bind(settings, resolved.jobs.redis_url, [name])
-    replicas = build_llm_deployment(llm_config, name_prefix="", bind_kwargs={"settings": resolved})
+    own = {"settings": resolved}
+    replicas = build_llm_deployment(llm_config, name_prefix="", bind_kwargs=own)
+    spot = None
+    if settings.spot.max_replicas > 0:
+        spot = build_llm_deployment(build_llm_config(settings, spot=True), name_prefix="", bind_kwargs=own)
     return (
         serve.deployment(
             make_fastapi_ingress(ConServeIngress, endpoint_map=ENDPOINTS, app=build_fastapi_app()),
             name="Ingress",
-            num_replicas=1,
+            num_replicas=settings.http.fronts,
             max_ongoing_requests=INGRESS_ONGOING_REQUESTS,
             ray_actor_options={"num_cpus": 0},
         )
@@ -59,6 +63,7 @@ def build_app(args: dict[str, Any]) -> Application:
         model_cards={name: to_model_metadata(name, llm_config)},
         settings=resolved,
         controller=controller,
+        spot=spot,
     )
 
 

@@ -54,6 +54,7 @@ class ConServeIngress(OpenAiIngress):
         model_cards: what `/v1/models` says of each.
         settings: ConServe's settings, with the Redis URL resolved.
         controller: kept so that Serve starts the controller with the application; no request passes through it.
+        spot: kept so that Serve starts these replicas; no request passes to them.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ConServeIngress(OpenAiIngress):
         model_cards: dict[str, Any],
         settings: Settings,
         controller: DeploymentHandle[Any],
+        spot: DeploymentHandle[Any] | None = None,
     ) -> None:
         configure_service_logs()
         super().__init__(llm_deployments, model_cards)

@@ -15,13 +15,15 @@ from conserve.models import resolve_model
 from deployments.local_model import SkipDownload
 from deployments.replica import ConServeReplica
 from deployments.routing_config import find_routing
+from deployments.scaling import find_scaling, find_spot_scaling
 
 STREAM_BATCHING_INTERVAL_MS = 0
 """Ray Serve LLM gathers tokens for 50 ms by default, which the first token would pay for."""
 
-HEALTH_CHECK_PERIOD_S = 5.0
+SPOT_SUFFIX = "--spot"
+HEALTH_CHECK_PERIOD_S = 2.0
+"""From the beginning of one check to that of the next, at least; replicas hold them, see `harvesting.HeldChecks`."""
 HEALTH_CHECK_TIMEOUT_S = 30.0
-GRACEFUL_SHUTDOWN_TIMEOUT_S = 20.0
 
 
 def choose_device(settings: Settings) -> Literal["cpu", "gpu"]:
@@ -32,8 +34,12 @@ def choose_device(settings: Settings) -> Literal["cpu", "gpu"]:
     return "gpu" if has_gpu else "cpu"
 
 
-def build_llm_config(settings: Settings) -> LLMConfig:
+def build_llm_config(settings: Settings, *, spot: bool = False) -> LLMConfig:
     """The configuration of the replicas. Unpacks the default model if that is the one to serve.
+
+    Args:
+        settings: ConServe's.
+        spot: Whether it is that of replicas on nodes that may vanish.
 
     Raises:
         ValueError: the model's folder does not exist.
@@ -77,15 +83,15 @@ def build_llm_config(settings: Settings) -> LLMConfig:
         log_engine_metrics=True,
         experimental_configs={"stream_batching_interval_ms": STREAM_BATCHING_INTERVAL_MS},
         deployment_config={
-            "name": settings.model.served_name.replace("/", "--").replace(".", "_"),
-            "num_replicas": settings.replicas,
+            "name": settings.model.served_name.replace("/", "--").replace(".", "_") + (SPOT_SUFFIX if spot else ""),
+            **(find_spot_scaling(settings) if spot else find_scaling(settings)),
             "max_ongoing_requests": 4 * engine.max_num_seqs,
             "max_queued_requests": settings.http.max_queued_requests,
             **find_routing(settings.routing),
             "health_check_period_s": HEALTH_CHECK_PERIOD_S,
             "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
-            "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_TIMEOUT_S,
+            "graceful_shutdown_timeout_s": settings.http.finish_requests_s,
             # The bundles above hold what the engine needs; the replica process itself needs next to nothing.
-            "ray_actor_options": {"num_cpus": 0},
+            "ray_actor_options": {"num_cpus": 0, **({"resources": {settings.spot.resource: 1}} if spot else {})},
         },
     )

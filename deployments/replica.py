@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -22,21 +21,17 @@ from conserve.engine.engine import CoServeEngine
 from conserve.engine.engine_outlook import EngineSizes, describe_outlook
 from conserve.engine.vllm_compat import PRIORITY_HEADER
 from conserve.engine.vllm_front_compat import count_kv_tokens, count_queued_tokens
-from conserve.harvest.board import CapacityBoard
-from conserve.harvest.harvester import Harvester
-from conserve.jobs.files import FileStore
-from conserve.jobs.link import RedisClient, keep_connected
-from conserve.jobs.queue import JobQueue
 from conserve.telemetry.logs import configure_service_logs
+from deployments.departure import Departure
 from deployments.errors import is_error, refusal
+from deployments.harvesting import HeldChecks, ReplicaHarvest
 from deployments.prompt_text import measure_request
 from deployments.ray_compat import RawRequestInfo, find_client, find_engine, has_died
 from deployments.routing_report import MARK_HEADER, Mark, Received, RoutingReport
+from deployments.scaling import EXTRA_REPLICAS
 from deployments.serving_engine import ServingEngine
 
 log = structlog.get_logger(__name__)
-
-STOP_TIMEOUT_S = 10.0
 
 Answer = Callable[[Any, RawRequestInfo | None], Awaitable[AsyncGenerator[Any, None]]]
 
@@ -67,7 +62,9 @@ class ConServeReplica(LLMServer):
         )
         self._received = Received()
         self._reports = 0
-        self._harvesting = asyncio.create_task(keep_connected(settings, self._harvest))
+        departure = Departure(lambda: has_died(engine))
+        self._harvest = ReplicaHarvest(self._co_engine, settings, engine.revision, departure)
+        self._checks = HeldChecks(super().check_health, lambda: departure.reason is None)
 
     async def chat(self, request: Any, raw_request_info: RawRequestInfo | None = None) -> AsyncGenerator[Any, None]:
         """Answers an online chat request."""
@@ -134,30 +131,24 @@ class ConServeReplica(LLMServer):
         """True: asked by the front to learn whether a replica is there."""
         return True
 
-    async def __del__(self) -> None:
-        # Serve calls and awaits this when the replica is told to go.
-        harvesting = getattr(self, "_harvesting", None)
-        if harvesting is not None:
-            harvesting.cancel()
-            await asyncio.wait([harvesting], timeout=STOP_TIMEOUT_S)
-        await super().__del__()
+    async def check_health(self) -> None:
+        """Called by Serve, which waits for the answer while nothing is wrong.
 
-    async def _harvest(self, redis: RedisClient) -> None:
-        settings = self._settings
-        harvester = Harvester(
-            engine=self._co_engine,
-            queue=JobQueue(redis, settings),
-            store=FileStore(settings.files_url),
-            board=CapacityBoard(redis, settings.jobs.namespace, settings.harvest.allotment_ttl_ms),
-            settings=settings,
-            replica_id=serve.get_replica_context().replica_id.unique_id,
-            model=settings.model.served_name,
-            revision=find_engine(self).revision,
-        )
-        try:
-            await harvester.run()
-        finally:
-            await harvester.drain()
+        Raises:
+            Exception: the engine has died.
+        """
+        await self._checks.answer()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve's autoscaler where there is one."""
+        return {EXTRA_REPLICAS: float(self._harvest.extra_replicas)}
+
+    async def __del__(self) -> None:
+        # Serve calls and awaits this when the replica is told to go and has no requests any more.
+        harvest = getattr(self, "_harvest", None)
+        if harvest is not None:
+            await harvest.stop()
+        await super().__del__()
 
 
 async def _answer(response: Any) -> AsyncGenerator[Any, None]:
@@ -184,7 +175,7 @@ def bind_cpu_threads(settings: Settings) -> None:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = engine.cpu_threads_bind
         return
     rank = serve.get_replica_context().rank
-    neighbours = settings.replicas
+    neighbours = settings.most_replicas
     if rank is None or neighbours == 1:
         return
     cores = psutil.Process().cpu_affinity() or []

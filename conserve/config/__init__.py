@@ -7,6 +7,7 @@ values are refused with the setting's name, the value given and what is allowed 
 
 from __future__ import annotations
 
+from conserve.config.autoscaling import AutoscalingSettings, SpotSettings
 from conserve.config.loading import ENV_NOT_SETTINGS, ENV_PREFIX, ENV_TEST_PREFIX, SettingsError, load_settings
 from conserve.config.offline_sections import EMBEDDED_REDIS, HarvestSettings, JobsSettings
 from conserve.config.sections import (
@@ -26,6 +27,7 @@ __all__ = [
     "ENV_NOT_SETTINGS",
     "ENV_PREFIX",
     "ENV_TEST_PREFIX",
+    "AutoscalingSettings",
     "EngineSettings",
     "FlexSettings",
     "HarvestSettings",
@@ -35,6 +37,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "SloSettings",
+    "SpotSettings",
     "TenantSettings",
     "digest_key",
     "load_settings",

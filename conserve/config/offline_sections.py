@@ -36,12 +36,27 @@ class HarvestSettings(_Section):
     )
     report_period_ms: int = Field(250, ge=20, le=10_000, description="Time between capacity reports and allotments.")
     allotment_ttl_ms: int = Field(5_000, ge=100, le=600_000, description="A replica goes alone when older than this.")
+    hand_back_s: float = Field(
+        5.0,
+        gt=0,
+        le=600,
+        description="A replica that is told to go gives its offline requests back within so long; what it cannot give "
+        "back, with Redis away for example, is freed when its lease runs out.",
+    )
     deadline_floor: float = Field(
         0.05,
         ge=0,
         le=1,
         description="Share of `max_window` that batches which will be late may take even where the window is shut, in "
         "whole requests; 0: they go before other batches, but never where the window is shut.",
+    )
+
+    scale_for_deadlines: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="So many replicas may be started, beyond those for online load, while batches will miss completion "
+        "windows that they were promised (`jobs.admission`).",
     )
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from conserve.config.autoscaling import MOST_REPLICAS, AutoscalingSettings, SpotSettings
 from conserve.config.offline_sections import HarvestSettings, JobsSettings
 from conserve.config.section import Section as _Section
 from conserve.config.tenants import FlexSettings, TenantSettings, check_tenants
@@ -185,6 +186,15 @@ class HttpSettings(_Section):
     keys_for_online: bool = Field(
         False, description="Whether online requests need the key of a tenant, too, if there are any keys."
     )
+    fronts: int = Field(
+        1, ge=1, le=64, description="Processes of the front; with two or more, on several nodes, one may be lost."
+    )
+    finish_requests_s: float = Field(
+        20.0,
+        ge=1,
+        le=3_600,
+        description="A replica that is told to go ends after so long at the latest, whatever online requests it has.",
+    )
 
     @field_validator("max_queued_requests")
     @classmethod
@@ -226,7 +236,11 @@ class Settings(_Section):
     )
     http: HttpSettings = HttpSettings()
     routing: RoutingSettings = RoutingSettings()
-    replicas: int = Field(1, ge=1, le=1024, description="Engine replicas.")
+    replicas: int = Field(
+        1, ge=1, le=MOST_REPLICAS, description="Engine replicas; with `autoscaling.max_replicas`, the fewest."
+    )
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
+    spot: SpotSettings = SpotSettings()
     state_dir: Path = Field(
         Path("~/.local/state/conserve"), description="Where the embedded Redis and, by default, files live."
     )
@@ -235,6 +249,13 @@ class Settings(_Section):
     def _check_task(self) -> Settings:
         if self.model.task == "embed" and self.engine.mode != "stock":
             raise ValueError("`model.task: embed` needs `engine.mode: stock`: ConServe's scheduler is for generation")
+        return self
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Settings:
+        most = self.autoscaling.max_replicas
+        if most is not None and most < self.replicas:
+            raise ValueError(f"`autoscaling.max_replicas` ({most}) must be at least `replicas` ({self.replicas})")
         return self
 
     @field_validator("tenants")
@@ -252,6 +273,11 @@ class Settings(_Section):
     def files_url(self) -> str:
         """Where input and output files live: a folder or an fsspec URL."""
         return self.jobs.files_url or str(self.state_dir / "files")
+
+    @property
+    def most_replicas(self) -> int:
+        """So many replicas there may be at a time."""
+        return (self.autoscaling.max_replicas or self.replicas) + self.harvest.scale_for_deadlines
 
     def with_redis_url(self, redis_url: str) -> Settings:
         """The same settings with another Redis."""

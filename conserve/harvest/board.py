@@ -26,6 +26,8 @@ RECORD_TTL_MS: Final = 600_000
 """After so long without a controller, what tenants were ahead of each other counts for nothing any more."""
 REWRITTEN_EACH_PART: Final = 0.25
 """Of the time that an allotment holds: one that stays the same is put up again after so much of it."""
+EXTRA_TTL_MS: Final = 60_000
+"""Replicas take long to start: what is wanted for deadlines stands while a controller comes back."""
 BULK: Final = 1_000
 
 Message = TypeVar("Message", ReplicaLine, AllotmentMessage, ControllerRecord)
@@ -57,6 +59,7 @@ class CapacityBoard:
         self._record_key = f"{prefix}:controller"
         self._reports = f"{prefix}:report:"
         self._allotments = f"{prefix}:allotment:"
+        self._extra = f"{prefix}:extra:"
         self._scripts = Scripts(redis)
         self._ahead_ms: int | None = None
         self._put_up: dict[str, tuple[Allotment, int]] = {}
@@ -144,6 +147,14 @@ class CapacityBoard:
                 if message is not None:
                     found[name] = message.to_allotment()
         return found
+
+    async def publish_extra_replicas(self, model: str, count: int) -> None:
+        """Says how many replicas of a model are wanted beyond those for online load."""
+        await self._redis.set(self._extra + model, count, px=EXTRA_TTL_MS)
+
+    async def read_extra_replicas(self, model: str) -> int:
+        """How many are wanted; 0 where nobody has said so lately."""
+        return int(await self._redis.get(self._extra + model) or 0)
 
     async def write_record(self, record: ControllerRecord) -> None:
         """Keeps what a controller that takes over goes on from."""

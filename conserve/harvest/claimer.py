@@ -65,6 +65,6 @@ class Claimer:
         """
         if self._claiming is not None:
             await asyncio.wait([self._claiming], timeout=timeout_s)
-        for batch_id, token in self._tokens.items():
+        for batch_id, token in list(self._tokens.items()):  # A claim that is answered now takes its own out.
             claimed = await self._queue.claim(batch_id, 0, self._lease_ms, self._epoch, token)
             await self._queue.release(batch_id, {one.line: one.fence for one in claimed})

@@ -22,6 +22,7 @@ from conserve.jobs.capacity_store import CapacityStore
 from conserve.jobs.queue import JobQueue
 from conserve.policy.admission import Capacity
 from conserve.policy.capacity import LEAST_HISTORY_S, CapacityHistory, SteadyCapacity
+from conserve.policy.deadline_scaling import DeadlineScaling
 from conserve.policy.forecast import PromisedCapacity
 from conserve.policy.laxity import LEAST_URGENCY, Outlook, WorkLeft, look_ahead
 from conserve.policy.ordering import JobDemand, list_late, order_jobs
@@ -57,6 +58,8 @@ class DeadlineWatch:
         self._weights = weights_of(settings.tenants)
         tbt_slo_ms = settings.slo.tbt_slo_ms
         self._recorders = {model: CapacityRecorder(store, model, tbt_slo_ms) for model in models}
+        most = settings.harvest.scale_for_deadlines
+        self._scalings = {model: DeadlineScaling(most) for model in models if most > 0}
         self._urgencies: dict[str, float] = {}
         self._written: dict[str, int | None] = {}
         self._warned: set[str] = set()
@@ -88,6 +91,10 @@ class DeadlineWatch:
             if own and capacity is not None:
                 works, first = _list_work(batches, own)
                 outlooks |= look_ahead(works, capacity, now_ms / 1000, self._weights, first)
+            if model in self._scalings:
+                serving = sum(one.model == model and one.state == "serving" for one in reports)
+                wanted = self._scalings[model].settle(own, outlooks, serving, now_ms / 1000)
+                await self._board.publish_extra_replicas(model, wanted)
         self._urgencies = {batch_id: outlook.urgency for batch_id, outlook in outlooks.items() if outlook.urgency > 0}
         await self._write([demand.batch_id for demand in demands], outlooks)
         self._warn(outlooks)

@@ -107,13 +107,41 @@ class Harvester:
             group.create_task(self._repeat("journal", REST_S, self._journaling.step))
             group.create_task(self._claim_forever())
 
+    async def leave(self, limit_s: float, *, ended_s: float = 0.0) -> None:
+        """From now on claims nothing and reports `draining`; gives back what it holds, as `drain`, while `run` goes on.
+
+        Args:
+            limit_s: What could not be given back by then is freed when its lease runs out.
+            ended_s: So long requests may end by themselves, before they are stopped: those of an engine that has died
+                say what they have failed of.
+        """
+        self._state = "draining"
+        try:
+            async with asyncio.timeout(limit_s):
+                if ended_s and (tasks := self._list_running()):
+                    await asyncio.wait(tasks, timeout=ended_s)
+                while not await self._hand_back():  # noqa: ASYNC110 - Redis says nothing when it is back
+                    await asyncio.sleep(RETRY_S)
+        except TimeoutError:
+            log.warning("not all leases were given back in time; they will run out", limit_s=limit_s)
+
     async def drain(self) -> None:
         """Claims nothing more, commits what is finished, journals the rest and gives it back; no attempt is counted.
 
-        What cannot be given back because Redis is away is freed when its lease runs out.
+        What cannot be given back because Redis is away is freed when its lease runs out. No report is left.
         """
         self._state = "draining"
-        tasks = [task for batch_id in self._held.batch_ids() for task in self._cancel_running(batch_id)]
+        if not await self._hand_back():
+            return
+        try:
+            await self._board.remove_report(self._replica_id)
+        except (RedisError, OSError) as error:
+            log.warning("the report of a replica that left will expire", error=str(error))
+
+    async def _hand_back(self) -> bool:
+        tasks = self._list_running()
+        for task in tasks:
+            task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
         await self._journaling.flush()
@@ -124,9 +152,13 @@ class Harvester:
                 await self._queue.release(batch_id, fences)
                 self._held.drop(batch_id, fences)
             await self._claimer.release_unknown(STOP_TIMEOUT_S)
-            await self._board.remove_report(self._replica_id)
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("leases not given back; they will run out", error=str(error))
+            return False
+        return True
+
+    def _list_running(self) -> list[asyncio.Task[None]]:
+        return [task for batch_id in self._held.batch_ids() for task in self._held.running_tasks(batch_id)]
 
     @property
     def _renewal_period_s(self) -> float:
@@ -177,6 +209,8 @@ class Harvester:
 
     async def _fill_window(self) -> None:
         now_s = time.monotonic()
+        if self._state == "draining":
+            return
         if self._pauses.stops_all(now_s) or self._writer.pending_count > MAX_UNCOMMITTED:
             return
         if self._held.has_alone:
@@ -204,6 +238,9 @@ class Harvester:
             self._source.mark_empty(batch_id)
             return 0
         claimed = await self._claimer.claim(batch_id, room)
+        if self._state == "draining":  # Since it was asked.
+            await self._queue.release(batch_id, {one.line: one.fence for one in claimed})
+            return None
         for request in claimed:
             record = self._journaling.open(request)
             task = asyncio.create_task(self._run(request, batch, record))

@@ -116,7 +116,7 @@ class PatientClient:
         while True:
             try:
                 answer = await self._http.request(method, path, **arguments)
-                if answer.status_code < 429:
+                if answer.status_code < 429 and not _is_of_proxy(answer):
                     return answer.raise_for_status()
                 said = f"{answer.status_code} {answer.text}"
             except httpx.TransportError as error:
@@ -124,6 +124,11 @@ class PatientClient:
             if loop.time() > until_s:
                 raise PatienceLostError(f"{method} {path} is not answered for {PATIENCE_S:g} s; at last: {said}")
             await asyncio.sleep(RETRY_S)
+
+
+def _is_of_proxy(answer: httpx.Response) -> bool:
+    """Serve's proxy says 404, with no error body of ours, where it does not yet know that there is an application."""
+    return answer.status_code == 404 and '"error"' not in answer.text
 
 
 async def _read_events(lines: AsyncIterator[str]) -> str:

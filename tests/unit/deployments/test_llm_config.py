@@ -61,3 +61,23 @@ def test_untested_vllm_stops_the_start_unless_the_mode_is_stock(
     with pytest.raises(RuntimeError, match=r"vLLM 9\.9"):
         build(tmp_path, {})
     build(tmp_path, {"mode": "stock"})
+
+
+def test_replicas_are_counted_as_the_settings_say(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    args = {"model": {"source": str(tmp_path)}, "engine": {"device": "cpu"}, "http": {"finish_requests_s": 33}}
+    fixed = build_llm_config(load_settings({**args, "replicas": 2}, {})).deployment_config
+    assert (fixed["num_replicas"], fixed["graceful_shutdown_timeout_s"]) == (2, 33)
+    scaled = build_llm_config(load_settings({**args, "autoscaling": {"max_replicas": 3}}, {})).deployment_config
+    assert "num_replicas" not in scaled
+    assert scaled["autoscaling_config"].max_replicas == 3
+
+
+def test_spot_replicas_are_another_deployment_of_the_same_engine(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    args = {"model": {"source": str(tmp_path)}, "engine": {"device": "cpu"}, "spot": {"max_replicas": 4}}
+    settings = load_settings(args, {})
+    usual, spot = build_llm_config(settings), build_llm_config(settings, spot=True)
+    assert spot.engine_kwargs == usual.engine_kwargs
+    assert spot.deployment_config["name"] == usual.deployment_config["name"] + "--spot"
+    assert spot.deployment_config["ray_actor_options"]["resources"] == {"spot": 1}

@@ -1,0 +1,36 @@
+"""Private names of Ray that processes without vLLM use, too: `ray_compat`, whose imports take seconds, has the others.
+
+Tested with Ray 2.60; `tests/unit/deployments/test_serve_compat.py` says which one is gone when they move.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def find_serve_replica() -> Any:
+    """The object of Serve around the deployment's own in this process; None where this is no replica."""
+    import ray
+    from ray._private.worker import global_worker
+
+    actor_id = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
+    if actor_id is None:
+        return None
+    actors = {key.hex(): actor for key, actor in global_worker.actors.items()}
+    return getattr(actors.get(actor_id), "_replica_impl", None)
+
+
+def is_told_to_stop(serve_replica: Any) -> bool:
+    """Whether Serve has told this replica to go; only then, and after its last request, it calls the destructor."""
+    return bool(serve_replica._shutting_down)
+
+
+def is_node_draining() -> bool:
+    """Whether Ray was told that this node goes, as by `ray drain-node` or at the notice of a spot machine.
+
+    Asks the head, for which it waits.
+    """
+    import ray
+    from ray._private.state import state
+
+    return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()

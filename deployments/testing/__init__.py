@@ -1,0 +1,1 @@
+"""The application with light engines and a cluster of several nodes on this machine, to try out what fails in it."""
