@@ -120,9 +120,9 @@ class ConServeReplica(LLMServer):
         """Called by Serve some times a second, for the routers of online requests."""
         stats: dict[str, Any] = await super().record_routing_stats()
         engine = self._co_engine
-        queued_tokens = count_queued_tokens(find_client(find_engine(self)))
         if engine.is_gone:
             return stats
+        queued_tokens = count_queued_tokens(find_client(find_engine(self)))
         outlook = describe_outlook(engine.stats(), engine.scheduler_counters(), self._sizes, queued_tokens)
         self._reports += 1
         return {**stats, **RoutingReport.of(outlook, self._reports, self._received.numbers).to_stats()}

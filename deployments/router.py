@@ -42,6 +42,7 @@ class TtftRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
         self._policy: TtftRouter[ReplicaID] = TtftRouter(stale_after_s, random.Random())  # noqa: S311 - no secret
         self._name = secrets.token_hex(8)
         self._heard: dict[ReplicaID, int] = {}
+        self._others: dict[ReplicaID, bool] = {}
         self._clock = clock
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
@@ -54,9 +55,12 @@ class TtftRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
                 self._heard[replica.replica_id] = report.number
                 received = report.received.get(self._name, 0)
                 self._policy.report(replica.replica_id, report.to_outlook(), received, now_s)
+                self._others[replica.replica_id] = bool(report.received.keys() - {self._name})
         known = {replica.replica_id for replica in replicas}
         self._policy.retain(known)
-        self._heard = {replica_id: number for replica_id, number in self._heard.items() if replica_id in known}
+        for gone in self._heard.keys() - known:
+            del self._heard[gone], self._others[gone]
+        self._policy.is_alone = not any(self._others.values())
         super().update_replicas(replicas)
 
     async def choose_replicas(
@@ -67,7 +71,11 @@ class TtftRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
         others: list[list[RunningReplica]] = await PowerOfTwoChoicesRequestRouter.choose_replicas(
             self, candidate_replicas, pending_request
         )
-        if pending_request is None or pending_request.metadata.multiplexed_model_id:
+        if pending_request is None:
+            return others
+        for info in _list_infos(pending_request):
+            info.headers.pop(MARK_HEADER, None)  # A client's, or that of an earlier choice.
+        if pending_request.metadata.multiplexed_model_id:
             return others
         with_room = {replica.replica_id: replica for replica in self.select_available_replicas(candidate_replicas)}
         if not with_room:
@@ -90,6 +98,9 @@ class TtftRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
     def _mark(self, pending_request: PendingRequest, replica_id: ReplicaID, prompt: Prompt) -> None:
         number, request_id = self._policy.next_number(), pending_request.metadata.internal_request_id
         tokens = self._policy.note_sent(replica_id, request_id, number, prompt, self._clock())
-        for argument in pending_request.args:
-            if isinstance(argument, RawRequestInfo):
-                argument.headers[MARK_HEADER] = Mark(self._name, number, tokens).to_header()
+        for info in _list_infos(pending_request):
+            info.headers[MARK_HEADER] = Mark(self._name, number, tokens).to_header()
+
+
+def _list_infos(pending_request: PendingRequest) -> list[RawRequestInfo]:
+    return [argument for argument in pending_request.args if isinstance(argument, RawRequestInfo)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +18,8 @@ MARK_HEADER: Final = "x-conserve-routed"
 """Header of a request from the router to the replica."""
 MOST_ROUTERS: Final = 256
 """A replica remembers so many routers, the latest ones: one for each process of the front."""
+ROUTER_LIFETIME_S: Final = 60.0
+"""A router that has sent a replica nothing for so long is not reported on."""
 
 
 class RoutingReport(BaseModel):
@@ -84,19 +87,26 @@ class Mark(NamedTuple):
 
 
 class Received:
-    """The highest number that a replica has seen of each router."""
+    """The highest number that a replica has seen of each router that has sent it requests lately.
 
-    def __init__(self) -> None:
-        self._numbers: OrderedDict[str, int] = OrderedDict()
+    Args:
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._numbers: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._clock = clock
 
     @property
     def numbers(self) -> Mapping[str, int]:
         """By router."""
-        return self._numbers
+        since_s = self._clock() - ROUTER_LIFETIME_S
+        return {router: number for router, (number, seen_s) in self._numbers.items() if seen_s > since_s}
 
     def note(self, mark: Mark) -> None:
         """A request has come."""
-        self._numbers[mark.router] = max(mark.number, self._numbers.get(mark.router, 0))
+        before, _ = self._numbers.get(mark.router, (0, 0.0))
+        self._numbers[mark.router] = (max(mark.number, before), self._clock())
         self._numbers.move_to_end(mark.router)
         if len(self._numbers) > MOST_ROUTERS:
             self._numbers.popitem(last=False)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conserve.policy.prefix_memory import Prompt
-from conserve.policy.routing import CHOICES, TtftRouter
+from conserve.policy.routing import TtftRouter
 from conserve.simulator.cluster import Cluster
 from conserve.simulator.metrics import Metrics
 from conserve.simulator.policies import POLICIES
@@ -42,7 +42,7 @@ class Variant(BaseModel):
     kind: RoutingKind = "slo"
     period_s: float = 0.0
     fronts: int = 1
-    choices: int = CHOICES
+    choices: int | None = None
     counts_sent: bool = True
 
 
@@ -64,9 +64,12 @@ VARIANTS: Final = (
     Variant(name="every 2 s, 8 fronts", period_s=2.0, fronts=8),
     Variant(name="every 0.5 s, own requests not counted", period_s=0.5, counts_sent=False),
     Variant(name="every 2 s, own requests not counted", period_s=2.0, counts_sent=False),
-    Variant(name="every 0.5 s, best of 8", period_s=0.5, choices=8),
-    Variant(name="every 0.5 s, best of 8, 8 fronts", period_s=0.5, choices=8, fronts=8),
-    Variant(name="every 2 s, best of 8, 8 fronts", period_s=2.0, choices=8, fronts=8),
+    *(
+        Variant(name=f"every 0.5 s, best of {choices}{', 8 fronts' if fronts > 1 else ''}", period_s=0.5, **more)
+        for fronts in (1, 8)
+        for choices in (2, 4, 8)
+        for more in [{"choices": choices, "fronts": fronts}]
+    ),
 )
 
 

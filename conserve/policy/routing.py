@@ -19,7 +19,9 @@ from conserve.policy.prefix_memory import PrefixMemory, Prompt
 Key = TypeVar("Key", bound=Hashable)
 
 CHOICES: Final = 2
-"""So many replicas are compared."""
+"""So many replicas are compared: with more, routers that do not know of each other all go to the same ones."""
+CHOICES_ALONE: Final = 4
+"""So many by the only router that sends requests, which counts them all."""
 MOST_DRAWN: Final = 8
 """So many are drawn until there are two of them that a request can go to."""
 LEAST_FRESH_SHARE: Final = 0.5
@@ -61,10 +63,10 @@ class TtftRouter(Generic[Key]):
     Args:
         stale_after_s: Reports older than this say nothing.
         generator: Draws.
-        choices: So many replicas are compared.
+        choices: So many replicas are compared; None for as many as is good, see `is_alone`.
     """
 
-    def __init__(self, stale_after_s: float, generator: random.Random, choices: int = CHOICES) -> None:
+    def __init__(self, stale_after_s: float, generator: random.Random, choices: int | None = None) -> None:
         self._stale_after_s = stale_after_s
         self._random = generator
         self._choices = choices
@@ -73,6 +75,8 @@ class TtftRouter(Generic[Key]):
         self._goes_to: dict[Hashable, Key] = {}
         self.number = 0
         """Of the latest request."""
+        self.is_alone = False
+        """Whether there is no other router, as far as replicas know."""
 
     # What is known.
 
@@ -164,6 +168,7 @@ class TtftRouter(Generic[Key]):
             now_s: Now.
             look: Asks a replica at once, in place of its last report.
         """
+        choices = self._choices or (CHOICES_ALONE if self.is_alone else CHOICES)
         remembered = self._prefixes.find(prompt, now_s) if prompt.cuts else {}
         compared: list[tuple[float, Key]] = []
         crowded: list[tuple[float, Key]] = []
@@ -175,7 +180,7 @@ class TtftRouter(Generic[Key]):
                 continue
             fresh += 1
             self._weigh(replica, known, prompt, remembered.pop(replica, 0.0), now_s, compared, crowded)
-            if len(compared) == self._choices:
+            if len(compared) == choices:
                 break
         if fresh < LEAST_FRESH_SHARE * drawn or not fresh:
             return []
@@ -219,7 +224,7 @@ class TtftRouter(Generic[Key]):
         """Some of them in a random order: all of few."""
         count = len(candidates)
         draw = self._random.random
-        if count <= CHOICES:
+        if count <= 2:
             yield from candidates if draw() < 0.5 else candidates[::-1]
             return
         drawn: set[int] = set()

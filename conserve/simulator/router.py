@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from conserve.policy.outlook import Outlook
 from conserve.policy.prefix_memory import Cut, Prompt
-from conserve.policy.routing import CHOICES, TtftRouter
+from conserve.policy.routing import TtftRouter
 from conserve.simulator.replica import Replica
 from conserve.simulator.request import SimRequest
 
@@ -38,7 +38,7 @@ class Router:
         kind: RoutingKind = "slo",
         report_period_s: float = 0.0,
         fronts: int = 1,
-        choices: int = CHOICES,
+        choices: int | None = None,
     ) -> None:
         self.report_period_s = report_period_s
         self._kind = kind
@@ -47,6 +47,8 @@ class Router:
         self.fronts: list[TtftRouter[Replica]] = [
             TtftRouter(stale_after_s, self._random, choices) for _ in range(fronts)
         ]
+        for front in self.fronts:
+            front.is_alone = fronts == 1 and report_period_s > 0
         self._turn = 0
 
     def observe(self, serving: Sequence[Replica], now_s: float) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import ray
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.ingress import OpenAiIngress
+from ray.serve.request_router import LocalityMixin, MultiplexMixin, RequestRouter
 
 from conserve.engine.vllm_compat import AsyncLLM
 from deployments import ray_compat
@@ -71,3 +72,24 @@ def test_engine_is_started_through_the_method_we_override() -> None:
 def test_a_started_engine_s_client_is_found() -> None:
     client = object()
     assert ray_compat.find_client(SimpleNamespace(_engine_client=client)) is client
+
+
+def test_serve_s_own_router_can_be_asked_for_its_choice() -> None:
+    names = list(inspect.signature(ray_compat.PowerOfTwoChoicesRequestRouter.choose_replicas).parameters)
+    assert names == ["self", "candidate_replicas", "pending_request"]
+    # It needs what these bring.
+    mixins = {LocalityMixin, MultiplexMixin, RequestRouter}
+    assert mixins <= set(ray_compat.PowerOfTwoChoicesRequestRouter.__mro__)
+    for name in ("update_replicas", "select_available_replicas", "on_request_routed", "on_request_completed"):
+        assert callable(getattr(RequestRouter, name)), f"RequestRouter.{name} is gone"
+
+
+def test_answers_come_from_replicas_through_the_method_we_override() -> None:
+    method = OpenAiIngress._get_response
+    assert list(inspect.signature(method).parameters) == ["self", "body", "call_method", "raw_request"]
+    for caller in (OpenAiIngress._process_llm_request, OpenAiIngress.embeddings):
+        assert "_get_response" in caller.__code__.co_names, "OpenAiIngress asks replicas otherwise; see ConServeIngress"
+
+
+def test_replicas_record_what_they_have_to_say_for_routers() -> None:
+    assert inspect.iscoroutinefunction(LLMServer.record_routing_stats)

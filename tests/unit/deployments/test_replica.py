@@ -12,14 +12,18 @@ from ray.serve.llm.ingress import OpenAiIngress
 
 from conserve.config import load_settings
 from conserve.engine.arrival_board import ArrivalBoard
+from conserve.engine.contract import EngineDied, EngineGone
 from conserve.engine.engine import CoServeEngine
+from conserve.engine.engine_outlook import EngineSizes
 from conserve.policy.priority import ONLINE_PRIORITY
 from deployments import replica
 from deployments.errors import install_error_handlers
 from deployments.ray_compat import RawRequestInfo
 from deployments.replica import ConServeReplica, bind_cpu_threads
+from deployments.routing_report import MARK_HEADER, Mark, Received, RoutingReport
 
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
+SIZES = EngineSizes(max_num_seqs=16, max_num_batched_tokens=512, kv_tokens=10_000, tbt_slo_ms=100.0)
 METHODS = ["chat", "completions", "embeddings"]
 
 
@@ -58,6 +62,7 @@ def server(monkeypatch: pytest.MonkeyPatch, asked: list[Asked]) -> ConServeRepli
     server = object.__new__(UnstartedReplica)
     engine: Any = None
     server._co_engine = CoServeEngine(engine, {"default": 500.0, "fast": 100.0})
+    server._sizes, server._received, server._reports = SIZES, Received(), 0
     return server
 
 
@@ -91,6 +96,65 @@ async def test_the_announcement_of_a_request_that_the_engine_refuses_is_taken_ba
         assert board.pending() is None
     finally:
         board.remove()
+
+
+async def test_what_is_on_the_way_is_reported_until_its_first_token(
+    server: ConServeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Engine:
+        def routing_stats(self) -> dict[str, Any]:
+            return {"of Ray": 1}
+
+    monkeypatch.setattr(replica, "count_queued_tokens", lambda client: 0)
+    monkeypatch.setattr(replica, "find_client", lambda engine: None)
+    server.engine = Engine()
+    header = {MARK_HEADER: Mark("front", 7, 300.0).to_header()}
+    stream = await server.chat(SimpleNamespace(priority=0), RawRequestInfo(header))
+
+    async def report() -> RoutingReport:
+        stats = await server.record_routing_stats()
+        assert stats["of Ray"] == 1
+        found = RoutingReport.read(stats)
+        assert found is not None
+        return found
+
+    first = await report()
+    assert (first.received, first.prompt_tokens) == ({"front": 7}, 0.0)
+    assert await anext(stream) == "hello"
+    second = await report()
+    assert (second.number, second.prompt_tokens, second.free_slots) == (first.number + 1, 0.0, SIZES.max_num_seqs - 1)
+    await stream.aclose()
+    assert (await report()).free_slots == SIZES.max_num_seqs
+
+
+async def test_a_replica_whose_engine_has_ended_answers_nothing_and_says_nothing(
+    server: ConServeReplica, asked: list[Asked]
+) -> None:
+    server._co_engine = CoServeEngine(server._co_engine._serving, has_died=lambda: True)
+    server.engine = SimpleNamespace(routing_stats=dict)
+    with pytest.raises(EngineGone):
+        await server.chat(SimpleNamespace(priority=0))
+    assert asked == []
+    assert await server.record_routing_stats() == {}
+
+
+async def test_an_error_of_an_engine_that_has_ended_is_no_answer(
+    server: ConServeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = False
+
+    async def fail(self: Any, request: Any, raw_request_info: Any = None) -> AsyncGenerator[str, None]:
+        async def stream() -> AsyncGenerator[str, None]:
+            nonlocal died
+            died = True
+            yield 'data: {"error": {"message": "EngineCore encountered an issue."}}\n\n'
+
+        return stream()
+
+    monkeypatch.setattr(LLMServer, "chat", fail)
+    server._co_engine = CoServeEngine(server._co_engine._serving, has_died=lambda: died)
+    with pytest.raises(EngineDied):
+        await anext(await server.chat(SimpleNamespace(priority=0)))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,6 +9,7 @@ from ray.serve._private.common import DeploymentHandleSource, DeploymentID, Repl
 from ray.serve.request_router import PendingRequest
 
 from conserve.policy.outlook import Outlook
+from conserve.policy.routing import CHOICES, CHOICES_ALONE
 from deployments.ray_compat import ChatCompletionRequest, RawRequestInfo
 from deployments.router import TtftRequestRouter
 from deployments.routing_report import MARK_HEADER, Mark, RoutingReport
@@ -145,6 +146,19 @@ async def test_without_reports_serve_chooses(router: TtftRequestRouter, clock: C
     assert len(await choose(router, replicas, make_request())) == 2
 
 
+async def test_other_routers_are_known_from_the_reports(router: TtftRequestRouter) -> None:
+    replicas: list[Any] = [Replica(name) for name in "abcdefgh"]
+    for replica in replicas:
+        replica.report(1)
+    router.update_replicas(replicas)
+    alone = await router.choose_replicas(replicas, make_request())
+    replicas[3].report(2, IDLE, another=7)
+    router.update_replicas(replicas)
+    among_others = await router.choose_replicas(replicas, make_request(1, words=1))
+    # The last rank is Serve's.
+    assert (len(alone) - 1, len(among_others) - 1) == (CHOICES_ALONE, CHOICES)
+
+
 async def test_serve_waits_before_it_asks_again(router: TtftRequestRouter) -> None:
     """Otherwise a request that nobody takes would keep the process busy."""
     replicas: list[Any] = [Replica("a")]
@@ -163,6 +177,7 @@ async def test_requests_for_one_of_several_adapters_are_serve_s(router: TtftRequ
     router.update_replicas(replicas)
     request = make_request()
     request.metadata.multiplexed_model_id = "adapter"
+    request.args[1].headers[MARK_HEADER] = "client:1:1000000"
     assert len(await choose(router, replicas, request)) == 2
     assert MARK_HEADER not in request.args[1].headers
 

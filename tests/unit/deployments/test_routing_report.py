@@ -10,7 +10,7 @@ from conserve.policy.outlook import Outlook
 from deployments.prompt_text import measure_request
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest
 from deployments.routing_config import STALE_PERIODS, find_routing
-from deployments.routing_report import KEY, MOST_ROUTERS, Mark, Received, RoutingReport
+from deployments.routing_report import KEY, MOST_ROUTERS, ROUTER_LIFETIME_S, Mark, Received, RoutingReport
 
 OUTLOOK = Outlook(12.0, 300.0, 5.0, 0.1, 512.0, 7.0, 9_000.0)
 
@@ -54,6 +54,17 @@ def test_the_highest_number_of_each_router_is_known_of_a_limited_number_of_route
         received.note(Mark(str(router), 1, 1.0))
     assert len(received.numbers) == MOST_ROUTERS
     assert "first" not in received.numbers
+
+
+def test_a_router_that_sends_nothing_is_forgotten() -> None:
+    now_s = 0.0
+    received = Received(lambda: now_s)
+    received.note(Mark("a", 1, 1.0))
+    now_s = ROUTER_LIFETIME_S - 1
+    received.note(Mark("b", 1, 1.0))
+    assert set(received.numbers) == {"a", "b"}
+    now_s = ROUTER_LIFETIME_S + 1
+    assert set(received.numbers) == {"b"}
 
 
 def test_prompts_of_all_kinds_of_requests_are_measured() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from conserve.policy.outlook import Outlook
 from conserve.policy.prefix_memory import Prompt, measure_prompt
-from conserve.policy.routing import TtftRouter
+from conserve.policy.routing import CHOICES, CHOICES_ALONE, TtftRouter
 
 IDLE = Outlook(iteration_ms=5.0, prompt_token_ms=0.1, iteration_tokens=512, free_slots=64, free_kv_tokens=50_000)
 FULL = IDLE._replace(free_kv_tokens=10)
@@ -180,3 +180,10 @@ def test_a_replica_can_be_asked_at_once() -> None:
         assert sorted(ranked) == ranked == sorted(asked)
         assert len(ranked) == 2
         asked.clear()
+
+
+def test_the_only_router_compares_more_replicas() -> None:
+    router = make_router([IDLE] * 40)
+    assert len(router.choose(range(40), Prompt(1), 0.0)) == CHOICES
+    router.is_alone = True
+    assert len(router.choose(range(40), Prompt(1), 0.0)) == CHOICES_ALONE
