@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -140,6 +142,17 @@ class LocalCluster:
         kill_all(killed)
         self._cluster.remove_node(node, allow_graceful=False)
         return {process.pid for process in killed}
+
+    def drain_node(self, node: Any, deadline_s: int) -> None:
+        """Tells Ray that a node will vanish.
+
+        Raises:
+            subprocess.CalledProcessError: Ray does not accept it.
+        """
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self._cluster.address]
+        command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        command += ["--deadline-remaining-seconds", str(deadline_s)]
+        subprocess.run(command, check=True, capture_output=True, timeout=START_LIMIT_S)
 
     def kill_head(self) -> set[int]:
         """Kills the head with Serve's controller and proxy; the ids of their processes."""

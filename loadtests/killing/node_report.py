@@ -9,13 +9,14 @@ from rich.table import Table
 
 
 class Blow(StrEnum):
-    """What is killed."""
+    """What is killed. `NOTICE` is a node that is told before, as a spot machine that is taken away."""
 
     REPLICA = "replica"
     ENGINE = "engine"
     CONTROLLER = "controller"
     SERVE = "serve"
     HEAD = "head"
+    NOTICE = "notice"
     NODE = "node"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
+import structlog
 
 from conserve.config import Settings
 from conserve.jobs import embedded
@@ -26,6 +27,8 @@ from loadtests.killing.redis_server import TcpRedis
 from loadtests.killing.roles import ENGINE_LOG
 from loadtests.killing.testing import MODEL, LightQuestions
 
+log = structlog.get_logger(__name__)
+
 REQUESTS: Final = 100
 """Of a batch."""
 LEFT: Final = 25
@@ -33,6 +36,7 @@ LEFT: Final = 25
 STEADY_S: Final = 5.0
 """Rates before are averages over so long."""
 BACK_SHARE: Final = 0.9
+NOTICE_S: Final = 30
 POLL_S: Final = 0.1
 START_LIMIT_S: Final = 120.0
 END_LIMIT_S: Final = 180.0
@@ -101,8 +105,10 @@ class NodeKillRun:
                 await self._wait_until_steady()
                 if self._scales_in:
                     scale_in = await self._scale_in()
+                    log.info("replicas were told to go", **scale_in.model_dump())
                 for blow in self._blows:
                     consequences.append(await self._strike(blow))
+                    log.info("struck", **consequences[-1].model_dump())
                 self._is_over = True
                 meter.cancel()
             for batch_id, name in self._names.items():
@@ -148,6 +154,7 @@ class NodeKillRun:
         await self._wait_until_idle()
         idle_s = await self._tell_one_to_go()
         self._rests.clear()
+        await self._wait_until_steady()
         return ScaleIn(busy_s=busy_s, idle_s=idle_s)
 
     async def _tell_one_to_go(self) -> float:
@@ -229,6 +236,8 @@ class NodeKillRun:
         cluster = self._cluster
         if blow is Blow.NODE:
             return cluster.kill_node(self._find_home(name_actor(CONTROLLER)))
+        if blow is Blow.NOTICE:
+            return self._take_away(self._find_home(name_actor(REPLICA)))
         if blow is Blow.HEAD:
             return cluster.kill_head()
         if blow is Blow.ENGINE:
@@ -243,6 +252,14 @@ class NodeKillRun:
         (victim, *_) = cluster.find_actors(names[blow])
         kill_all([victim, *victim.children(recursive=True)])
         return {victim.pid}
+
+    def _take_away(self, node: Any) -> set[int]:
+        """Gives notice of a node, and kills it when its replica has left, or when its time is over."""
+        until_s = time.monotonic() + NOTICE_S
+        self._cluster.drain_node(node, NOTICE_S)
+        while self._cluster.find_actors(name_actor(REPLICA), node) and time.monotonic() < until_s:
+            time.sleep(POLL_S)
+        return self._cluster.kill_node(node)
 
     def _find_home(self, actor: str) -> Any:
         """The node that an actor runs on."""
