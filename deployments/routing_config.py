@@ -10,9 +10,10 @@ from conserve.config import RoutingSettings
 ROUTER: Final = "deployments.router.TtftRequestRouter"
 ROUTER_VARIABLE: Final = "CONSERVE_TEST_ROUTER"
 """Names another class, as the load test of the routing does (`deployments.compared_router`)."""
-STALE_PERIODS: Final = 6
-"""A replica that has not reported for so many periods counts as silent. Reports come through Serve's controller, which
-looks every tenth of a second and is a busy process."""
+STALE_PERIODS: Final = 4
+LEAST_STALE_S: Final = 5.0
+"""A replica that has not reported for so many periods, and so long, counts as silent. Reports come through Serve's
+controller, a busy process, and are worth something for seconds: what was sent since is counted besides."""
 
 
 def find_routing(routing: RoutingSettings) -> dict[str, Any]:
@@ -20,11 +21,12 @@ def find_routing(routing: RoutingSettings) -> dict[str, Any]:
     if routing.policy == "serve":
         return {}
     period_s = routing.report_period_ms / 1e3
+    stale_after_s = max(LEAST_STALE_S, STALE_PERIODS * period_s)
     return {
         "request_router_config": {
             "request_router_class": os.environ.get(ROUTER_VARIABLE, ROUTER),
-            "request_router_kwargs": {"stale_after_s": STALE_PERIODS * period_s},
+            "request_router_kwargs": {"stale_after_s": stale_after_s},
             "request_routing_stats_period_s": period_s,
-            "request_routing_stats_timeout_s": STALE_PERIODS * period_s,
+            "request_routing_stats_timeout_s": stale_after_s,
         }
     }

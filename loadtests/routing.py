@@ -55,6 +55,7 @@ class RuleFigures(BaseModel):
 
     requests: int
     errors: int
+    first_error: str | None
     ttft_ms: Percentiles
     round_p99_ms: list[float]
 
@@ -213,6 +214,7 @@ def _describe(rounds: list[list[ChatRecord]], groups: list[list[float]]) -> Rule
     return RuleFigures(
         requests=len(everything),
         errors=sum(record.error is not None for record in everything),
+        first_error=next((record.error for record in everything if record.error is not None), None),
         ttft_ms=found,
         round_p99_ms=[_p99(found) for found in rounds],
     )

@@ -41,11 +41,12 @@ def describe_outlook(stats: EngineStats, counters: Counters | None, sizes: Engin
         queued_tokens: Prompt tokens of all requests without a token yet.
     """
     online = stats.online_running + stats.online_waiting
-    free_kv_tokens = max(0.0, 1.0 - stats.kv_usage) * sizes.kv_tokens
+    is_busy = bool(online + stats.offline_running)
+    # The last iteration's figure stays when the engine falls idle.
+    free_kv_tokens = max(0.0, 1.0 - stats.kv_usage) * sizes.kv_tokens if is_busy else sizes.kv_tokens
     if counters is None:
         token_ms = GAUGES.prompt_token_ms
         offline_tokens = max(0.0, queued_tokens - stats.waiting_prompt_tokens) if stats.offline_running else 0.0
-        is_busy = bool(online + stats.offline_running)
         return Outlook(
             (GAUGES.waits.mean_ms if is_busy else 0.0) + offline_tokens * token_ms,
             stats.waiting_prompt_tokens,
@@ -64,7 +65,7 @@ def describe_outlook(stats: EngineStats, counters: Counters | None, sizes: Engin
         limit_ms = limit_prompts_ms(available_ms, iteration_ms)
         iteration_tokens = min(iteration_tokens, max(1.0, (limit_ms - iteration_ms) / costs.prompt_token_ms))
     return Outlook(
-        counters.arrival_wait_ms if online + stats.offline_running else 0.0,
+        counters.arrival_wait_ms if is_busy else 0.0,
         stats.waiting_prompt_tokens,
         iteration_ms,
         costs.prompt_token_ms,

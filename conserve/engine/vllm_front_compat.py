@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from conserve.engine.vllm_compat import AsyncLLM
 
 
-def count_kv_tokens(client: AsyncLLM) -> int:
-    """Tokens that fit into the KV memory of an engine that has started."""
+def count_kv_tokens(client: AsyncLLM) -> float:
+    """Tokens that fit into the KV memory of an engine that has started; `inf` where it has none."""
     cache = client.vllm_config.cache_config
-    return int((cache.num_gpu_blocks or 0) * cache.block_size)
+    return float(cache.num_gpu_blocks * cache.block_size) if cache.num_gpu_blocks else math.inf
 
 
 def count_queued_tokens(client: AsyncLLM) -> int:

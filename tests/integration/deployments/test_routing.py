@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from deployments.replica_loss import LOST_CODE
 from tests.integration.deployments.conftest import Front, read_events
 from tests.integration.deployments.light_replica import ARRIVED, DIE_ALWAYS, DIE_FIRST, DIE_MIDDLE
+
+# The application starts within the first test; on a busy machine that takes minutes.
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_requests_go_where_the_first_token_comes_soonest(front: Front) -> None:

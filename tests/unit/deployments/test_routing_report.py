@@ -9,7 +9,7 @@ from conserve.engine.vllm_compat import EmbeddingCompletionRequest
 from conserve.policy.outlook import Outlook
 from deployments.prompt_text import measure_request
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest
-from deployments.routing_config import STALE_PERIODS, find_routing
+from deployments.routing_config import LEAST_STALE_S, STALE_PERIODS, find_routing
 from deployments.routing_report import KEY, MOST_ROUTERS, ROUTER_LIFETIME_S, Mark, Received, RoutingReport
 
 OUTLOOK = Outlook(12.0, 300.0, 5.0, 0.1, 512.0, 7.0, 9_000.0)
@@ -85,4 +85,6 @@ def test_serve_s_own_routing_needs_no_options() -> None:
     assert find_routing(load_settings({"routing": {"policy": "serve"}}, {}).routing) == {}
     options = find_routing(load_settings({"routing": {"report_period_ms": 500}}, {}).routing)["request_router_config"]
     assert options["request_routing_stats_period_s"] == 0.5
-    assert options["request_router_kwargs"] == {"stale_after_s": 0.5 * STALE_PERIODS}
+    assert options["request_router_kwargs"] == {"stale_after_s": LEAST_STALE_S}
+    options = find_routing(load_settings({"routing": {"report_period_ms": 9_000}}, {}).routing)["request_router_config"]
+    assert options["request_router_kwargs"] == {"stale_after_s": 9.0 * STALE_PERIODS}

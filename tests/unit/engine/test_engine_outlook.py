@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.config import CacheConfig
 
 from conserve.engine import engine_outlook
 from conserve.engine.arrival_wait import ArrivalWait
@@ -12,6 +15,8 @@ from conserve.engine.engine_outlook import EngineSizes, describe_outlook
 from conserve.engine.iteration_log import Iteration
 from conserve.engine.page import Counters
 from conserve.engine.stats import EngineGauges
+from conserve.engine.vllm_compat import AsyncLLM
+from conserve.engine.vllm_front_compat import count_kv_tokens, count_queued_tokens
 from conserve.policy.harvest_rate import IterationCosts
 from conserve.policy.outlook import Outlook, predict_ttft_ms
 
@@ -74,7 +79,20 @@ def test_prompts_take_longer_beside_those_who_decode() -> None:
 
 
 def test_memory_that_is_free() -> None:
-    assert describe(make_stats(kv_usage=0.75), Counters()).free_kv_tokens == pytest.approx(2_500)
+    busy = make_stats(kv_usage=0.75, offline_running=1)
+    assert describe(busy, Counters()).free_kv_tokens == pytest.approx(2_500)
+    idle = make_stats(kv_usage=0.75)
+    assert describe(idle, Counters()).free_kv_tokens == 10_000, "nobody has it any more"
+
+
+def test_what_is_asked_of_vllm() -> None:
+    assert callable(AsyncLLM.get_num_queued_tokens)
+    cache = SimpleNamespace(num_gpu_blocks=100, block_size=16)
+    client: Any = SimpleNamespace(vllm_config=SimpleNamespace(cache_config=cache), get_num_queued_tokens=lambda: 7)
+    assert (count_kv_tokens(client), count_queued_tokens(client)) == (1_600, 7)
+    cache.num_gpu_blocks = None
+    assert count_kv_tokens(client) == math.inf
+    assert {"num_gpu_blocks", "block_size"} <= {field.name for field in dataclasses.fields(CacheConfig)}
 
 
 def test_an_engine_that_has_learnt_nothing_says_so() -> None:
