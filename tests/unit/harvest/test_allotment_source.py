@@ -93,3 +93,31 @@ async def test_batches_come_in_turns_and_again_until_the_next_word() -> None:
     assert world.source.turn == B2
     world.source.mark_taken("b2", 1)
     assert world.source.turn == B1
+
+
+async def test_turns_that_stay_the_same_go_on_where_they_were() -> None:
+    world = World()
+    world.board.entry = Allotment(2, (B1, B2))
+    await world.source.refresh(IDLE)
+    world.source.mark_taken("b1", 3)
+    world.board.entry = Allotment(1, (B1, B2))
+    await world.source.refresh(IDLE)
+    assert (world.source.turn, world.source.allotment.window) == (B2, 1)
+    world.board.entry = Allotment(1, (B2, B1))
+    await world.source.refresh(IDLE)
+    world.source.mark_taken("b2", 1)
+    world.board.entry = Allotment(1, (B1, B2))
+    await world.source.refresh(IDLE)
+    assert world.source.turn == B1, "others begin at their beginning"
+
+
+async def test_requests_are_limited_by_the_tokens_in_flight_also_of_batches_heard_of_before() -> None:
+    world = World()
+    assert world.source.limit_by_tokens("b1", 9, {}) == 9
+    world.board.entry = Allotment(8, (B1,), window_tokens=1_000, request_tokens={"b1": 400.0})
+    await world.source.refresh(IDLE)
+    world.board.entry = Allotment(8, (B2,), window_tokens=1_000, request_tokens={"b2": 100.0})
+    await world.source.refresh(IDLE)
+    assert world.source.limit_by_tokens("b2", 9, {"b1": 1}) == 6
+    assert world.source.limit_by_tokens("b2", 3, {"b1": 1}) == 3
+    assert world.source.limit_by_tokens("b2", 9, {"b1": 3}) == 0

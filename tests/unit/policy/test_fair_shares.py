@@ -248,3 +248,17 @@ def test_a_request_goes_where_there_is_room() -> None:
         ReplicaCapacity("idle", "m", "serving", offline_running=1),
     ]
     assert allot(capacities, shares, RULE, {}) == {"busy": Allotment(4), "idle": Allotment(4, (("x", 1),))}  # type: ignore[arg-type]
+
+
+def test_another_one_goes_on_from_what_was_charged() -> None:
+    jobs = [JobDemand(name, "m", 0, 100, 1_000, tenant=name, request_tokens=100.0) for name in ("a", "b")]
+    uses = {name: JobUse(name, "m", 0.0) for name in ("a", "b")}
+    shares, heir, blank = FairShares({}), FairShares({}), FairShares({})
+    shares.settle(jobs, uses)
+    shares.settle(jobs, uses | {"a": JobUse("a", "m", 50_000.0)})
+    heir.restore(shares.record())
+    used_meanwhile = uses | {"a": JobUse("a", "m", 60_000.0)}
+    for one in (shares, heir, blank):
+        one.settle(jobs, used_meanwhile)
+    assert heir.deal("m", 100) == shares.deal("m", 100) == [("b", 100)]
+    assert {name for name, _ in blank.deal("m", 100)} == {"a", "b"}
