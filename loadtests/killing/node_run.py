@@ -223,6 +223,10 @@ class NodeKillRun:
             online_held=len(held),
             online_failed=len(failed),
             online_reasons=sorted({f"{one.outcome}: {one.reason}" for one in failed})[:5],
+            online_back_s=min(
+                (one.ended_s - at_s for one in self._chats.chats if one.began_s > at_s and one.outcome == "answered"),
+                default=None,
+            ),
             offline_back_s=self._meter.find_return(at_s, until_s, BACK_SHARE * rest),
             offline_shares=self._meter.list_shares(at_s, until_s, rest),
             whole_back_s=self._meter.find_return(at_s, until_s, BACK_SHARE * before),
