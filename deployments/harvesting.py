@@ -41,7 +41,8 @@ class HeldChecks:
 
     Args:
         check: Raises where something is wrong.
-        is_wanted: Whether this replica is to stay; if not, checks are answered at once.
+        is_wanted: Whether the answer may wait. Also that of a replica which is about to end itself: a check that fails
+            by its end tells Serve more than one that is answered just before, after which the next goes to nobody.
         hold_s: So long.
     """
 
@@ -63,12 +64,11 @@ class HeldChecks:
         is_held = self._has_begun and self._under_way == 0
         self._under_way += 1
         try:
-            await self._check()
             if is_held:
                 until_s = time.monotonic() + self._hold_s
                 while self._is_wanted() and time.monotonic() < until_s:  # noqa: ASYNC110 - of two kinds
                     await asyncio.sleep(POLL_S)
-                await self._check()
+            await self._check()
             self._has_begun = True
         finally:
             self._under_way -= 1

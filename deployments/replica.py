@@ -64,7 +64,7 @@ class ConServeReplica(LLMServer):
         self._reports = 0
         departure = Departure(lambda: has_died(engine))
         self._harvest = ReplicaHarvest(self._co_engine, settings, engine.revision, departure)
-        self._checks = HeldChecks(super().check_health, lambda: departure.reason is None)
+        self._checks = HeldChecks(super().check_health, lambda: departure.reason in (None, "engine"))
 
     async def chat(self, request: Any, raw_request_info: RawRequestInfo | None = None) -> AsyncGenerator[Any, None]:
         """Answers an online chat request."""

@@ -81,7 +81,7 @@ class LightReplica:
         self._log = OnlineLog(settings)
         departure = Departure(self._engine.has_died)
         self._harvest = ReplicaHarvest(self._engine, settings, "light", departure)
-        self._checks = HeldChecks(self._check_engine, lambda: departure.reason is None)
+        self._checks = HeldChecks(self._check_engine, lambda: departure.reason in (None, "engine"))
 
     async def chat(self, content: str) -> AsyncGenerator[str, None]:
         """Answers a question piece by piece."""

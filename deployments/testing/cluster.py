@@ -31,6 +31,9 @@ PATIENCE: Final = {
     # apart. One that is slow has as much time as by default.
     "RAY_health_check_initial_delay_ms": "5000",
     "RAY_health_check_period_ms": "1000",
+    # Of a proxy that starts on a busy machine.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "10",
 }
 
 

@@ -41,6 +41,7 @@ class Consequence(BaseModel):
         online_held: Chats that killed processes had begun.
         online_failed: Chats that failed though they were held by none of those.
         online_reasons: Of these, some.
+        online_back_s: Until a chat was answered that began afterwards; None: none was.
         offline_back_s: Until offline work was done at 90 % of what the survivors did before.
         offline_shares: What was done in each second, as a share of what the survivors did before.
         whole_back_s: Until as much was done as with all engines; None: not in the time that was watched.
@@ -51,6 +52,7 @@ class Consequence(BaseModel):
     online_held: int
     online_failed: int
     online_reasons: list[str]
+    online_back_s: float | None
     offline_back_s: float | None
     offline_shares: list[float]
     whole_back_s: float | None
@@ -90,6 +92,7 @@ def render(report: NodeKillReport) -> Table:
         "engines left",
         "chats held",
         "other chats failed",
+        "next chat answered, s",
         "offline back, s",
         "worst second",
         "whole again, s",
@@ -101,6 +104,7 @@ def render(report: NodeKillReport) -> Table:
             f"{one.survivors:.0%}",
             str(one.online_held),
             str(one.online_failed),
+            _show(one.online_back_s),
             _show(one.offline_back_s),
             f"{min(one.offline_shares):.0%}",
             _show(one.whole_back_s),

@@ -223,6 +223,10 @@ class NodeKillRun:
             online_held=len(held),
             online_failed=len(failed),
             online_reasons=sorted({f"{one.outcome}: {one.reason}" for one in failed})[:5],
+            online_back_s=min(
+                (one.ended_s - at_s for one in self._chats.chats if one.began_s > at_s and one.outcome == "answered"),
+                default=None,
+            ),
             offline_back_s=self._meter.find_return(at_s, until_s, BACK_SHARE * rest),
             offline_shares=self._meter.list_shares(at_s, until_s, rest),
             whole_back_s=self._meter.find_return(at_s, until_s, BACK_SHARE * before),
@@ -256,10 +260,11 @@ class NodeKillRun:
     def _take_away(self, node: Any) -> set[int]:
         """Gives notice of a node, and kills it when its replica has left, or when its time is over."""
         until_s = time.monotonic() + NOTICE_S
+        replicas = {process.pid for process in self._cluster.find_actors(name_actor(REPLICA), node)}
         self._cluster.drain_node(node, NOTICE_S)
         while self._cluster.find_actors(name_actor(REPLICA), node) and time.monotonic() < until_s:
             time.sleep(POLL_S)
-        return self._cluster.kill_node(node)
+        return self._cluster.kill_node(node) | replicas
 
     def _find_home(self, actor: str) -> Any:
         """The node that an actor runs on."""
