@@ -85,8 +85,9 @@ class ScaleCheck:
         """Starts everything, watches it, and stops everything."""
         client = PatientClient(self._cluster.base_url, "none")
         verdict = Verdict(LightQuestions())
+        start = asyncio.ensure_future(asyncio.to_thread(self._start))
         try:
-            await asyncio.to_thread(self._start)
+            await asyncio.shield(start)
             meter = asyncio.create_task(self._meter.run())
             batch = await client.submit(make_input(LightQuestions(), "b", REQUESTS), {"name": "b"})
             counts = []
@@ -110,6 +111,8 @@ class ScaleCheck:
             meter.cancel()
         finally:
             await client.close()
+            # A thread cannot be interrupted: what it has started after `_stop` would stay.
+            await asyncio.wait([start], timeout=LIMIT_S)
             await asyncio.to_thread(self._stop)
         found: dict[str, Any] = {name: getattr(verdict, name) for name in ("lost", "twice", "wrong", "unfinished")}
         return ScaleReport(offline_alone=max(counts), up_s=up_s, down_s=down_s, offline_on_second=has_worked, **found)

@@ -96,8 +96,9 @@ class NodeKillRun:
         scale_in: ScaleIn | None = None
         client = PatientClient(self._cluster.base_url, "none")
         verdict = Verdict(LightQuestions())
+        start = asyncio.ensure_future(asyncio.to_thread(self._start))
         try:
-            await asyncio.to_thread(self._start)
+            await asyncio.shield(start)
             async with asyncio.TaskGroup() as group:
                 meter = group.create_task(self._meter.run())
                 group.create_task(self._keep_work_waiting(client))
@@ -118,6 +119,8 @@ class NodeKillRun:
                 verdict.check(batch, name, REQUESTS, await client.read_lines(batch))
         finally:
             await client.close()
+            # A thread cannot be interrupted: what it has started after `_stop` would stay.
+            await asyncio.wait([start], timeout=END_LIMIT_S)
             await asyncio.to_thread(self._stop)
         return NodeKillReport(
             engines=self._engines,
