@@ -29,7 +29,10 @@ def test_nothing_is_lost_that_no_killed_process_held(tmp_path: Path) -> None:
     assert [report[name] for name in ("lost", "twice", "wrong", "unfinished")] == [[], [], [], []]
     assert report["requests"] > 0
     engine, node = report["consequences"]
-    assert (engine["online_reasons"], node["online_reasons"]) == ([], [])
+    assert engine["online_reasons"] == []
+    # With the node goes a front, which may have had a request that it had not yet written down.
+    assert all("RemoteProtocolError" in reason for reason in node["online_reasons"])
+    assert node["online_back_s"] is not None
     assert max(engine["offline_shares"][-3:]) > 0, "what is left goes on"
     assert max(node["offline_shares"][-3:]) > 0
     assert find_processes(mark) == []
