@@ -76,7 +76,8 @@ async def test_a_late_batch_takes_all_places_only_if_it_was_promised_its_window(
         await wait_until(enough)
     asked = Counter(content.split(" ")[1][0] for content in engine.asked[20:140])
     if is_promised:
-        assert asked["a"] > 80  # Half without; between two words of the controller both take turns.
+        # Half without; between two words of the controller, which a busy machine delays, both take turns.
+        assert asked["a"] > 66
     else:
         assert 0.35 < asked["b"] / 120 < 0.65
 
