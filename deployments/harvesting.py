@@ -66,7 +66,7 @@ class HeldChecks:
         try:
             if is_held:
                 until_s = time.monotonic() + self._hold_s
-                while self._is_wanted() and time.monotonic() < until_s:  # noqa: ASYNC110 - of two kinds
+                while self._is_wanted() and time.monotonic() < until_s:  # noqa: ASYNC110 - nobody says when either ends
                     await asyncio.sleep(POLL_S)
             await self._check()
             self._has_begun = True

@@ -142,7 +142,7 @@ class ScaleCheck:
 
     async def _wait_until_both_work(self) -> None:
         async with asyncio.timeout(LIMIT_S):
-            while self._meter.count_processes(time.monotonic() - 2.0) < 2:  # noqa: ASYNC110 - a file
+            while self._meter.count_processes(time.monotonic() - 2.0) < 2:  # noqa: ASYNC110 - other processes write to a file
                 await asyncio.sleep(POLL_S)
 
 

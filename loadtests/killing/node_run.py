@@ -166,7 +166,7 @@ class NodeKillRun:
         began_s = time.monotonic()
         change = asyncio.create_task(asyncio.to_thread(self._deploy, self._deployed, self._engines - 1))
         async with asyncio.timeout(END_LIMIT_S):
-            while all(psutil.pid_exists(pid) for pid in known):  # noqa: ASYNC110 - processes
+            while all(psutil.pid_exists(pid) for pid in known):  # noqa: ASYNC110 - nobody says when processes end
                 await asyncio.sleep(POLL_S)
             took_s = time.monotonic() - began_s
             await change
@@ -177,7 +177,7 @@ class NodeKillRun:
 
     async def _wait_until_idle(self) -> None:
         async with asyncio.timeout(END_LIMIT_S):
-            while self._meter.find_rate(time.monotonic() - STEADY_S, time.monotonic()):  # noqa: ASYNC110 - a file
+            while self._meter.find_rate(time.monotonic() - STEADY_S, time.monotonic()):  # noqa: ASYNC110 - other processes write to a file
                 await asyncio.sleep(POLL_S)
 
     def _stop(self) -> None:
