@@ -9,7 +9,7 @@ from conserve.config import RoutingSettings
 
 ROUTER: Final = "deployments.router.TtftRequestRouter"
 ROUTER_VARIABLE: Final = "CONSERVE_TEST_ROUTER"
-"""Names another class, as the load test of the routing does (`deployments.compared_router`)."""
+"""Names another class, as the load test of the routing does (`deployments.testing.compared_router`)."""
 STALE_PERIODS: Final = 4
 LEAST_STALE_S: Final = 5.0
 """A replica that has not reported for so many periods, and so long, counts as silent. Reports come through Serve's

@@ -37,7 +37,7 @@ from loadtests.supervision import BringUpError, Stack, bring_up, hold_folder, ma
 Rule = Literal["slo", "serve"]
 RULES: Final[tuple[Rule, ...]] = ("slo", "serve")
 RULE_HEADER: Final = "x-conserve-routing"
-ROUTER: Final = "deployments.compared_router.ComparedRouter"
+ROUTER: Final = "deployments.testing.compared_router.ComparedRouter"
 REPLICAS: Final = 2
 MOST_RATIO: Final = 0.8
 STATE_FOLDER: Final = ".routing-state"
