@@ -101,13 +101,11 @@ class ConServeReplica(LLMServer):
         return self._co_engine.online(self._watch(responses), announcement, tokens)
 
     async def _watch(self, responses: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-        """Raises what vLLM 0.32 makes an answer of: that the engine has ended before the first token."""
-        is_first = True
+        """Raises what vLLM 0.32 makes an answer of: that the engine has ended. The front says so in its own words."""
         async with aclosing(responses):
             async for response in responses:
-                if is_first and is_error(response) and self._co_engine.is_gone:
+                if is_error(response) and self._co_engine.is_gone:
                     raise EngineDied("the engine has ended")
-                is_first = False
                 yield response
 
     def _read_mark(self, raw_request_info: RawRequestInfo | None) -> Mark | None:

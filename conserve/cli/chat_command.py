@@ -31,7 +31,12 @@ def chat(
             temperature=temperature,
             stream=True,
         )
-        for chunk in stream:
-            if chunk.choices and chunk.choices[0].delta.content:
-                out.print(chunk.choices[0].delta.content, end="", markup=False, soft_wrap=True)
-    out.print()
+        shown = False
+        try:
+            for chunk in stream:
+                if chunk.choices and chunk.choices[0].delta.content:
+                    out.print(chunk.choices[0].delta.content, end="", markup=False, soft_wrap=True)
+                    shown = True
+        finally:
+            if shown:
+                out.print()  # What is said of an answer that breaks off stands on a line of its own.

@@ -287,6 +287,13 @@ def test_results_that_cannot_be_written_or_are_not_there(application: Any, tmp_p
 def test_an_error_in_the_middle_of_a_chat_is_one_line(application: Any) -> None:
     application.answers["POST", "/v1/chat/completions"] = (200, 'data: {"error": {"message": "engine died"}}\n\n')
     assert_one_line(run("chat", "hello", "--model", "m", "--url", application.base_url), "engine died")
+    begun = json.dumps({"choices": [{"index": 0, "delta": {"content": "Once"}}]})
+    application.answers["POST", "/v1/chat/completions"] = (
+        200,
+        f'data: {begun}\n\ndata: {{"error": {{"message": "engine died"}}}}\n\n',
+    )
+    result = run("chat", "hello", "--model", "m", "--url", application.base_url)
+    assert (result.exit_code, result.stdout) == (1, "Once\n")
 
 
 class FakeStack:

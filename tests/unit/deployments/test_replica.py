@@ -138,14 +138,17 @@ async def test_a_replica_whose_engine_has_ended_answers_nothing_and_says_nothing
     assert await server.record_routing_stats() == {}
 
 
+@pytest.mark.parametrize("parts", [[], ["hello"]])
 async def test_an_error_of_an_engine_that_has_ended_is_no_answer(
-    server: ConServeReplica, monkeypatch: pytest.MonkeyPatch
+    server: ConServeReplica, monkeypatch: pytest.MonkeyPatch, parts: list[str]
 ) -> None:
     died = False
 
     async def fail(self: Any, request: Any, raw_request_info: Any = None) -> AsyncGenerator[str, None]:
         async def stream() -> AsyncGenerator[str, None]:
             nonlocal died
+            for part in parts:
+                yield part
             died = True
             yield 'data: {"error": {"message": "EngineCore encountered an issue."}}\n\n'
 
@@ -153,8 +156,10 @@ async def test_an_error_of_an_engine_that_has_ended_is_no_answer(
 
     monkeypatch.setattr(LLMServer, "chat", fail)
     server._co_engine = CoServeEngine(server._co_engine._serving, has_died=lambda: died)
+    answer = await server.chat(SimpleNamespace(priority=0))
+    assert [await anext(answer) for _ in parts] == parts
     with pytest.raises(EngineDied):
-        await anext(await server.chat(SimpleNamespace(priority=0)))
+        await anext(answer)
 
 
 @pytest.mark.parametrize("method", METHODS)
