@@ -3,44 +3,48 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 from conserve.config import DEFAULT_TENANT
-from conserve.jobs.batch import ActiveBatch, Batch, BatchStatus, BatchUsage, FlexKind, RequestCounts
+from conserve.jobs.batch import Batch, BatchStatus, BatchUsage, FlexKind, RequestCounts
 from conserve.policy.request_size import UNKNOWN_REQUEST_TOKENS
 
 LIVE_STATUSES: Final = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 """Those in which requests of a batch may still begin."""
 
-SUMMARY_FIELDS: Final = (
+CHANGING_FIELDS: Final = (
     "status",
-    "created_at_ms",
-    "expires_at_ms",
     "cancelling_at_ms",
-    "endpoint",
-    "input_file_id",
-    "model",
-    "total",
     "completed",
     "failed",
     "outcome",
     "priority",
     "paused_at_ms",
-    "output_expires_after_s",
-    "tenant",
     "prompt_tokens",
     "completion_tokens",
+    "let_go_at_ms",
+    "delayed_because",
+)
+"""What `read_changing` needs, in this order."""
+FIXED_FIELDS: Final = (
+    "created_at_ms",
+    "expires_at_ms",
+    "endpoint",
+    "input_file_id",
+    "model",
+    "total",
+    "output_expires_after_s",
+    "tenant",
     "tokens_guessed",
     "work_tokens",
     "file_bytes",
     "prompt_bytes",
     "prefix",
     "flex",
-    "let_go_at_ms",
-    "delayed_because",
     "admission",
 )
-"""Fields that `to_summary` needs, in this order."""
+"""What `read_fixed` needs, in this order: it stays as it is once a batch is in progress."""
 
 
 def to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
@@ -76,42 +80,47 @@ def to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
     )
 
 
-def to_summary(batch_id: str, values: list[Any]) -> ActiveBatch:
-    """What is known of an active batch, from the answer of `summaries.lua`."""
-    *stored, ready, leased = values
-    fields = dict(zip(SUMMARY_FIELDS, stored, strict=True))
+def read_changing(values: Sequence[Any]) -> dict[str, Any]:
+    """Fields of `ActiveBatch`, from the values of `CHANGING_FIELDS` and the two counts of `summaries.lua`."""
+    status, cancelling, completed, failed, outcome, priority, paused, prompt, completion, let_go, because = values[:-2]
+    return {
+        "status": BatchStatus(status),
+        "cancelling_at_ms": int(cancelling) if cancelling else None,
+        "completed": int(completed or 0),
+        "failed": int(failed or 0),
+        "outcome": BatchStatus(outcome) if outcome else None,
+        "priority": int(priority or 0),
+        "paused": bool(paused),
+        "prompt_tokens": int(prompt or 0),
+        "completion_tokens": int(completion or 0),
+        "let_go_at_ms": int(let_go or 0) or None,
+        "delayed": bool(because),
+        "ready": values[-2],
+        "leased": values[-1],
+    }
+
+
+def read_fixed(values: Sequence[Any]) -> dict[str, Any]:
+    """Fields of `ActiveBatch`, from the values of `FIXED_FIELDS`."""
+    fields = dict(zip(FIXED_FIELDS, values, strict=True))
 
     def number(name: str) -> int:
         return int(fields[name] or 0)
 
-    return ActiveBatch(
-        batch_id=batch_id,
-        status=BatchStatus(fields["status"]),
-        created_at_ms=number("created_at_ms"),
-        expires_at_ms=number("expires_at_ms"),
-        cancelling_at_ms=number("cancelling_at_ms") if fields["cancelling_at_ms"] else None,
-        endpoint=fields["endpoint"],
-        input_file_id=fields["input_file_id"],
-        model=fields["model"] or None,
-        total=number("total"),
-        completed=number("completed"),
-        failed=number("failed"),
-        ready=ready,
-        leased=leased,
-        outcome=BatchStatus(fields["outcome"]) if fields["outcome"] else None,
-        priority=number("priority"),
-        paused=bool(fields["paused_at_ms"]),
-        output_expires_after_s=number("output_expires_after_s") or None,
-        tenant=fields["tenant"] or DEFAULT_TENANT,
-        prompt_tokens=number("prompt_tokens"),
-        completion_tokens=number("completion_tokens"),
-        tokens_guessed=number("tokens_guessed") or UNKNOWN_REQUEST_TOKENS,
-        work_tokens=number("work_tokens"),
-        file_bytes=number("file_bytes"),
-        prompt_bytes=number("prompt_bytes"),
-        prefix=fields["prefix"] or "",
-        flex=FlexKind(fields["flex"]) if fields["flex"] else None,
-        let_go_at_ms=number("let_go_at_ms") or None,
-        delayed=bool(fields["delayed_because"]),
-        promised=fields["admission"] == "fits",
-    )
+    return {
+        "created_at_ms": number("created_at_ms"),
+        "expires_at_ms": number("expires_at_ms"),
+        "endpoint": fields["endpoint"],
+        "input_file_id": fields["input_file_id"],
+        "model": fields["model"] or None,
+        "total": number("total"),
+        "output_expires_after_s": number("output_expires_after_s") or None,
+        "tenant": fields["tenant"] or DEFAULT_TENANT,
+        "tokens_guessed": number("tokens_guessed") or UNKNOWN_REQUEST_TOKENS,
+        "work_tokens": number("work_tokens"),
+        "file_bytes": number("file_bytes"),
+        "prompt_bytes": number("prompt_bytes"),
+        "prefix": fields["prefix"] or "",
+        "flex": FlexKind(fields["flex"]) if fields["flex"] else None,
+        "promised": fields["admission"] == "fits",
+    }

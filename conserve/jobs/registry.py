@@ -22,7 +22,7 @@ from conserve.jobs.batch import (
     BatchStatus,
     RequestCounts,
 )
-from conserve.jobs.batch_fields import LIVE_STATUSES, SUMMARY_FIELDS, to_batch, to_summary
+from conserve.jobs.batch_fields import LIVE_STATUSES, to_batch
 from conserve.jobs.errors import (
     BatchEndedError,
     NotDurableError,
@@ -32,11 +32,11 @@ from conserve.jobs.errors import (
 from conserve.jobs.keys import Keys
 from conserve.jobs.ledger import NO_HOLDING, NO_LIMITS, Holding, Ledger, Limits
 from conserve.jobs.scripts import Scripts
+from conserve.jobs.summaries import SummaryReader
 
 _log = structlog.get_logger(__name__)
 
 _RESULTS_KEPT_MS = 7 * 86_400_000
-_SUMMARIES_AT_ONCE = 100
 
 
 class BatchRegistry:
@@ -48,6 +48,7 @@ class BatchRegistry:
         self._keys = Keys(settings.jobs.namespace)
         self._scripts = Scripts(redis)
         self._barrier = DiskBarrier(redis, self._keys)
+        self._summaries = SummaryReader(self._scripts, self._keys)
         self.ledger = Ledger(redis, self._keys)
 
     async def create(
@@ -143,14 +144,12 @@ class BatchRegistry:
         return {batch_id: int(float(score)) for batch_id, score in zip(words[::2], words[1::2], strict=True)}
 
     async def active_summaries(self, batch_ids: Sequence[str] | None = None) -> list[ActiveBatch]:
-        """What the controller needs to know of the active batches, oldest first; two round trips however many."""
-        ids = list(await self.active_ids()) if batch_ids is None else list(batch_ids)
-        # Some of them at a time: while a script runs nobody else is served.
-        bulks = [ids[start : start + _SUMMARIES_AT_ONCE] for start in range(0, len(ids), _SUMMARIES_AT_ONCE)]
-        calls = (([self._keys.batch_hash(one) for one in bulk], SUMMARY_FIELDS) for bulk in bulks)
-        texts = await self._scripts.run_all("summaries", calls) if bulks else []
-        found = json.loads(f"[{','.join(line for text in texts for line in text.split(chr(10)))}]")
-        return [to_summary(one, values) for one, values in zip(ids, found, strict=True) if values is not None]
+        """What the controller needs to know of the active batches, oldest first; three round trips however many."""
+        if batch_ids is not None:
+            return await self._summaries.read(batch_ids)
+        ids = list(await self.active_ids())
+        self._summaries.retain(ids)
+        return await self._summaries.read(ids)
 
     async def cancel(self, batch_id: str) -> Batch | None:
         """Cancels a batch that is being validated or in progress; again is no error. None when it is unknown.

@@ -9,7 +9,7 @@ those that remember the beginning of the prompt are asked, too, and have that mu
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -172,21 +172,23 @@ class TtftRouter(Generic[Key]):
         remembered = self._prefixes.find(prompt, now_s) if prompt.cuts else {}
         compared: list[tuple[float, Key]] = []
         crowded: list[tuple[float, Key]] = []
-        drawn = fresh = 0
-        for replica in self._draw(candidates):
-            drawn += 1
-            known = self._find(replica, now_s, look)
-            if known is None:
+        drawn: list[int] = []
+        fresh = 0
+        count = len(candidates)
+        for _ in range(min(count, MOST_DRAWN)):
+            replica = candidates[self._draw(count, drawn)]
+            if not self._weigh(replica, prompt.tokens - remembered.get(replica, 0.0), now_s, look, compared, crowded):
                 continue
             fresh += 1
-            self._weigh(replica, known, prompt, remembered.pop(replica, 0.0), now_s, compared, crowded)
             if len(compared) == choices:
                 break
-        if fresh < LEAST_FRESH_SHARE * drawn or not fresh:
+        if fresh < LEAST_FRESH_SHARE * len(drawn) or not fresh:
             return []
-        for replica, cached in remembered.items():
-            if replica in candidates and (known := self._find(replica, now_s, look)) is not None:
-                self._weigh(replica, known, prompt, cached, now_s, compared, crowded)
+        if remembered:
+            seen = {candidates[index] for index in drawn}
+            for replica, cached in remembered.items():
+                if replica not in seen and replica in candidates:
+                    self._weigh(replica, prompt.tokens - cached, now_s, look, compared, crowded)
         # Sorting is stable, so that the order of the draw decides among equals.
         compared.sort(key=_first)
         crowded.sort(key=_first)
@@ -194,7 +196,7 @@ class TtftRouter(Generic[Key]):
 
     def predict_ttft_ms(self, replica: Key, prompt: Prompt, now_s: float) -> float | None:
         """Time to the first token of a request at a replica, none of which is cached; None if it does not report."""
-        known = self._find(replica, now_s, None)
+        known = self._find(replica, now_s)
         if known is None:
             return None
         return predict_ttft_ms(known.outlook, known.count_ahead_ms(now_s), prompt.tokens)
@@ -202,38 +204,38 @@ class TtftRouter(Generic[Key]):
     def _weigh(
         self,
         replica: Key,
-        known: _Known,
-        prompt: Prompt,
-        cached: float,
+        tokens: float,
         now_s: float,
+        look: Callable[[Key], Outlook] | None,
         compared: list[tuple[float, Key]],
         crowded: list[tuple[float, Key]],
-    ) -> None:
-        tokens = max(1.0, prompt.tokens - cached)
-        ttft_ms = predict_ttft_ms(known.outlook, known.count_ahead_ms(now_s), tokens)
-        (compared if known.has_room(tokens) else crowded).append((ttft_ms, replica))
-
-    def _find(self, replica: Key, now_s: float, look: Callable[[Key], Outlook] | None) -> _Known | None:
+    ) -> bool:
+        """Adds a replica to those where a request has room, or to the others; False if nothing is known of it."""
+        tokens = max(1.0, tokens)
+        # What is asked at once has nothing sent to it that it does not know of.
         if look is not None:
             outlook = look(replica)
-            return _Known(outlook, now_s, outlook.prompt_tokens * outlook.token_ms, now_s)
+            ahead_ms = outlook.prompt_tokens * outlook.token_ms
+            has_room = outlook.free_slots >= 1 and outlook.free_kv_tokens >= tokens
+        else:
+            known = self._find(replica, now_s)
+            if known is None:
+                return False
+            outlook, ahead_ms, has_room = known.outlook, known.count_ahead_ms(now_s), known.has_room(tokens)
+        (compared if has_room else crowded).append((predict_ttft_ms(outlook, ahead_ms, tokens), replica))
+        return True
+
+    def _find(self, replica: Key, now_s: float) -> _Known | None:
         known = self._known.get(replica)
         return known if known is not None and now_s - known.reported_s <= self._stale_after_s else None
 
-    def _draw(self, candidates: Sequence[Key]) -> Iterator[Key]:
-        """Some of them in a random order: all of few."""
-        count = len(candidates)
-        draw = self._random.random
-        if count <= 2:
-            yield from candidates if draw() < 0.5 else candidates[::-1]
-            return
-        drawn: set[int] = set()
-        for _ in range(min(count, MOST_DRAWN)):
-            index = int(draw() * count)
-            while index in drawn:
-                index = int(draw() * count)
-            drawn.add(index)
-            yield candidates[index]
+    def _draw(self, count: int, drawn: list[int]) -> int:
+        """One of `count` that has not been drawn, which is added to those that have."""
+        index = int(self._random.random() * count)
+        while index in drawn:
+            index = int(self._random.random() * count)
+        drawn.append(index)
+        return index
 
 
 def _first(pair: tuple[float, object]) -> float:
