@@ -13,8 +13,12 @@ setup: ## make .venv and unpack the default model; DEVICE=cpu or DEVICE=gpu inst
 baselines: setup ## keep the figures of the small simulations that the tests compare with
 	$(VENV)/python -m loadtests.baselines
 
+# These take one core each. The others start engines, clusters or programs, which have the machine to themselves.
+AT_ONCE := tests/unit tests/integration/jobs tests/integration/harvest
+
 test: setup ## every test
-	$(VENV)/python -m pytest tests
+	$(VENV)/python -m pytest -n auto --dist loadfile $(AT_ONCE)
+	$(VENV)/python -m pytest $(addprefix --ignore=,$(AT_ONCE)) tests
 
 lint: setup ## style, types, and which package imports which
 	$(VENV)/ruff check

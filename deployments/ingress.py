@@ -29,7 +29,7 @@ from deployments.flex_routes import answer_flex, is_flex
 from deployments.ray_cluster import find_cluster
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from deployments.readiness import ReadinessProbe
-from deployments.replica_loss import ask_again
+from deployments.replica_loss import AnswerBroken, ask_again, lost_event
 from deployments.status import Status, build_status
 
 STOP_TIMEOUT_S = 5.0
@@ -131,8 +131,11 @@ class ConServeIngress(OpenAiIngress):
             return answer
 
         async with aclosing(ask_again(ask)) as responses:
-            async for response in responses:
-                yield response
+            try:
+                async for response in responses:
+                    yield response
+            except AnswerBroken:
+                yield lost_event()
 
     async def health(self) -> JSONResponse:
         """200 when a replica can answer, 503 when none can."""

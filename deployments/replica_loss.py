@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import structlog
 from ray.exceptions import RayActorError
@@ -27,15 +27,21 @@ class ReplicaLost(RuntimeError):
     """Each replica that was asked ended before its first token."""
 
 
-async def ask_again(ask: Callable[[], AsyncGenerator[Any, None]]) -> AsyncGenerator[Any, None]:
-    """Passes an answer on. If its replica ends before the first part of it, another one is asked, once.
+class AnswerBroken(RuntimeError):
+    """The replica ended in the middle of its answer."""
 
-    A replica that ends later ends the answer: what follows is an event with an error in OpenAI's form.
+
+Part = TypeVar("Part")
+
+
+async def ask_again(ask: Callable[[], AsyncGenerator[Part, None]]) -> AsyncGenerator[Part, None]:
+    """Passes an answer on. If its replica ends before the first part of it, another one is asked, once.
 
     Args:
         ask: Sends the request to a replica that the router chooses; Serve drops those that have ended.
 
     Raises:
+        AnswerBroken: its replica has ended later.
         ReplicaLost: the second one has ended, too.
     """
     attempts = gone = 0
@@ -50,8 +56,7 @@ async def ask_again(ask: Callable[[], AsyncGenerator[Any, None]]) -> AsyncGenera
         except (RayActorError, EngineDied, EngineGone) as error:
             if has_begun:
                 log.warning("a replica ended in the middle of an answer", error=type(error).__name__)
-                yield lost_event()
-                return
+                raise AnswerBroken(LOST_MESSAGE) from error
             # The request was not tried: that the replica ended has nothing to do with it.
             is_untried = isinstance(error, EngineGone)
             attempts, gone = attempts + (not is_untried), gone + is_untried

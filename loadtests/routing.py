@@ -29,6 +29,7 @@ from conserve.telemetry.logs import configure_program_logs
 from loadtests.arrivals import poisson, until
 from loadtests.chat_load import ChatLoad, ChatRecord
 from loadtests.chat_prompts import draw_prompts
+from loadtests.client_priority import go_before_others
 from loadtests.engine_status import StatusReader
 from loadtests.latency import percentile_ratio, percentiles, pool, ttft_groups
 from loadtests.report import Percentiles, Ratio, describe_machine, write_json
@@ -46,7 +47,7 @@ REQUEST_TIMEOUT_S: Final = 120.0
 CONTROL_RETRIES: Final = 10
 """Of calls about batches; chats are not tried again."""
 WARM_UP_S: Final = 20.0
-BATCH_WORDS: Final = 900
+SENTENCE: Final = "The fox and the dog went to the river again. "
 BATCH_OUTPUT_TOKENS: Final = 48
 
 
@@ -68,6 +69,7 @@ class RoutingFigures(BaseModel):
     rounds: int
     round_s: float
     rate_per_s: float
+    words: int
     rules: dict[Rule, RuleFigures]
     p99_ratio: Ratio
     p50_ratio: Ratio
@@ -83,12 +85,14 @@ class OfflineLoad:
         client: Of the application.
         model: Its model.
         requests: Of each batch.
+        words: Of each request's prompt, some tokens more.
     """
 
-    def __init__(self, client: AsyncOpenAI, model: str, requests: int) -> None:
+    def __init__(self, client: AsyncOpenAI, model: str, requests: int, words: int) -> None:
         self._client = client
         self._model = model
         self._requests = requests
+        self._sentences = words // len(SENTENCE.split())
         self.batches = 0
 
     async def run(self) -> None:
@@ -105,7 +109,7 @@ class OfflineLoad:
             self.batches += 1
 
     def _make_line(self, number: int) -> dict[str, Any]:
-        text = f"{self.batches}.{number}: " + "The fox and the dog went to the river again. " * (BATCH_WORDS // 10)
+        text = f"{self.batches}.{number}: " + SENTENCE * self._sentences
         body = {
             "model": self._model,
             "messages": [{"role": "user", "content": f"Tell this in other words. {text}"}],
@@ -123,6 +127,7 @@ async def measure(
     round_s: float,
     rate_per_s: float,
     offline: int,
+    words: int,
     engine_mode: str,
     announce: Callable[[str], None],
 ) -> RoutingFigures:
@@ -138,7 +143,7 @@ async def measure(
             )
             for rule in RULES
         }
-        batches = OfflineLoad(client, model, offline)
+        batches = OfflineLoad(client, model, offline, words)
         shares: list[tuple[int, int]] = []
         working = asyncio.create_task(batches.run())
         watching = asyncio.create_task(_watch(StatusReader(http), shares))
@@ -165,6 +170,7 @@ async def measure(
         engine_mode=engine_mode,
         round_s=round_s,
         rate_per_s=rate_per_s,
+        words=words,
         batches=batches.batches,
     )
 
@@ -185,6 +191,7 @@ def _summarise(
     engine_mode: str,
     round_s: float,
     rate_per_s: float,
+    words: int,
     batches: int,
 ) -> RoutingFigures:
     pooled = {rule: ttft_groups(itertools.chain(*found)) for rule, found in records.items()}
@@ -197,6 +204,7 @@ def _summarise(
         rounds=len(records["slo"]),
         round_s=round_s,
         rate_per_s=rate_per_s,
+        words=words,
         rules={rule: _describe(found, pooled[rule]) for rule, found in records.items()},
         p99_ratio=p99,
         p50_ratio=p50,
@@ -248,6 +256,7 @@ def main(
     round_s: Annotated[float, typer.Option(min=5, help="Seconds of a round.")] = 40.0,
     rate: Annotated[float, typer.Option(min=0.05, help="Chats a second.")] = 1.0,
     offline: Annotated[int, typer.Option(min=1, help="Requests of a batch.")] = 6,
+    words: Annotated[int, typer.Option(min=10, help="Words of a request of a batch.")] = 900,
     engine_mode: Annotated[str, typer.Option(help="As of the setting.")] = "conserve",
     out: Annotated[Path, typer.Option(help="Folder for routing.json.")] = Path("out/routing"),
     config: Annotated[Path, typer.Option(envvar="CONSERVE_CONFIG", help="What to bring up.")] = Path(
@@ -268,13 +277,19 @@ def main(
             return 1
         try:
             url = bring_up(stack, lambda line: say(console, line)).base_url
-            figures = asyncio.run(
+            if not go_before_others():
+                say(
+                    console,
+                    "Without the right to go before others, the client waits for the processor, too.",
+                )
+            figures = interruption.run(
                 measure(
                     url,
                     rounds=rounds,
                     round_s=round_s,
                     rate_per_s=rate,
                     offline=offline,
+                    words=words,
                     engine_mode=engine_mode,
                     announce=lambda line: say(console, line),
                 )

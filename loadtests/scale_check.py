@@ -28,11 +28,11 @@ from loadtests.killing.chats import ChatClients
 from loadtests.killing.client import PatientClient
 from loadtests.killing.ledger import Verdict
 from loadtests.killing.meter import OfflineMeter
-from loadtests.killing.mortal import MortalEngine
 from loadtests.killing.node_run import make_settings
 from loadtests.killing.questions import make_input
 from loadtests.killing.roles import ENGINE_LOG
-from loadtests.killing.testing import LightQuestions
+from loadtests.killing.testing.engine import LightQuestions
+from loadtests.killing.testing.mortal import MortalEngine
 from loadtests.report import describe_machine
 
 LOOK_BACK_S: Final = 10.5

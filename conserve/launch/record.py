@@ -14,7 +14,8 @@ class StackError(RuntimeError):
 class StackRecord(BaseModel):
     """What was started, as it stands in the state folder.
 
-    `owns_ray` is False where the application was deployed to a Ray cluster that runs for others, too.
+    `owns_ray` is False where the application was deployed to a Ray cluster that runs for others, too. Its replicas may
+    take `finish_requests_s` to end.
     """
 
     stack_id: str
@@ -22,6 +23,7 @@ class StackRecord(BaseModel):
     base_url: str
     dashboard_url: str | None = None
     owns_ray: bool = True
+    finish_requests_s: float = 20.0
 
 
 def read_record(state_dir: Path) -> StackRecord | None:

@@ -240,12 +240,16 @@ class LocalStack:
             on_progress(f"Redis: not reached from here, so batches may have to wait: {trouble}")
 
     def _use_ray(self) -> StackRecord:
+        return self._make_record(dashboard_url=self._ray_dashboard_url, owns_ray=False)
+
+    def _make_record(self, *, dashboard_url: str | None = None, owns_ray: bool = True) -> StackRecord:
         return StackRecord(
             stack_id=uuid.uuid4().hex,
             application=self._config.application,
             base_url=self._base_url,
-            dashboard_url=self._ray_dashboard_url,
-            owns_ray=False,
+            dashboard_url=dashboard_url,
+            owns_ray=owns_ray,
+            finish_requests_s=self._config.settings.http.finish_requests_s,
         )
 
     def _start_ray(self, on_progress: Progress) -> StackRecord:
@@ -255,7 +259,7 @@ class LocalStack:
                 "Choose another one: `http_options.port` in the configuration, or --port."
             )
         on_progress("Ray: starting a head on this machine")
-        record = StackRecord(stack_id=uuid.uuid4().hex, application=self._config.application, base_url=self._base_url)
+        record = self._make_record()
         self._started.record = record
         write_record(self._state_dir, record)
         # The settings stand in what is deployed. As variables of Ray they would win over every later deployment.
@@ -272,7 +276,12 @@ class LocalStack:
         return f"http://{host}:{self._config.http_port}"
 
     def _point_to(self, record: StackRecord) -> None:
-        record = record.model_copy(update={"base_url": self._base_url, "application": self._config.application})
+        changes = {
+            "base_url": self._base_url,
+            "application": self._config.application,
+            "finish_requests_s": self._config.settings.http.finish_requests_s,
+        }
+        record = record.model_copy(update=changes)
         write_record(self._state_dir, record)
 
     def _deploy(self, record: StackRecord, on_progress: Progress, *, is_new: bool) -> RunningStack:

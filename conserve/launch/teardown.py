@@ -13,8 +13,8 @@ from conserve.launch.record import StackError, StackRecord, read_record, record_
 from conserve.launch.serve_api import ServeApi, ServeApiError
 from conserve.launch.serve_proxy import remove_proxy_dir
 
-DRAIN_TIMEOUT_S = 25.0
-"""Until the replicas have left: a little more than their graceful shutdown takes."""
+DRAIN_EXTRA_S = 5.0
+"""So much longer than the requests of replicas may take is waited for the replicas."""
 POLL_PERIOD_S = 0.5
 _END_ROUNDS = 3
 
@@ -40,7 +40,7 @@ def stop_application(state_dir: Path, record: StackRecord, on_progress: Progress
     if record.owns_ray:
         if record.dashboard_url and find_processes(record.stack_id):
             on_progress("Ray Serve: letting the replicas finish")
-            _drain(ServeApi(record.dashboard_url, environ), record.application)
+            _drain(ServeApi(record.dashboard_url, environ), record)
         on_progress("Ray: stopping")
         end_all_processes(record.stack_id)
         remove_proxy_dir(state_dir)
@@ -77,11 +77,11 @@ def end_all_processes(stack_id: str) -> None:
     raise StackError(f"These processes do not end: {', '.join(str(process.pid) for process in left)}")
 
 
-def _drain(api: ServeApi, application: str) -> None:
-    deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
+def _drain(api: ServeApi, record: StackRecord) -> None:
+    deadline_s = time.monotonic() + record.finish_requests_s + DRAIN_EXTRA_S
     try:
         api.delete_all()
-        while time.monotonic() < deadline_s and application in api.read_applications():
+        while time.monotonic() < deadline_s and record.application in api.read_applications():
             time.sleep(POLL_PERIOD_S)
     except ServeApiError:  # Ray is gone already or hangs: its processes are ended next
         return
@@ -107,17 +107,18 @@ def _remove_application(state_dir: Path, record: StackRecord, dashboard_url: str
             f"{record.application} was not removed: {error}\n"
             f"If that cluster is gone for ever, delete {record_path(state_dir)}."
         ) from error
-    _wait_until_removed(api, record.application, dashboard_url)
+    _wait_until_removed(api, record, dashboard_url)
 
 
-def _wait_until_removed(api: ServeApi, application: str, dashboard_url: str) -> None:
-    deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
+def _wait_until_removed(api: ServeApi, record: StackRecord, dashboard_url: str) -> None:
+    timeout_s = record.finish_requests_s + DRAIN_EXTRA_S
+    deadline_s = time.monotonic() + timeout_s
     reason = "it is still shutting down"
     while time.monotonic() < deadline_s:
         try:
-            if application not in api.read_applications():
+            if record.application not in api.read_applications():
                 return
         except ServeApiError as error:  # the controller ends in between, and a call to it then fails
             reason = str(error)
         time.sleep(POLL_PERIOD_S)
-    raise StackError(f"{application} on Ray at {dashboard_url} is not gone after {DRAIN_TIMEOUT_S:g} s: {reason}")
+    raise StackError(f"{record.application} on Ray at {dashboard_url} is not gone after {timeout_s:g} s: {reason}")

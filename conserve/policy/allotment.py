@@ -192,15 +192,16 @@ def _is_like(before: Sequence[tuple[str, int]], now: Sequence[tuple[str, int]]) 
     counts: dict[str, int] = {}
     for batch_id, count in before:
         counts[batch_id] = counts.get(batch_id, 0) + count
-    changes = dict(counts)
+    left = dict(counts)
     for batch_id, count in now:
         if batch_id not in counts:
             return False
-        changes[batch_id] -= count
-    return all(
-        abs(change) <= max(1, UNNOTICED * counts[batch_id]) and change < counts[batch_id]
-        for batch_id, change in changes.items()
-    )
+        left[batch_id] -= count
+    for batch_id, change in left.items():
+        most = counts[batch_id]
+        if change >= most or abs(change) > max(1, UNNOTICED * most):
+            return False
+    return True
 
 
 def _find_room(capacity: ReplicaCapacity, window: int) -> Room:

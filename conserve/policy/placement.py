@@ -7,7 +7,7 @@ its prompts begin like those of another batch, to that one's replicas first, and
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -187,8 +187,15 @@ def _put_in_order(
 ) -> dict[str, list[tuple[str, int]]]:
     """Each piece that was dealt is spread over the replicas of its batch."""
     found: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    left = {batch_id: dict(own) for batch_id, own in quotas.items()}
+    pieces = Counter([batch_id for batch_id, _ in dealt])
+    left: dict[str, dict[str, int]] = {}
     for batch_id, count in dealt:
+        if pieces[batch_id] == 1:
+            for name, most in quotas[batch_id].items():
+                found[name].append((batch_id, most))
+            continue
+        if batch_id not in left:
+            left[batch_id] = dict(quotas[batch_id])
         for name, part in _split(count, left[batch_id]):
             own = found[name]
             if own and own[-1][0] == batch_id:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -28,6 +28,7 @@ from deployments.batch_routes import build_batch_router
 from deployments.controller import ConServeController
 from deployments.departure import Departure
 from deployments.harvesting import HeldChecks, ReplicaHarvest
+from deployments.replica_loss import ask_again
 from deployments.scaling import EXTRA_REPLICAS, find_scaling
 from deployments.testing.names import CONTROLLER, ENGINE_RESOURCE, FRONT, ONLINE_LOG, REPLICA
 
@@ -126,7 +127,7 @@ class LightFront:
 
     async def chat(self, content: str) -> Response:
         """Streams the answer to a chat as events; 503 where it does not begin."""
-        pieces = self._log.follow(f"front:{content}", self._ask(content))
+        pieces = self._log.follow(f"front:{content}", ask_again(lambda: _pass_on(self._replicas.chat.remote(content))))
         try:
             first = await anext(pieces)
         except Exception as error:  # noqa: BLE001 - whatever Serve raises for a replica that has ended
@@ -137,21 +138,6 @@ class LightFront:
         self._link.cancel()
         await asyncio.wait([self._link], timeout=5.0)
 
-    async def _ask(self, content: str) -> AsyncGenerator[str, None]:
-        """As the front of the application: what has not begun to be answered is asked once more."""
-        has_begun = False
-        try:
-            async for piece in self._replicas.chat.remote(content):
-                has_begun = True
-                yield piece
-        except Exception as error:
-            if has_begun:
-                raise
-            log.warning("asking another replica", error=type(error).__name__)
-        if not has_begun:
-            async for piece in self._replicas.chat.remote(content):
-                yield piece
-
     async def _offer(self, redis: RedisClient) -> None:
         settings = self._settings
         self.service = JobService(redis, FileStore(settings.files_url), settings, [settings.model.served_name])
@@ -159,6 +145,11 @@ class LightFront:
             await asyncio.Event().wait()
         finally:
             self.service = None
+
+
+async def _pass_on(responses: AsyncIterable[str]) -> AsyncGenerator[str, None]:
+    async for piece in responses:
+        yield piece
 
 
 async def _as_events(first: str, pieces: AsyncIterator[str]) -> AsyncGenerator[str, None]:

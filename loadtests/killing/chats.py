@@ -13,7 +13,7 @@ from typing import Final, Literal
 import httpx
 
 from loadtests.killing.questions import ENDPOINT
-from loadtests.killing.testing import make_answer
+from loadtests.killing.testing.engine import make_answer
 
 TIMEOUT_S: Final = 60.0
 PAUSE_S: Final = 0.05

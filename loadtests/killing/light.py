@@ -16,7 +16,7 @@ from loadtests.killing.household import TENANTS, Victim, kill_redis
 from loadtests.killing.leftovers import find_left
 from loadtests.killing.questions import Questions
 from loadtests.killing.roles import FRONT_SOCKET, Role, play
-from loadtests.killing.testing import MODEL, LightQuestions
+from loadtests.killing.testing.engine import MODEL, LightQuestions
 
 END_LIMIT_S: Final = 20.0
 LONGEST_ABSENCE_S: Final = 0.5

@@ -20,12 +20,12 @@ from loadtests.killing.chats import Chat, ChatClients, find_held
 from loadtests.killing.client import PatientClient
 from loadtests.killing.ledger import Verdict
 from loadtests.killing.meter import OfflineMeter
-from loadtests.killing.mortal import CORE, MortalEngine
 from loadtests.killing.node_report import Blow, Consequence, NodeKillReport, ScaleIn
 from loadtests.killing.questions import make_input
 from loadtests.killing.redis_server import TcpRedis
 from loadtests.killing.roles import ENGINE_LOG
-from loadtests.killing.testing import MODEL, LightQuestions
+from loadtests.killing.testing.engine import MODEL, LightQuestions
+from loadtests.killing.testing.mortal import CORE, MortalEngine
 
 log = structlog.get_logger(__name__)
 

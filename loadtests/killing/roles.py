@@ -30,7 +30,7 @@ from deployments.batch_routes import build_batch_router
 from deployments.controller import ConServeController
 from deployments.flex_routes import answer_flex
 from loadtests.killing.questions import ENDPOINT
-from loadtests.killing.testing import MODEL, LightEngine
+from loadtests.killing.testing.engine import MODEL, LightEngine
 
 Role = Literal["replica", "controller", "front"]
 FRONT_SOCKET: Final = "front.sock"

@@ -12,7 +12,7 @@ from conserve.engine.contract import EngineDied, EngineGone
 from deployments import replica_loss
 from deployments.errors import is_error
 from deployments.ray_compat import ErrorInfo, ErrorResponse
-from deployments.replica_loss import LOST_CODE, MOST_GONE, ReplicaLost, ask_again
+from deployments.replica_loss import LOST_CODE, MOST_GONE, AnswerBroken, ReplicaLost, ask_again, lost_event
 
 
 class Replicas:
@@ -50,13 +50,20 @@ async def test_before_the_first_token_another_replica_is_asked(loss: Exception) 
     assert replicas.asked == 2
 
 
-async def test_after_the_first_token_the_answer_ends_with_an_error_event() -> None:
+async def test_after_the_first_token_the_answer_is_broken() -> None:
     replicas = Replicas(["a", ActorDiedError()], ["never asked"])
-    first, event = await collect(replicas.ask)
-    assert first == "a"
+    answer = ask_again(replicas.ask)
+    assert await anext(answer) == "a"
+    with pytest.raises(AnswerBroken):
+        await anext(answer)
+    assert replicas.asked == 1
+
+
+def test_what_ends_a_broken_answer_is_an_error_event() -> None:
+    event = lost_event()
     assert json.loads(event.removeprefix("data: "))["error"]["code"] == LOST_CODE
     assert event.endswith("\n\n")
-    assert replicas.asked == 1
+    assert is_error(event)
 
 
 async def test_it_is_asked_once_more_and_not_twice() -> None:

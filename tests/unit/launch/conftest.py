@@ -21,6 +21,7 @@ class FakeServe:
     deployments: dict[str, dict[str, Any]] = field(default_factory=dict)
     put_status: int = 200
     delete_status: int = 200
+    keeps_applications: bool = False
     calls: list[str] = field(default_factory=list)
 
     def run(self, name: str, import_path: str | None = "deployments.app:build_app") -> None:
@@ -50,7 +51,7 @@ def serve() -> Iterator[FakeServe]:
 
         def do_DELETE(self) -> None:
             fake.calls.append("DELETE")
-            if fake.delete_status == 200:
+            if fake.delete_status == 200 and not fake.keeps_applications:
                 fake.applications = {}
             self.reply(fake.delete_status, {})
 

@@ -89,7 +89,6 @@ def world(tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(embedded, "ensure_running", world.start_redis)
     monkeypatch.setattr(embedded, "is_running", lambda state_dir: world.redis_runs)
     monkeypatch.setattr(embedded, "stop", world.stop_redis)
-    monkeypatch.setattr("conserve.launch.teardown.DRAIN_TIMEOUT_S", 5.0)
     monkeypatch.setattr("conserve.launch.teardown.POLL_PERIOD_S", 0.02)
     yield world
     for process in world.started:
@@ -98,11 +97,12 @@ def world(tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def test_own_stack_comes_up_and_goes_down(world: World) -> None:
-    stack = world.stack(CONSERVE_REPLICAS="2", CONSERVE_CACHE="/c", CONSERVE_TEST_X="1", OTHER="o")
+    environ = {"CONSERVE_REPLICAS": "2", "CONSERVE_HTTP__FINISH_REQUESTS_S": "7"}
+    stack = world.stack(**environ, CONSERVE_CACHE="/c", CONSERVE_TEST_X="1", OTHER="o")
     assert stack.up().dashboard_url == world.serve.url
     record = read_record(world.state)
     assert record is not None
-    assert record.dashboard_url == world.serve.url
+    assert (record.dashboard_url, record.finish_requests_s) == (world.serve.url, 7.0)
     ours = {name: value for name, value in world.head_environ.items() if name.startswith("CONSERVE_")}
     assert ours == {"CONSERVE_CACHE": "/c", "CONSERVE_TEST_X": "1", STACK_ID_VARIABLE: record.stack_id}
     assert world.head_environ["OTHER"] == "o"
@@ -333,3 +333,14 @@ def test_what_is_not_ray_is_said_so(world: World) -> None:
         ServeApi(world.serve.url, {"RAY_AUTH_TOKEN": "t"}).read_applications()
     with pytest.raises(ServeUnreachableError, match="does not answer"):
         ServeApi("127.0.0.1:8265", {"RAY_AUTH_TOKEN": "t"}).read_applications()
+
+
+def test_what_does_not_leave_is_waited_for_as_long_as_its_requests_may_take(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conserve.launch.teardown.DRAIN_EXTRA_S", 0.5)
+    world.record(dashboard_url=world.serve.url, owns_ray=False, finish_requests_s=1.0)
+    world.serve.applications = {"conserve": {"status": "DELETING"}}
+    world.serve.keeps_applications = True
+    with pytest.raises(StackError, match=r"is not gone after 1\.5 s: it is still shutting down"):
+        world.stack().down()

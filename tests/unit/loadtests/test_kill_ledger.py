@@ -13,7 +13,7 @@ from conserve.jobs.batch import Batch
 from loadtests.kill_runs import main
 from loadtests.killing.ledger import Verdict
 from loadtests.killing.questions import make_input
-from loadtests.killing.testing import PROMPT_TOKENS, LightQuestions, make_answer
+from loadtests.killing.testing.engine import PROMPT_TOKENS, LightQuestions, make_answer
 
 REQUESTS = 3
 QUESTIONS = LightQuestions()

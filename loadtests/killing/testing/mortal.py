@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from conserve.engine.contract import EngineDied, EngineGone, EngineStats, OfflineResult, OnChunk, TokenRecord
 from loadtests.killing.roles import ENGINE_LOG
-from loadtests.killing.testing import STEP, STEP_S, LightEngine, make_answer
+from loadtests.killing.testing.engine import STEP, STEP_S, LightEngine, make_answer
 
 CORE: Final = ("sleep", "86400")
 """What stands for the core of an engine."""

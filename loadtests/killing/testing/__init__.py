@@ -1,0 +1,1 @@
+"""Light engines that runs with kills use in place of real ones."""
