@@ -29,6 +29,7 @@ from rich.table import Table
 from conserve.config import EMBEDDED_REDIS, Settings
 from conserve.jobs import embedded
 from conserve.jobs.connection import connect
+from conserve.jobs.errors import UnsuitableServerError
 from conserve.jobs.keys import Keys
 from conserve.jobs.leadership import LEASE_MS
 from conserve.launch.interruption import Interruption
@@ -240,7 +241,7 @@ def main(
                     console,
                     "Without the right to go before others, the client waits for the processor, too.",
                 )
-            settings = read_serve_config(config, os.environ).settings
+            settings = read_serve_config(config, {**os.environ, "CONSERVE_STATE_DIR": str(state_dir)}).settings
             if settings.jobs.redis_url == EMBEDDED_REDIS:
                 settings = settings.with_redis_url(embedded.ensure_running(state_dir))
             figures = interruption.run(
@@ -254,7 +255,7 @@ def main(
                     announce=lambda line: say(console, line),
                 )
             )
-        except (BringUpError, OpenAIError, RedisError, ValueError) as error:
+        except (BringUpError, OpenAIError, RedisError, UnsuitableServerError, ValueError) as error:
             say(console, f"Not measured: {error}", style="bold red")
             return 1
         write_json(out / "controller-outage.json", figures.model_dump())
