@@ -22,7 +22,6 @@ import httpx
 import typer
 from openai import AsyncOpenAI, OpenAIError
 from pydantic import BaseModel
-from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +31,7 @@ from conserve.jobs.connection import connect
 from conserve.jobs.errors import UnsuitableServerError
 from conserve.jobs.keys import Keys
 from conserve.jobs.leadership import LEASE_MS
+from conserve.jobs.link import OUTAGES
 from conserve.launch.interruption import Interruption
 from conserve.launch.serve_config import read_serve_config
 from conserve.telemetry.logs import configure_program_logs
@@ -114,7 +114,7 @@ async def measure(
     batch: int,
     announce: Callable[[str], None],
 ) -> OutageFigures:
-    """Runs the rounds. Raises `OpenAIError`, `RedisError` and `ValueError`: it cannot be measured."""
+    """Runs the rounds. Raises `OpenAIError`, `ValueError` and those of Redis: it cannot be measured."""
     client = AsyncOpenAI(base_url=f"{base_url}/v1", api_key="none", timeout=REQUEST_TIMEOUT_S)
     async with client, httpx.AsyncClient(base_url=base_url) as http:
         model = (await client.models.list()).data[0].id
@@ -255,7 +255,7 @@ def main(
                     announce=lambda line: say(console, line),
                 )
             )
-        except (BringUpError, OpenAIError, RedisError, UnsuitableServerError, ValueError) as error:
+        except (BringUpError, OpenAIError, UnsuitableServerError, ValueError, *OUTAGES) as error:
             say(console, f"Not measured: {error}", style="bold red")
             return 1
         write_json(out / "controller-outage.json", figures.model_dump())
