@@ -24,7 +24,7 @@ from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
 from conserve.jobs.tenants import TenantDirectory
 from conserve.telemetry.logs import configure_service_logs
-from deployments.errors import error_response
+from deployments.errors import RETRY_AFTER_S
 from deployments.flex_routes import answer_flex, is_flex
 from deployments.ray_cluster import find_cluster
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
@@ -141,7 +141,9 @@ class ConServeIngress(OpenAiIngress):
         """200 when a replica can answer, 503 when none can."""
         if await self._probe.is_ready():
             return JSONResponse({"status": "ok"})
-        return error_response(503, "No replica is ready.", code="not_ready", retry_after_s=1)
+        raise ApiError(
+            503, "No replica is ready.", error_type="server_error", code="not_ready", retry_after_s=RETRY_AFTER_S
+        )
 
     async def status(self, request: Request) -> Status:
         """Replicas with their harvest windows, and the caller's batches that have not ended."""
