@@ -1,4 +1,4 @@
-"""The HTTP front: OpenAI's chat, completions and models, batches and files, health and status."""
+"""The front: chat, completions, models, batches, files, health and status over HTTP, and the methods of gRPC."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from conserve.jobs.tenants import TenantDirectory
 from conserve.telemetry.logs import configure_service_logs
 from deployments.errors import RETRY_AFTER_S
 from deployments.flex_routes import answer_flex, is_flex
+from deployments.grpc_front.methods import GrpcMethods
 from deployments.ray_cluster import find_cluster
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from deployments.readiness import ReadinessProbe
@@ -46,7 +47,7 @@ ENDPOINTS: dict[str, Callable[[FastAPI], Any]] = {
 """Routes of the front, besides those of files and batches: method of `ConServeIngress` -> route."""
 
 
-class ConServeIngress(OpenAiIngress):
+class ConServeIngress(GrpcMethods, OpenAiIngress):
     """Routes online requests to the replicas and offline ones to the queue.
 
     Args:
@@ -76,6 +77,11 @@ class ConServeIngress(OpenAiIngress):
         self._queue: JobQueue | None = None
         self._board: CapacityBoard | None = None
         self._link = asyncio.get_running_loop().create_task(keep_connected(settings, self._offer_jobs))
+
+    @property
+    def only_model(self) -> str | None:
+        """The model of requests that name none, where a single one is served."""
+        return self._models[0] if len(self._models) == 1 else None
 
     @property
     def jobs(self) -> JobService:

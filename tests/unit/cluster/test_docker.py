@@ -102,7 +102,7 @@ def test_the_image_starts_the_stack_as_an_ordinary_user(stages: dict[str, Stage]
     settings = {name: value for name, value in environment(steps).items() if name.startswith("CONSERVE_")}
     config = read_serve_config(DOCKER / "serve_config.yaml", settings)
     assert f"http://127.0.0.1:{config.http_port}/health" in health.rest
-    assert single(steps, "EXPOSE").rest == str(config.http_port)
+    assert single(steps, "EXPOSE").rest == f"{config.http_port} {config.grpc_port}"
     assert config.http_host == "0.0.0.0"
     assert single(steps, "COPY").options["link"] == ""
     installed = [each.words()[-1] for each in steps if each.name == "COPY"]
