@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from conserve.jobs.errors import ApiError
 
@@ -69,22 +69,27 @@ def unknown(name: str) -> ApiError:
     return ApiError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
 
 
+def to_validation_error(error: RequestValidationError | ValidationError) -> ApiError:
+    """400: the first of the things that are wrong with a request."""
+    problem: dict[str, Any] = dict(error.errors()[0])
+    place = [str(part) for part in problem["loc"]]
+    if isinstance(error, RequestValidationError):
+        del place[0]  # Which part of the request it is.
+    if problem["type"] == "json_invalid":
+        return ApiError(400, "The body of the request is not valid JSON.")
+    if not place:
+        return ApiError(400, f"The request is not valid: {problem['msg']}.")
+    name = ".".join(place)
+    if problem["type"] == "missing":
+        return missing(name)
+    if problem["type"] == "extra_forbidden":
+        return unknown(name)
+    return ApiError(400, f"Invalid value for '{name}': {problem['msg']}.", param=place[0], code="invalid_type")
+
+
 async def _answer_api_error(_request: Request, error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
 
 
 async def _answer_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-    problem: dict[str, Any] = error.errors()[0]
-    place = [str(part) for part in problem["loc"][1:]]
-    if problem["type"] == "json_invalid":
-        answer = ApiError(400, "The body of the request is not valid JSON.")
-    elif not place:
-        answer = ApiError(400, f"The request is not valid: {problem['msg']}.")
-    elif problem["type"] == "missing":
-        answer = missing(".".join(place))
-    elif problem["type"] == "extra_forbidden":
-        answer = unknown(".".join(place))
-    else:
-        name = ".".join(place)
-        answer = ApiError(400, f"Invalid value for '{name}': {problem['msg']}.", param=place[0], code="invalid_type")
-    return await _answer_api_error(request, answer)
+    return await _answer_api_error(request, to_validation_error(error))

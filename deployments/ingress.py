@@ -1,4 +1,4 @@
-"""The HTTP front: OpenAI's chat, completions and models, batches and files, health and status."""
+"""The front: chat, completions, models, batches, files, health and status over HTTP, and the methods of gRPC."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
 from conserve.jobs.tenants import TenantDirectory
 from conserve.telemetry.logs import configure_service_logs
-from deployments.errors import error_response
+from deployments.errors import RETRY_AFTER_S
 from deployments.flex_routes import answer_flex, is_flex
+from deployments.grpc_front.methods import GrpcMethods
 from deployments.ray_cluster import find_cluster
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from deployments.readiness import ReadinessProbe
@@ -46,7 +47,7 @@ ENDPOINTS: dict[str, Callable[[FastAPI], Any]] = {
 """Routes of the front, besides those of files and batches: method of `ConServeIngress` -> route."""
 
 
-class ConServeIngress(OpenAiIngress):
+class ConServeIngress(GrpcMethods, OpenAiIngress):
     """Routes online requests to the replicas and offline ones to the queue.
 
     Args:
@@ -76,6 +77,11 @@ class ConServeIngress(OpenAiIngress):
         self._queue: JobQueue | None = None
         self._board: CapacityBoard | None = None
         self._link = asyncio.get_running_loop().create_task(keep_connected(settings, self._offer_jobs))
+
+    @property
+    def only_model(self) -> str | None:
+        """The model of requests that name none, where a single one is served."""
+        return self._models[0] if len(self._models) == 1 else None
 
     @property
     def jobs(self) -> JobService:
@@ -141,7 +147,9 @@ class ConServeIngress(OpenAiIngress):
         """200 when a replica can answer, 503 when none can."""
         if await self._probe.is_ready():
             return JSONResponse({"status": "ok"})
-        return error_response(503, "No replica is ready.", code="not_ready", retry_after_s=1)
+        raise ApiError(
+            503, "No replica is ready.", error_type="server_error", code="not_ready", retry_after_s=RETRY_AFTER_S
+        )
 
     async def status(self, request: Request) -> Status:
         """Replicas with their harvest windows, and the caller's batches that have not ended."""

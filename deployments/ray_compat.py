@@ -10,6 +10,7 @@ from typing import Any
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.serve.core.configs.openai_api_models import (
     ChatCompletionRequest,
+    ChatCompletionResponse,
     CompletionRequest,
     EmbeddingRequest,
     ErrorInfo,
@@ -26,6 +27,7 @@ __all__ = [
     "BackPressureError",
     "CallbackBase",
     "ChatCompletionRequest",
+    "ChatCompletionResponse",
     "CompletionRequest",
     "DeploymentUnavailableError",
     "EmbeddingRequest",

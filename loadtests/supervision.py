@@ -98,10 +98,14 @@ def make_local_stack(config: Path, state_dir: Path, environ: Mapping[str, str] |
         # What a killed run left running is found through its state, so it goes before the state does.
         stack.down()
         shutil.rmtree(state_dir)
-    if is_free(stack.config.http_port, stack.config.http_host):
+    ports = [port for port in (stack.config.http_port, stack.config.grpc_port) if port is not None]
+    if all(is_free(port, stack.config.http_host) for port in ports):
         return stack
-    # An application of the user's own may run on the usual port.
-    return LocalStack(config, state_dir, environ, http_port=find_free_ports(1)[0])
+    # An application of the user's own may run on the usual ports.
+    http_port, grpc_port = find_free_ports(2)
+    return LocalStack(
+        config, state_dir, environ, http_port=http_port, grpc_port=grpc_port if stack.config.grpc_port else None
+    )
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """Makes `.venv` from the lock files: `make setup` calls it with the system's Python 3.11.
 
 Only the standard library is used, since nothing else is there yet. The steps are: choose CPU or GPU, get the locked
-uv, make the virtual environment, install the locked packages and the project itself (editable), unpack the default
-model. A stamp in `.venv` holds what was installed, so a second run only compares it. Every step can be interrupted
-and repeated: without a valid stamp `.venv` is made anew, and uv's cache makes that quick.
+uv, make the virtual environment, install the locked packages and the project itself (editable), make the gRPC stubs of
+the proto, unpack the default model. A stamp in `.venv` holds what was installed, so a second run only compares it.
+Every step can be interrupted and repeated: without a valid stamp `.venv` is made anew, and uv's cache makes that quick.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 VENV = ROOT / ".venv"
 STAMP = VENV / "setup.json"
+PROTO = ROOT / "deployments" / "protos" / "conserve.proto"
+STUBS = [PROTO.with_name(f"conserve_{ending}") for ending in ("pb2.py", "pb2.pyi", "pb2_grpc.py")]
 DEVICES = ("cpu", "gpu")
 INSTALL_TIMEOUT_S = 1_800
 PROBE_TIMEOUT_S = 60
@@ -234,6 +236,7 @@ def describe_wanted(device: str, python: str) -> dict[str, str]:
         "python": f"{python} {platform.python_version()}",
         "folder": str(ROOT),
         "project": hashlib.sha256(json.dumps(build, sort_keys=True).encode()).hexdigest(),
+        "proto": hashlib.sha256(PROTO.read_bytes()).hexdigest(),
     }
 
 
@@ -378,6 +381,13 @@ def install_project(uv: str, environ: Mapping[str, str]) -> None:
     run([*command, "--no-deps", "--editable", str(ROOT)], "the project could not be installed", environ)
 
 
+def build_stubs(environ: Mapping[str, str]) -> None:
+    """Makes the gRPC stubs, beside their proto."""
+    compiler = [str(VENV / "bin" / "python"), "-m", "grpc_tools.protoc", "-I.", str(PROTO.relative_to(ROOT))]
+    outputs = ["--python_out=.", "--pyi_out=.", "--grpc_python_out=."]
+    run([*compiler, *outputs], "the gRPC stubs could not be made", environ)
+
+
 def unpack_model(environ: Mapping[str, str]) -> None:
     """Unpacks the default model into the user's cache folder, where it is not there yet."""
     done = subprocess.run(
@@ -454,10 +464,13 @@ def set_up(asked: str) -> None:
             pip = read_pip_settings(environ, python)
             environ = uv_environment(pip, environ)
             uv = get_uv(environ, python)
-            if {**installed, "project": ""} != {**wanted, "project": ""}:
+            if any(installed.get(name) != wanted[name] for name in ("device", "lock", "python", "folder")):
                 install_packages(device, uv, pip, environ, python)
             install_project(uv, environ)
+            build_stubs(environ)
             write_stamp(wanted)
+        elif not all(stub.exists() for stub in STUBS):
+            build_stubs(environ)
         unpack_model(environ)
     say(f"ready after {time.monotonic() - started:.0f} s")
 

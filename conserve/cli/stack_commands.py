@@ -39,6 +39,9 @@ def up(
     port: Annotated[
         int | None, typer.Option(help="HTTP port, in place of the configuration's.", min=1, max=65535)
     ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="gRPC port, in place of the configuration's.", min=1, max=65535)
+    ] = None,
     block: Annotated[
         bool,
         typer.Option(
@@ -49,7 +52,7 @@ def up(
 ) -> None:
     """Starts the application, with an embedded Redis and a Ray head of its own unless others are named."""
     try:
-        stack = LocalStack(config, http_port=port, ray_dashboard_url=address)
+        stack = LocalStack(config, http_port=port, grpc_port=grpc_port, ray_dashboard_url=address)
     except SettingsError as error:
         raise fail(str(error), 2) from None
     with Interruption() as interruption:
@@ -105,6 +108,8 @@ def status(url: UrlOption = DEFAULT_URL) -> None:
 def _say_up(stack: LocalStack, running: RunningStack) -> None:
     name = stack.config.settings.model.served_name
     out.print(f"[bold]Up:[/] {running.base_url}  (model {escape(name)})", soft_wrap=True)
+    if running.grpc_address is not None:
+        out.print(f"gRPC: {running.grpc_address}", soft_wrap=True)
     out.print(f"Ray dashboard: {running.dashboard_url}   logs: {running.log_dir}", soft_wrap=True)
     hint = "" if running.base_url == DEFAULT_URL else f" --url {running.base_url}"
     if stack.config.settings.model.task == "generate":

@@ -1,4 +1,4 @@
-"""The environment of Ray Serve's HTTP proxies, on a Ray head of our own.
+"""The environment of Ray Serve's proxies, on a Ray head of our own.
 
 HAProxy stands in front in place of Serve's proxy in Python: on a CPU machine a chat's first token comes some 15 ms
 earlier, and large uploads wait for the front to take them in. Ray brings it along (2.60, docs: "HAProxy"). On a cluster
@@ -20,8 +20,11 @@ DRAINING_S: Final = 5
 """HAProxy hears sooner than that of a front that goes; Ray's default is made for load balancers of clouds."""
 HEALTH_CHECK_PERIOD_S: Final = 2
 """Three failed checks, and a proxy that has died is started again; by Ray's default that takes half a minute."""
+GRPC_MESSAGE_BYTES: Final = 32 << 20
+"""Longest message; by default it is 2 GiB, and each stands in the memory of the front."""
 PROXY_ENVIRONMENT: Final = {
     **PACING,
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_MESSAGE_BYTES),
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(HEALTH_CHECK_PERIOD_S),
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAINING_S),

@@ -44,11 +44,12 @@ START_TIMEOUT_S = 900.0
 
 @dataclass(frozen=True)
 class RunningStack:
-    """A stack that answers."""
+    """A stack that answers. `grpc_address` is None where it has no gRPC services."""
 
     base_url: str
     dashboard_url: str
     log_dir: Path
+    grpc_address: str | None
 
 
 @dataclass
@@ -71,6 +72,7 @@ class LocalStack:
         state_dir: where it keeps its state; the configuration's `state_dir` by default.
         environ: environment of what is started, `CONSERVE_...` settings among it; this process's own by default.
         http_port: HTTP port; the configuration's by default.
+        grpc_port: gRPC port; the configuration's by default.
         ray_dashboard_url: a running Ray cluster to use; by default one is started.
 
     Raises:
@@ -84,13 +86,14 @@ class LocalStack:
         environ: Mapping[str, str] | None = None,
         *,
         http_port: int | None = None,
+        grpc_port: int | None = None,
         ray_dashboard_url: str | None = None,
     ) -> None:
         self._environ = dict(os.environ if environ is None else environ)
         if state_dir is not None:
             self._environ["CONSERVE_STATE_DIR"] = str(state_dir.absolute())
         config = read_serve_config(config_path, self._environ)
-        self._config: ServeConfig = config if http_port is None else config.listening_on(http_port)
+        self._config: ServeConfig = config.listening_on(http_port, grpc_port)
         self._state_dir = config.settings.state_dir
         self._ray_dashboard_url = ray_dashboard_url
         self._started = _Started()
@@ -253,11 +256,15 @@ class LocalStack:
         )
 
     def _start_ray(self, on_progress: Progress) -> StackRecord:
-        if not is_free(self._config.http_port, self._config.http_host):
-            raise StackError(
-                f"Port {self._config.http_port} of {self._config.http_host} is taken by another program. "
-                "Choose another one: `http_options.port` in the configuration, or --port."
-            )
+        host, choices = self._config.http_host, {"http_options.port": "--port", "grpc_options.port": "--grpc-port"}
+        for (setting, option), port in zip(
+            choices.items(), (self._config.http_port, self._config.grpc_port), strict=True
+        ):
+            if port is not None and not is_free(port, host):
+                raise StackError(
+                    f"Port {port} of {host} is taken by another program. "
+                    f"Choose another one: `{setting}` in the configuration, or {option}."
+                )
         on_progress("Ray: starting a head on this machine")
         record = self._make_record()
         self._started.record = record
@@ -271,9 +278,16 @@ class LocalStack:
         return self._started.record
 
     @property
+    def _host(self) -> str:
+        return self._config.http_host if self._config.http_host != "0.0.0.0" else "127.0.0.1"  # noqa: S104 - a comparison
+
+    @property
     def _base_url(self) -> str:
-        host = self._config.http_host if self._config.http_host != "0.0.0.0" else "127.0.0.1"  # noqa: S104 - a comparison
-        return f"http://{host}:{self._config.http_port}"
+        return f"http://{self._host}:{self._config.http_port}"
+
+    @property
+    def _grpc_address(self) -> str | None:
+        return None if self._config.grpc_port is None else f"{self._host}:{self._config.grpc_port}"
 
     def _point_to(self, record: StackRecord) -> None:
         changes = {
@@ -300,7 +314,7 @@ class LocalStack:
             raise
         self._wait_until_running(api, on_progress)
         self._wait_until_healthy(self._base_url)
-        return RunningStack(self._base_url, dashboard_url, self.log_dir)
+        return RunningStack(self._base_url, dashboard_url, self.log_dir, self._grpc_address)
 
     def _wait_until_running(self, api: ServeApi, on_progress: Progress) -> None:
         deadline_s = time.monotonic() + START_TIMEOUT_S

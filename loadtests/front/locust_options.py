@@ -28,6 +28,7 @@ def add_options(parser: Any) -> None:
     group.add_argument("--any-length", action="store_true", help="Outputs may end early (for servers other than vLLM)")
     group.add_argument("--seed", type=int, default=7, help="Of arrivals and lengths")
     group.add_argument("--words-seed", type=int, default=1, help="Of the words: other ones are in no prefix cache")
+    group.add_argument("--grpc", default="", help="Chats go over gRPC to this HOST:PORT, instead of over HTTP")
     group.add_argument("--model", default="", help="By default the first one that is served")
     group = parser.add_argument_group("ConServe: batches", "Batches that are submitted and polled")
     group.add_argument("--batches", type=int, default=0, help="How many are submitted")

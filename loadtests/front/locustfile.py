@@ -18,14 +18,18 @@ from typing import Any
 
 import gevent
 import gevent.pool
+import grpc
+import grpc.experimental.gevent
 import locust.stats
 from locust import LoadTestShape, User, events, task
 from locust.exception import StopUser
 
 from loadtests.batch_file import make_lines, write_batch_file
+from loadtests.chat_record import ChatRecord
 from loadtests.documents import Document
 from loadtests.front.batch_job import BatchJob
 from loadtests.front.calls import CallError, Calls
+from loadtests.front.grpc_chat import make_grpc_chat, stream_grpc_chat
 from loadtests.front.locust_options import add_options, to_plan
 from loadtests.front.percentile_table import describe, render
 from loadtests.front.record_file import RecordWriter
@@ -37,6 +41,9 @@ from loadtests.traces import TraceRequest
 
 log = logging.getLogger("conserve.load")
 
+# Before any channel is made: gRPC would block all greenlets otherwise.
+grpc.experimental.gevent.init_gevent()
+
 # What the console and the page show besides the median; locust rounds these to two digits, the summary does not.
 locust.stats.PERCENTILES_TO_REPORT = [0.5, 0.9, 0.99, 1.0]
 locust.stats.PERCENTILES_TO_STATISTICS = [0.9, 0.99]
@@ -45,6 +52,8 @@ locust.stats.PERCENTILES_TO_CHART = [0.5, 0.99]
 TEMPLATE_WORDS = 30
 """About what the chat template adds to a prompt, in tokens."""
 START_DELAY_S = 0.5
+UNUSED = "127.0.0.1:1"
+"""A channel connects when it is first used."""
 STOP_LIMIT_S = 5.0
 SHOWN_PROBLEMS = 5
 
@@ -65,6 +74,7 @@ class Load:
         self.options = options
         self.events = environment.events
         self.calls = Calls(environment.host)
+        self.channel = grpc.insecure_channel(options.grpc or UNUSED)
         self.model: str = options.model or self._find_model()
         self.schedule: list[TraceRequest] = []
         if options.rate > 0:
@@ -82,7 +92,7 @@ class Load:
         self.start_s = time.monotonic() + START_DELAY_S
         self.writer = RecordWriter(Path(options.records) if options.records else None, self.start_s)
         self.jobs: list[BatchJob] = []
-        self.pending = {"chats", "batches"}
+        self.pending = {user.__name__ for user in USERS}
         self.is_stopping = False
         self.is_over = False
 
@@ -107,6 +117,7 @@ class Load:
             job.give_up()
             self.writer.add_batch(job.to_record())
         self.writer.close()
+        self.channel.close()
         summary = describe(self.writer.kept)
         if self.options.summary:
             write_json(Path(self.options.summary), summary)
@@ -122,11 +133,27 @@ class ChatClients(User):
     """All chat clients: each chat is sent when it is due, in a greenlet of its own."""
 
     fixed_count = 1
+    kind = "chat"
 
     @task
     def send_all(self) -> None:
         """Sends what is due and waits for the answers."""
         load: Load = self.environment.conserve_load
+        if self.is_asked_for(load):
+            self._send_all(load)
+        load.pending.discard(type(self).__name__)
+        raise StopUser
+
+    def is_asked_for(self, load: Load) -> bool:
+        """Whether the chats are this one's to send."""
+        return not load.options.grpc
+
+    def stream(self, load: Load, text: str, output_tokens: int, due_s: float) -> ChatRecord:
+        """Sends a chat and reads its answer."""
+        body = make_chat(load.model, text, output_tokens, exact=not load.options.any_length)
+        return stream_chat(load.calls, body, due_s, timeout_s=load.options.chat_timeout_s)
+
+    def _send_all(self, load: Load) -> None:
         chats = gevent.pool.Group()
         try:
             for request, text in zip(load.schedule, load.texts, strict=True):
@@ -137,21 +164,33 @@ class ChatClients(User):
             chats.join(timeout=load.options.chat_timeout_s + 1)
         finally:
             chats.kill(block=False)
-        load.pending.discard("chats")
-        raise StopUser
 
     def _chat(self, load: Load, text: str, output_tokens: int, due_s: float) -> None:
-        body = make_chat(load.model, text, output_tokens, exact=not load.options.any_length)
-        record = stream_chat(load.calls, body, due_s, timeout_s=load.options.chat_timeout_s)
+        record = self.stream(load, text, output_tokens, due_s)
         if load.is_over:
             return
         load.writer.add_chat(record)
         if record.ttft_ms is not None:
-            load.fire("chat", "TTFT", record.ttft_ms)
+            load.fire(self.kind, "TTFT", record.ttft_ms)
         for gap_ms in record.tbt_ms:
-            load.fire("chat", "TBT", gap_ms)
+            load.fire(self.kind, "TBT", gap_ms)
         problem = None if record.error is None else CallError(record.error)
-        load.fire("chat", "end to end", (record.ended_s - record.intended_s) * 1e3, problem)
+        load.fire(self.kind, "end to end", (record.ended_s - record.intended_s) * 1e3, problem)
+
+
+class GrpcChatClients(ChatClients):
+    """The same over gRPC, where the options name an address for it."""
+
+    kind = "grpc"
+
+    def is_asked_for(self, load: Load) -> bool:
+        """Whether the chats are this one's to send."""
+        return bool(load.options.grpc)
+
+    def stream(self, load: Load, text: str, output_tokens: int, due_s: float) -> ChatRecord:
+        """Sends a chat and reads its answer."""
+        request = make_grpc_chat(load.model, text, output_tokens, exact=not load.options.any_length)
+        return stream_grpc_chat(load.channel, request, due_s, timeout_s=load.options.chat_timeout_s)
 
 
 class BatchClients(User):
@@ -182,7 +221,7 @@ class BatchClients(User):
             load.is_stopping = True
             clients.join(timeout=STOP_LIMIT_S)
             clients.kill(block=False)
-        load.pending.discard("batches")
+        load.pending.discard(type(self).__name__)
         raise StopUser
 
     def _submit_and_poll(self, load: Load, job: BatchJob, number: int) -> None:
@@ -201,6 +240,9 @@ class BatchClients(User):
             job.poll()
 
 
+USERS = (ChatClients, GrpcChatClients, BatchClients)
+
+
 class UntilAllIsSent(LoadTestShape):
     """One user of each kind, until the schedule is over."""
 
@@ -209,7 +251,7 @@ class UntilAllIsSent(LoadTestShape):
         environment = self.runner.environment
         load: Load | None = getattr(environment, "conserve_load", None)
         is_over = getattr(environment, "conserve_is_ended", False) or (load is not None and not load.pending)
-        return None if is_over else (2, 2.0)
+        return None if is_over else (len(USERS), float(len(USERS)))
 
 
 @events.init_command_line_parser.add_listener

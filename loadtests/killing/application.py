@@ -83,7 +83,8 @@ class ApplicationHousehold:
         # No request is given up: whoever holds it when it is killed is not to blame.
         environ |= {"CONSERVE_JOBS__MAX_ATTEMPTS": "100", "CONSERVE_JOBS__SUSPICIONS": "100"}
         environ |= {"CONSERVE_JOBS__LEASE_MS": "5000", "CONSERVE_TENANTS": json.dumps(TENANTS)}
-        self._stack = LocalStack(CONFIG, folder, environ, http_port=find_free_ports(1)[0])
+        http_port, grpc_port = find_free_ports(2)
+        self._stack = LocalStack(CONFIG, folder, environ, http_port=http_port, grpc_port=grpc_port)
 
     def start(self) -> None:
         """Starts the application."""

@@ -33,7 +33,7 @@ class Application:
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
-        self.http_port = find_free_ports(1)[0]
+        self.http_port, self.grpc_port = find_free_ports(2)
 
     def up(self, **settings: str) -> None:
         """Starts it; settings by the names of their environment variables."""
@@ -41,8 +41,11 @@ class Application:
         settings = {"CONSERVE_ENGINE__DTYPE": "float32"} | settings
         environ = {name: value for name, value in os.environ.items() if not name.startswith("CONSERVE_")}
         cache = {"CONSERVE_CACHE": os.environ["CONSERVE_CACHE"]} if "CONSERVE_CACHE" in os.environ else {}
-        self.stack = LocalStack(CONFIG, self.state_dir, environ | cache | settings, http_port=self.http_port)
-        self.base_url = self.stack.up(print).base_url
+        ports = {"http_port": self.http_port, "grpc_port": self.grpc_port}
+        self.stack = LocalStack(CONFIG, self.state_dir, environ | cache | settings, **ports)
+        running = self.stack.up(print)
+        assert running.grpc_address is not None
+        self.base_url, self.grpc_address = running.base_url, running.grpc_address
 
     def kill(self) -> None:
         """SIGKILL to everything at once, Redis included: as when the machine loses its power, but for the disk."""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import openai
 import psutil
@@ -15,10 +21,13 @@ import pytest
 from openai.types import Batch
 from openai.types.chat import ChatCompletionMessageParam
 
+from deployments.protos import conserve_pb2 as pb
+from deployments.protos.conserve_pb2_grpc import GenerationServiceStub
 from tests.e2e.conftest import MODEL, TIMEOUT_S, Application, make_lines
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
+ROOT = Path(__file__).parents[2]
 CAPITAL: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
 
 BAD: list[dict[str, Any]] = [
@@ -137,6 +146,58 @@ def test_flex_requests_get_the_same_answer_later(application: Application) -> No
         client.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": "word " * 6000}], service_tier="flex"
         )
+
+
+def test_grpc_answers_as_http_does(application: Application) -> None:
+    example = [sys.executable, "docs/examples/grpc_client.py", application.grpc_address]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        example, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said: dict[str, list[str]] = {}
+    for line in done.stdout.splitlines():
+        name, _, rest = line.partition(":")
+        said.setdefault(name, []).append(rest.strip())
+    assert said["answer"] == said["stream"] == [ask(application).strip()]
+    assert sorted(said["result"]) == ["Oslo 200", "Paris 200", "Rome 200"]
+    assert said["batch"] == ["BATCH_STATUS_COMPLETED 3 done"]
+    assert (said["refused"], said["field"]) == (["INVALID_ARGUMENT"], ["sampling.temperature"])
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "deadline"])
+def test_a_grpc_request_that_ends_early_frees_its_kv_blocks(application: Application, ending: str) -> None:
+    def read_load() -> tuple[int, float]:
+        (replica,) = application.status()["replicas"]
+        return replica["online_running"], replica["kv_usage"]
+
+    def wait_for(is_reached: Callable[[], bool], bound_s: float) -> None:
+        until_s = time.monotonic() + bound_s
+        while not is_reached():
+            assert time.monotonic() < until_s, application.status()
+            time.sleep(0.05)
+
+    wait_for(lambda: read_load()[0] == 0, TIMEOUT_S)
+    _, idle = read_load()
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Count. " * 200)])
+    sampling = pb.Sampling(max_tokens=3_000, ignore_eos=True)
+    with grpc.insecure_channel(application.grpc_address) as channel:
+        generation = GenerationServiceStub(channel)
+        if ending == "cancelled":
+            stream = generation.GenerateStream(
+                pb.GenerateStreamRequest(chat=chat, sampling=sampling), timeout=TIMEOUT_S
+            )
+            first_s = [time.monotonic() for _, _ in zip(range(20), stream, strict=False)]
+            rest_s = (first_s[-1] - first_s[0]) / len(first_s) * 3_000
+            wait_for(lambda: read_load()[0] > 0 and read_load()[1] > idle, TIMEOUT_S)
+            stream.cancel()
+        else:
+            rest_s = TIMEOUT_S
+            with pytest.raises(grpc.RpcError) as ended:
+                generation.Generate(pb.GenerateRequest(chat=chat, sampling=sampling), timeout=3)
+            assert ended.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        # Long before it would have been done.
+        wait_for(lambda: read_load() == (0, idle), rest_s / 2)
 
 
 def test_a_batch_is_worked_off_while_chats_arrive(application: Application) -> None:

@@ -35,6 +35,7 @@ class Front:
     """The application, and what its replicas are told."""
 
     url: str
+    grpc_address: str
     folder: Path
 
     def chat(self, content: str, *, stream: bool = True) -> httpx.Response:
@@ -86,13 +87,14 @@ def read_events(response: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def front() -> Iterator[Front]:
     # Sockets of Ray lie below, whose paths must not be long.
     folder = Path(tempfile.mkdtemp(prefix="lr-", dir="/tmp"))
-    port = find_free_ports(1)[0]
+    http_port, grpc_port = find_free_ports(2)
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", light_application.__name__, str(folder), str(port), str(REPLICAS)]
+    arguments = [str(folder), str(http_port), str(grpc_port), str(REPLICAS)]
+    command = [sys.executable, "-m", light_application.__name__, *arguments]
     log = folder / "application.log"
     try:
         with (
@@ -101,7 +103,7 @@ def front() -> Iterator[Front]:
                 command, stdin=subprocess.PIPE, stdout=output, stderr=output, cwd=ROOT, env=environ
             ) as process,
         ):
-            front = Front(f"http://127.0.0.1:{port}", folder)
+            front = Front(f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}", folder)
 
             def is_ready() -> bool:
                 assert process.poll() is None, log.read_text()

@@ -1,6 +1,6 @@
 """The front as `deployments.app` builds it, over light replicas, in a Ray of its own.
 
-python -m tests.integration.deployments.light_application FOLDER PORT REPLICAS
+python -m tests.integration.deployments.light_application FOLDER HTTP_PORT GRPC_PORT REPLICAS
 
 Runs until its input ends.
 """
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import ray
+import yaml
 from ray import serve
 from ray.serve.deployment import Application
 from ray.serve.llm.ingress import make_fastapi_ingress
@@ -40,8 +41,15 @@ def build(settings: Settings, folder: Path, replicas: int) -> Application:
     )
 
 
+def find_servicers() -> list[str]:
+    """As the configuration that the repository comes with names them."""
+    found: list[str] = yaml.safe_load(Path("serve_config.yaml").read_text())["grpc_options"]["grpc_servicer_functions"]
+    return found
+
+
 def main() -> None:
-    folder, port, replicas = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder = Path(sys.argv[1])
+    http_port, grpc_port, replicas = (int(argument) for argument in sys.argv[2:])
     # Nothing listens there: online requests need no Redis.
     jobs = {"redis_url": f"unix://{folder}/nobody.sock"}
     routing = {"report_period_ms": 500}
@@ -55,7 +63,10 @@ def main() -> None:
         runtime_env={"env_vars": {"PYTHONPATH": os.getcwd()}},
     )
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.start(
+            http_options={"host": "127.0.0.1", "port": http_port},
+            grpc_options={"port": grpc_port, "grpc_servicer_functions": find_servicers()},
+        )
         serve.run(build(settings, folder, replicas), name="light", route_prefix="/")
         (folder / "ready").touch()
         sys.stdin.read()

@@ -13,6 +13,7 @@ from typing import Any
 from ray import serve
 
 from conserve.policy.outlook import Outlook
+from deployments.ray_compat import ChatCompletionResponse
 from deployments.routing_report import MARK_HEADER, Mark, Received, RoutingReport
 
 DIE_FIRST = "die before the first token"
@@ -21,6 +22,9 @@ ARRIVED = "arrived"
 """The file that says that a client has got the first part."""
 LIMIT_S = 60.0
 DIE_ALWAYS = "die whoever is asked"
+GO_ON = "go on"
+"""Until it is cancelled, which a file of the name `STOPPED` then says."""
+STOPPED = "stopped"
 
 
 class LightReplica:
@@ -50,14 +54,35 @@ class LightReplica:
         if prompt == DIE_ALWAYS or (prompt == DIE_FIRST and not killed.exists()):
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if not body.stream:
+            yield await self._answer_whole(body, prompt)
+            return
         for number, text in enumerate([self._name, " done"]):
             if prompt == DIE_MIDDLE and number:
                 async with asyncio.timeout(LIMIT_S):
                     while not (self._folder / ARRIVED).exists():
                         await asyncio.sleep(0.02)
                 os.kill(os.getpid(), signal.SIGKILL)
-            yield f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': text}}]})}\n\n"
+            yield to_event(body, {"delta": {"content": text}})
+            if prompt == GO_ON:
+                await self._go_on()
+        yield to_event(body, {"delta": {}, "finish_reason": "stop"})
         yield "data: [DONE]\n\n"
+
+    async def _answer_whole(self, body: Any, prompt: str) -> Any:
+        if prompt == GO_ON:
+            await self._go_on()
+        choice = {"index": 0, "message": {"role": "assistant", "content": self._name}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+        return ChatCompletionResponse(id="light", model=body.model, choices=[choice], usage=usage)
+
+    async def _go_on(self) -> None:
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            (self._folder / STOPPED).touch()
+            raise
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """As told in a file: how long a request would wait here; nothing if that is silence."""
@@ -70,3 +95,8 @@ class LightReplica:
         self._reports += 1
         outlook = Outlook(waits.get(self._name, 0.0), 0.0, 5.0, 0.1, 512.0, 64.0, 1e6)
         return RoutingReport.of(outlook, self._reports, self._received.numbers).to_stats()
+
+
+def to_event(body: Any, choice: dict[str, Any]) -> str:
+    chunk = {"id": "light", "model": body.model, "choices": [{"index": 0, **choice}]}
+    return f"data: {json.dumps(chunk)}\n\n"

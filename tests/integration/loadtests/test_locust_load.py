@@ -8,22 +8,30 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from fastapi import Request
+from fastapi.responses import StreamingResponse
 from rich.console import Console
 
+from conserve.jobs.errors import ApiError
 from conserve.launch.interruption import Interruption
 from conserve.launch.serve_config import read_serve_config
+from deployments.grpc_front.methods import GrpcMethods
+from deployments.ray_compat import ChatCompletionRequest
 from loadtests.front.conductor import LoadPlan, LoadTest, LoadTestError
 from loadtests.front.locust_process import LocustError, run_locust
 from loadtests.front.record_file import read_records
 from loadtests.front.schedule import OnlinePlan
 from loadtests.loadtest import LoadTestOptions, conduct
 from loadtests.report import read_report
+from tests.grpc_server import serve_on_port
 from tests.integration.bench import TIMEOUT_S
+from tests.integration.loadtests.conftest import MODEL
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -48,8 +56,52 @@ async def test_a_slow_server_delays_no_request_and_its_delay_is_in_the_latency(s
     assert {"chat     TTFT", "chat     TBT", "chat     end to end"} <= _metrics((tmp_path / "log").read_text())
 
 
+class GrpcFront(GrpcMethods):
+    """Streams as many words as are asked for; every third chat fails."""
+
+    def __init__(self) -> None:
+        self.only_model = MODEL
+        self.asked: list[dict[str, Any]] = []
+
+    async def chat(self, body: ChatCompletionRequest, request: Request) -> StreamingResponse:
+        asked = body.model_dump()
+        self.asked.append(asked)
+        if len(self.asked) % 3 == 0:
+            raise ApiError(503, "overloaded")
+        return StreamingResponse(self._stream(asked["max_tokens"]))
+
+    async def _stream(self, count: int) -> AsyncIterator[str]:
+        def event(**fields: Any) -> str:
+            return f"data: {json.dumps({'id': 'c', 'model': MODEL, **fields})}\n\n"
+
+        for _ in range(count):
+            yield event(choices=[{"index": 0, "delta": {"content": "word "}}])
+        yield event(choices=[{"index": 0, "delta": {}, "finish_reason": "length"}])
+        yield event(choices=[], usage={"prompt_tokens": 20, "completion_tokens": count})
+        yield "data: [DONE]\n\n"
+
+
+async def test_chats_go_over_grpc_where_it_has_an_address(server: Any, tmp_path: Path) -> None:
+    server.fail_chats = True  # None of them goes there.
+    records = tmp_path / "records.jsonl"
+    options = ["--rate", "20", "--online-s", "1", "--arrivals", "poisson", "--max-output-tokens", "4"]
+    options += ["--length-scale", "1", "--records", str(records)]
+    front = GrpcFront()
+    async with serve_on_port(front) as port:
+        await run_locust(server.base_url, [*options, "--grpc", f"127.0.0.1:{port}"], tmp_path / "log", 2 * TIMEOUT_S)
+    chats = read_records(records).chats
+    assert len(chats) == len(front.asked) == pytest.approx(20, abs=15)
+    assert {(asked["model"], asked["max_tokens"], asked["ignore_eos"]) for asked in front.asked} == {(MODEL, 4, True)}
+    answered = [chat for chat in chats if chat.error is None]
+    assert {(len(chat.content_s), chat.prompt_tokens, chat.output_tokens) for chat in answered} == {(4, 20, 4)}
+    assert {chat.error for chat in chats} == {None, "UNAVAILABLE: overloaded"}
+    assert len(answered) == len(chats) - len(chats) // 3
+    log = (tmp_path / "log").read_text()
+    assert {"grpc     TTFT", "grpc     TBT", "grpc     end to end"} <= _metrics(log)
+
+
 def _metrics(log: str) -> set[str]:
-    return {line[:27].rstrip() for line in log.splitlines() if line.startswith(("chat ", "batch "))}
+    return {line[:27].rstrip() for line in log.splitlines() if line.startswith(("chat ", "grpc ", "batch "))}
 
 
 async def test_a_load_that_is_cancelled_leaves_neither_locust_nor_batch_behind(server: Any, tmp_path: Path) -> None:

@@ -347,7 +347,7 @@ class StackThatStays:
         self.config = read_serve_config(config, {})
 
     def up(self, on_progress: object) -> RunningStack:
-        return RunningStack("http://127.0.0.1:8000", "http://127.0.0.1:8265", Path("logs"))
+        return RunningStack("http://127.0.0.1:8000", "http://127.0.0.1:8265", Path("logs"), "127.0.0.1:9000")
 
     def watch(self) -> None:
         if type(self).end is not None:

@@ -84,7 +84,7 @@ def test_setup_is_called_as_it_wants_to_be_and_has_all_it_needs(stages: dict[str
     packages = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["uv"]["build-backend"]["module-name"]
     for package in packages:
         assert f"{package}/__init__.py" in copied
-    assert {"pyproject.toml", "requirements", "conserve/models"} <= copied
+    assert {"pyproject.toml", "requirements", "conserve/models", "deployments/protos"} <= copied
     # Set-up unpacks the model with this package alone.
     for module in (REPOSITORY / "conserve" / "models").glob("*.py"):
         for name in re.findall(r"^\s*(?:from|import) (conserve[\w.]*)", module.read_text(), re.MULTILINE):
@@ -102,10 +102,12 @@ def test_the_image_starts_the_stack_as_an_ordinary_user(stages: dict[str, Stage]
     settings = {name: value for name, value in environment(steps).items() if name.startswith("CONSERVE_")}
     config = read_serve_config(DOCKER / "serve_config.yaml", settings)
     assert f"http://127.0.0.1:{config.http_port}/health" in health.rest
-    assert single(steps, "EXPOSE").rest == str(config.http_port)
+    assert single(steps, "EXPOSE").rest == f"{config.http_port} {config.grpc_port}"
     assert config.http_host == "0.0.0.0"
     assert single(steps, "COPY").options["link"] == ""
     installed = [each.words()[-1] for each in steps if each.name == "COPY"]
+    # Set-up has made the gRPC stubs where they are copied from.
+    assert "deployments/protos" in installed
     assert settings["CONSERVE_CONFIG"] in installed
     assert {".venv", "conserve", "deployments"} <= set(installed)
 

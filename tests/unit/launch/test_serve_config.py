@@ -28,9 +28,24 @@ def test_settings_are_resolved_into_the_configuration(tmp_path: Path) -> None:
 def test_other_port_leaves_the_rest(tmp_path: Path) -> None:
     config = read_serve_config(write(tmp_path, {"applications": [OURS]}), {})
     moved = config.listening_on(8123)
-    assert (moved.http_port, moved.content["http_options"]["port"]) == (8123, 8123)
+    assert (moved.http_port, moved.content["http_options"]["port"], moved.grpc_port) == (8123, 8123, None)
     assert config.http_port == 8000
     assert moved.content["applications"] == config.content["applications"]
+
+
+def test_grpc_has_a_port_where_services_are_named(tmp_path: Path) -> None:
+    options = {"grpc_servicer_functions": ["m.f"]}
+    config = read_serve_config(write(tmp_path, {"applications": [OURS], "grpc_options": options}), {})
+    assert config.grpc_port == 9000
+    moved = config.listening_on(grpc_port=8124)
+    assert (moved.http_port, moved.grpc_port) == (8000, 8124)
+    assert moved.content["grpc_options"] == {**options, "port": 8124}
+    with pytest.raises(SettingsError, match="must be another one"):
+        config.listening_on(http_port=9000)
+    without = read_serve_config(write(tmp_path, {"applications": [OURS], "grpc_options": {"port": 9001}}), {})
+    assert without.grpc_port is None
+    with pytest.raises(SettingsError, match="grpc_servicer_functions"):
+        without.listening_on(grpc_port=8124)
 
 
 def test_the_repository_s_own_configuration_is_right() -> None:
@@ -49,6 +64,12 @@ def test_the_repository_s_own_configuration_is_right() -> None:
         ({"applications": [{**OURS, "args": {"replica": 2}}]}, "Did you mean replicas"),
         ({"applications": [OURS], "http_options": {"port": 0}}, "http_options.port"),
         ({"applications": [OURS], "http_options": 5}, "http_options"),
+        ({"applications": [OURS], "grpc_options": [9000]}, "grpc_options"),
+        ({"applications": [OURS], "grpc_options": {"port": "9000"}}, "grpc_options.port"),
+        (
+            {"applications": [OURS], "grpc_options": {"port": 8000, "grpc_servicer_functions": ["m.f"]}},
+            "must be another one than `http_options.port`",
+        ),
     ],
 )
 def test_wrong_configuration_is_refused(tmp_path: Path, content: object, part: str) -> None:

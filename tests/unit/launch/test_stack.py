@@ -112,6 +112,18 @@ def test_own_stack_comes_up_and_goes_down(world: World) -> None:
     assert not stack.down()
 
 
+@pytest.mark.parametrize(("taken", "option"), [("http_port", "--port"), ("grpc_port", "--grpc-port")])
+def test_a_port_that_is_taken_is_named(world: World, monkeypatch: pytest.MonkeyPatch, taken: str, option: str) -> None:
+    content = yaml.safe_load(world.config.read_text()) | {"grpc_options": {"grpc_servicer_functions": ["m.f"]}}
+    world.config.write_text(yaml.safe_dump(content))
+    stack = world.stack()
+    port = getattr(stack.config, taken)
+    monkeypatch.setattr(stack_module, "is_free", lambda one, host: one != port)
+    with pytest.raises(StackError, match=f"Port {port} .*{option}"):
+        stack.up()
+    assert world.head_environ == {}
+
+
 def test_a_redis_that_will_not_do_is_an_error_before_anything_else_starts(world: World) -> None:
     world.redis_trouble = UnsuitableServerError("Redis holds batches of schema version '1'.")
     stack = world.stack()

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -140,6 +143,60 @@ def test_stamp_is_compared_whole(install: ModuleType, monkeypatch: pytest.Monkey
     assert install.describe_wanted("gpu", "/usr/bin/python3.11") != wanted
     install.STAMP.write_text("{", encoding="utf-8")
     assert install.read_stamp() == {}
+
+
+def test_stubs_are_made_beside_the_proto(
+    install: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "deployments" / "protos"
+    folder.mkdir(parents=True)
+    shutil.copy(root / install.PROTO.relative_to(root), folder)
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+    monkeypatch.setattr(install, "PROTO", folder / install.PROTO.name)
+    monkeypatch.setattr(install, "VENV", Path(sys.prefix))
+    install.build_stubs(os.environ)
+    assert {path.name for path in folder.iterdir()} == {install.PROTO.name, *(stub.name for stub in install.STUBS)}
+
+
+def test_set_up_does_what_has_changed(
+    install: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: list[str] = []
+
+    def note(name: str) -> None:
+        monkeypatch.setattr(install, name, lambda *_: done.append(name))
+
+    def make_stubs(environ: object) -> None:
+        done.append("build_stubs")
+        for stub in install.STUBS:
+            stub.touch()
+
+    for name in ("install_packages", "install_project", "unpack_model"):
+        note(name)
+    monkeypatch.setattr(install, "build_stubs", make_stubs)
+    monkeypatch.setattr(install, "read_pip_settings", lambda *_: {})
+    monkeypatch.setattr(install, "get_uv", lambda *_: "uv")
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+    monkeypatch.setattr(install, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(install, "STAMP", tmp_path / ".venv" / "setup.json")
+    monkeypatch.setattr(install, "PROTO", tmp_path / "one.proto")
+    monkeypatch.setattr(install, "STUBS", [tmp_path / "one_pb2.py", tmp_path / "one_pb2_grpc.py"])
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").touch()
+    (tmp_path / "one.proto").write_text("1")
+    shutil.copy(root / "pyproject.toml", tmp_path)
+
+    def set_up() -> list[str]:
+        done.clear()
+        install.set_up("cpu")
+        return done
+
+    assert set_up() == ["install_packages", "install_project", "build_stubs", "unpack_model"]
+    assert set_up() == ["unpack_model"]
+    install.STUBS[0].unlink()
+    assert set_up() == ["build_stubs", "unpack_model"]
+    (tmp_path / "one.proto").write_text("2")
+    assert set_up() == ["install_project", "build_stubs", "unpack_model"]
 
 
 def test_failure_is_one_line_with_address_and_cause(install: ModuleType) -> None:
