@@ -9,6 +9,7 @@ from ray.serve.exceptions import RayServeException
 from ray.util import metrics as ray_metrics
 
 from conserve.telemetry.metric import Kind, Metric
+from deployments.serve_compat import count_nothing
 
 PLACE_LABELS: Final = ("application", "deployment", "replica")
 """Added to all metrics, as Serve's own have them."""
@@ -24,12 +25,17 @@ class RayRecorder:
     def __init__(self) -> None:
         self._place = _find_place()
         self._metrics: dict[Metric, Any] = {}
+        self._begun: set[tuple[Metric, tuple[str, ...]]] = set()
         self._tags: dict[tuple[str, ...], dict[Metric, dict[str, str]]] = {}
 
     def add(self, metric: Metric, amount: float, *labels: str) -> None:
         """As `Recorder.add`."""
-        if amount > 0:  # Ray refuses 0.
-            self._find(metric).inc(amount, self._find_tags(metric, labels))
+        counter, tags = self._find(metric), self._find_tags(metric, labels)
+        if amount > 0:
+            counter.inc(amount, tags)
+        elif (metric, labels) not in self._begun:
+            count_nothing(counter, tags)
+        self._begun.add((metric, labels))
 
     def set(self, metric: Metric, value: float, *labels: str) -> None:
         """As `Recorder.set`."""

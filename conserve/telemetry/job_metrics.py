@@ -56,7 +56,7 @@ BATCH_REQUESTS: Final = Metric(
     "conserve_batch_requests_total",
     Kind.COUNTER,
     "requests",
-    "Batch requests that a replica has committed a result of.",
+    "Attempts at batch requests that ended with a result at a replica.",
     (RESULT,),
 )
 ATTEMPTS_ENDED: Final = Metric(

@@ -67,7 +67,7 @@ class Recorder(Protocol):
     """
 
     def add(self, metric: Metric, amount: float, *labels: str) -> None:
-        """A counter goes up by `amount`, which is not negative."""
+        """A counter goes up by `amount`. With 0 it is there, as it should be before a rare event is counted."""
 
     def set(self, metric: Metric, value: float, *labels: str) -> None:
         """A gauge stands at `value`. It has to be said again every few seconds; what is not is forgotten."""
@@ -108,10 +108,10 @@ class Totals:
     def report(self, metric: Metric, total: float, *labels: str) -> None:
         """The total is this now. The first report counts from 0."""
         key = (metric, labels)
-        before = self._known.get(key, 0.0)
+        before = self._known.get(key)
         self._known[key] = total
-        added = total - before if total >= before else total
-        if added > 0:
+        added = total - before if before is not None and total >= before else total
+        if added > 0 or before is None:
             self._recorder.add(metric, added, *labels)
 
     def report_buckets(self, metric: Metric, totals: Mapping[float, float], *labels: str) -> None:

@@ -6,7 +6,9 @@ from typing import Final
 
 from conserve.telemetry.metric import Kind, Label, Metric
 
-SLO_CLASS: Final = Label("slo_class", "class of online requests, as in `slo.classes`", 101)
+SLO_CLASS: Final = Label(
+    "slo_class", "class of online requests, as in `slo.classes`; `other`: one that there is not", 102
+)
 OUTCOME: Final = Label(
     "outcome",
     "`answered`; `failed`: by the engine or its end; `abandoned`: its client has left; `refused`: no such class, or "
@@ -29,7 +31,8 @@ ONLINE_TTFT: Final = Metric(
     "conserve_online_ttft_seconds",
     Kind.HISTOGRAM,
     "seconds",
-    "Time from the arrival of an online request at its replica to the first piece of its answer (TTFT).",
+    "Time from the arrival of an online request at its replica to the first piece of its answer (TTFT), of those that "
+    "are streamed.",
     (SLO_CLASS,),
     LATENCY_BUCKETS_S,
 )
@@ -37,7 +40,8 @@ ONLINE_TBT: Final = Metric(
     "conserve_online_tbt_seconds",
     Kind.HISTOGRAM,
     "seconds",
-    "Time between two pieces of a streamed online answer (TBT); a piece is a token, or several that came at once.",
+    "Time between two outputs of the engine for a streamed online answer (TBT), of a token each, or of several that "
+    "came at once.",
     (SLO_CLASS,),
     TOKEN_BUCKETS_S,
 )
@@ -61,8 +65,8 @@ ONLINE_FIRST_TOKENS: Final = Metric(
     "conserve_online_first_tokens_total",
     Kind.COUNTER,
     "tokens",
-    "First pieces of online answers; with `conserve_online_late_first_tokens_total`, the attainment of the TTFT "
-    "objective.",
+    "First pieces of streamed online answers; with `conserve_online_late_first_tokens_total`, the attainment of the "
+    "TTFT objective.",
     (SLO_CLASS,),
 )
 ONLINE_LATE_FIRST_TOKENS: Final = Metric(
@@ -76,8 +80,8 @@ ONLINE_NEXT_TOKENS: Final = Metric(
     "conserve_online_next_tokens_total",
     Kind.COUNTER,
     "tokens",
-    "Further pieces of streamed online answers; with `conserve_online_late_next_tokens_total`, the attainment of the "
-    "TBT objective.",
+    "Further outputs of the engine for streamed online answers; with `conserve_online_late_next_tokens_total`, the "
+    "attainment of the TBT objective.",
     (SLO_CLASS,),
 )
 ONLINE_LATE_NEXT_TOKENS: Final = Metric(
@@ -103,8 +107,8 @@ FRONT_TTFT: Final = Metric(
     "conserve_front_ttft_seconds",
     Kind.HISTOGRAM,
     "seconds",
-    "Time from the arrival of an online request at the front to the first piece of its answer: routing, waiting for a "
-    "replica and a second try included.",
+    "Time from the arrival of an online request at the front to the first piece of its answer, of those that are "
+    "streamed: routing, waiting for a replica and a second try included.",
     (SLO_CLASS,),
     LATENCY_BUCKETS_S,
 )
