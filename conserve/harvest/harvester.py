@@ -29,6 +29,7 @@ from conserve.harvest.harvester_metrics import HarvesterMetrics
 from conserve.harvest.held_work import HeldWork
 from conserve.harvest.journaling import REST_S, Journaling
 from conserve.harvest.messages import CapacityReport
+from conserve.harvest.replica_text import ReplicaDiary
 from conserve.jobs.batch import Batch
 from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.files import FileStore
@@ -100,6 +101,7 @@ class Harvester:
         self._pauses = FaultPauses(FAULT_PAUSE_S, LONGEST_FAULT_PAUSE_S)
         self._crowding = Crowding(engine)
         self._metrics = HarvesterMetrics(recorder)
+        self._diary = ReplicaDiary()
         self._meter = CapacityMeter(settings.slo.tbt_slo_ms, settings.engine.max_num_seqs)
 
     async def run(self) -> None:
@@ -192,6 +194,7 @@ class Harvester:
             **dataclasses.asdict(self._journaling.counts),
         )
         self._metrics.report(report)
+        self._diary.note(report, time.monotonic())
         try:
             await self._board.publish_report(report)
         finally:

@@ -59,7 +59,6 @@ def scraping(ray_temp_dir: Path, folder: Path) -> Iterator[Prometheus]:
     config_path = folder / "prometheus.yml"
     config_path.write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{find_free_ports(1)[0]}"
-    data = folder / "data"
     arguments = [
         f"--config.file={config_path}",
         f"--storage.tsdb.path={folder / 'data'}",

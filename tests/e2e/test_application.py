@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import threading
@@ -236,9 +237,13 @@ def test_prometheus_has_an_answer_to_what_every_panel_and_every_rule_asks(
     ended = threading.Event()
 
     def chat() -> None:
-        while not ended.is_set():
+        # Of all sizes, which the latency model wants to have seen.
+        for length in itertools.cycle(range(1, 400, 30)):
+            if ended.is_set():
+                return
+            question = "Count to ten. " * length
             for _ in client.chat.completions.create(
-                model=MODEL, messages=[{"role": "user", "content": "Count to ten."}], max_tokens=16, stream=True
+                model=MODEL, messages=[{"role": "user", "content": question}], max_tokens=16, stream=True
             ):
                 pass
 

@@ -1,0 +1,63 @@
+"""A batch that is worked off shows in the metrics of the replica, of the controller and of the keeper."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+from conserve.config import Settings
+from conserve.harvest.board import CapacityBoard
+from conserve.harvest.controller import HarvestController
+from conserve.harvest.deadline_watch import DeadlineWatch
+from conserve.harvest.harvester import Harvester
+from conserve.jobs.capacity_store import CapacityStore
+from conserve.jobs.files import FileStore
+from conserve.jobs.lifecycle import BatchKeeper
+from conserve.jobs.queue import JobQueue
+from conserve.telemetry import harvest_metrics, job_metrics
+from conserve.telemetry.memory_recorder import MemoryRecorder
+from tests.integration.bench import MODEL, Bench
+from tests.integration.harvest.conftest import running, wait_until
+from tests.integration.harvest.fakes import FakeEngine
+
+
+async def test_a_batch_from_its_start_to_its_end(
+    redis: Redis, bench: Bench, board: CapacityBoard, store: FileStore, engine: FakeEngine, fast: Settings
+) -> None:
+    recorder = MemoryRecorder()
+    queue = JobQueue(redis, fast)
+    controller = HarvestController(board, queue, fast.harvest, recorder=recorder)
+    watch = DeadlineWatch(board, queue, CapacityStore(redis, fast.jobs.namespace), fast, [MODEL], recorder)
+    keeper = BatchKeeper(redis, store, fast, [MODEL], recorder=recorder)
+    harvester = Harvester(engine, queue, store, board, fast, "r1", MODEL, recorder=recorder)
+    batch_id = await bench.start(12)
+    engine.gate.clear()
+
+    async def is_full() -> bool:
+        return engine.running == fast.harvest.max_window
+
+    async def is_done() -> bool:
+        return recorder.value(job_metrics.BATCH_REQUESTS, "completed") == 12
+
+    async with running(controller.run()), running(harvester.run()):
+        await wait_until(is_full)
+        await watch.step()
+        window = fast.harvest.max_window
+        assert recorder.value(job_metrics.QUEUE_REQUESTS, "default", "leased") == window
+        assert recorder.value(job_metrics.QUEUE_REQUESTS, "default", "ready") == 12 - window
+        assert recorder.value(job_metrics.BATCHES, "in_progress") == 1
+        assert recorder.value(job_metrics.REPLICAS, MODEL) == 1
+        assert recorder.value(harvest_metrics.OFFLINE_WINDOW) == window
+        assert recorder.value(harvest_metrics.HARVEST_ALONE) == 0
+        assert recorder.observations(job_metrics.CONTROLLER_ROUND)
+        engine.gate.set()
+        await wait_until(is_done)
+
+        async def is_ended() -> bool:
+            await keeper.run_once()
+            return recorder.value(job_metrics.BATCHES_ENDED, "completed") == 1
+
+        await wait_until(is_ended)
+    await keeper.close()
+    assert recorder.value(job_metrics.ATTEMPTS_ENDED, "engine_fault") == 0
+    assert recorder.value(job_metrics.LEASES_EXPIRED) == 0
+    assert (await bench.get(batch_id)).status == "completed"
