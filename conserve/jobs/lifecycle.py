@@ -250,7 +250,8 @@ class BatchKeeper:
         assessment = None if validator.problems else await self._assess(batch, token, validator)
         if validator.problems:
             await self._queue.fail(batch.batch_id, token, validator.problems)
-            self._recorder.add(BATCHES_ENDED, 1, BatchStatus.FAILED.value)
+            if batch.flex is None:
+                self._recorder.add(BATCHES_ENDED, 1, BatchStatus.FAILED.value)
         else:
             fields = assessment.to_fields() if assessment is not None else None
             prefix = validator.prefix.digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from types import SimpleNamespace
@@ -39,7 +40,7 @@ class Measured:
         """Pieces, each so many seconds after the one before; an exception is raised."""
         for pause_s, piece in pieces:
             self.clock.now_s += pause_s
-            if isinstance(piece, Exception):
+            if isinstance(piece, BaseException):
                 raise piece
             yield piece
 
@@ -97,6 +98,12 @@ async def test_a_client_that_leaves_is_counted_as_such(measured: Measured) -> No
     answer = measured.online.follow(STREAMED, measured.clock(), measured.answer([(0.1, "a"), (0.1, "b")]))
     async with aclosing(answer):
         assert await anext(answer) == "a"
+    assert measured.outcomes() == {"abandoned": 1}
+
+
+async def test_a_request_that_is_cancelled_at_the_front_is_abandoned(measured: Measured) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await measured.follow(STREAMED, (0.1, "a"), (0.1, asyncio.CancelledError()))
     assert measured.outcomes() == {"abandoned": 1}
 
 

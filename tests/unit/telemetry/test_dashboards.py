@@ -15,8 +15,10 @@ from ray.dashboard.modules.metrics.dashboards.serve_deployment_dashboard_panels 
 
 from conserve.telemetry.catalogue import CATALOGUE
 from conserve.telemetry.dashboards.__main__ import write_dashboard
-from conserve.telemetry.dashboards.boards import BOARDS, DEPLOYMENT_PANELS, OVERVIEW, REPLICAS, SERVE_PANELS
+from conserve.telemetry.dashboards.boards import BOARDS, DEPLOYMENT_PANELS, SERVE_PANELS
 from conserve.telemetry.dashboards.chart import Board
+from conserve.telemetry.dashboards.overview_board import OVERVIEW
+from conserve.telemetry.dashboards.replica_board import REPLICAS
 from conserve.telemetry.metric import Kind
 from tests.unit.cluster.conftest import REPOSITORY
 
