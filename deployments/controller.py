@@ -24,6 +24,7 @@ from conserve.jobs.queue import JobQueue
 from conserve.jobs.retention import FileRetention
 from conserve.telemetry.logs import configure_service_logs
 from deployments.ray_cluster import find_cluster
+from deployments.ray_metrics import RayRecorder
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +49,7 @@ class ConServeController:
         self._settings = settings
         self._redis_url = redis_url
         self._models = models
+        self._recorder = RayRecorder()
         self._cluster = cluster or find_cluster() or f"{socket.gethostname()}-{secrets.token_hex(8)}"
         # A collection goes through all that imports have made, which takes longer than a round.
         gc.freeze()
@@ -77,11 +79,12 @@ class ConServeController:
         settings = self._settings
         queue = JobQueue(redis, settings)
         board = CapacityBoard(redis, settings.jobs.namespace, settings.harvest.allotment_ttl_ms)
-        watch = DeadlineWatch(board, queue, CapacityStore(redis, settings.jobs.namespace), settings, self._models)
+        history = CapacityStore(redis, settings.jobs.namespace)
+        watch = DeadlineWatch(board, queue, history, settings, self._models, self._recorder)
         weights = weights_of(settings.tenants)
-        controller = HarvestController(board, queue, settings.harvest, weights, lambda: watch.urgencies)
+        controller = HarvestController(board, queue, settings.harvest, weights, lambda: watch.urgencies, self._recorder)
         store = FileStore(settings.files_url)
-        keeper = BatchKeeper(redis, store, settings, self._models)
+        keeper = BatchKeeper(redis, store, settings, self._models, recorder=self._recorder)
 
         async def lead() -> None:
             async with asyncio.TaskGroup() as group:

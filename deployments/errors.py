@@ -29,6 +29,11 @@ def refusal(error: InvalidRequest) -> ErrorResponse:
     return ErrorResponse(error=ErrorInfo(message=message, type="BadRequestError", param=error.param, code=400))
 
 
+def is_refusal(response: Any) -> bool:
+    """Whether an error says that the request is wrong."""
+    return isinstance(response, ErrorResponse) and response.error.code < 500
+
+
 def is_error(response: Any) -> bool:
     """Whether what vLLM's OpenAI layer has answered with, or streams, is an error."""
     if isinstance(response, str):

@@ -20,6 +20,7 @@ from conserve.harvest.harvester import Harvester
 from conserve.jobs.files import FileStore
 from conserve.jobs.link import OUTAGES, RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
+from conserve.telemetry.metric import NO_RECORDER, Recorder
 from deployments.departure import Departure
 
 log = structlog.get_logger(__name__)
@@ -83,6 +84,7 @@ class ReplicaHarvest:
         revision: See `Harvester`.
         departure: Whether the replica has to go.
         end: Ends this process.
+        recorder: Takes measurements.
 
     Attributes:
         extra_replicas: So many of its model are wanted beyond those for online load, as the controller has said last.
@@ -95,12 +97,14 @@ class ReplicaHarvest:
         revision: str | None,
         departure: Departure,
         end: Callable[[], None] | None = None,
+        recorder: Recorder = NO_RECORDER,
     ) -> None:
         self._engine = engine
         self._settings = settings
         self._revision = revision
         self._departure = departure
         self._end = end or end_process
+        self._recorder = recorder
         self._handed_back = asyncio.Event()
         self.extra_replicas = 0
         self._tasks = [
@@ -127,6 +131,7 @@ class ReplicaHarvest:
             replica_id=serve.get_replica_context().replica_id.unique_id,
             model=settings.model.served_name,
             revision=self._revision,
+            recorder=self._recorder,
         )
         try:
             async with asyncio.TaskGroup() as group:

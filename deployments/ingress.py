@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -27,8 +28,13 @@ from conserve.telemetry.logs import configure_service_logs
 from deployments.errors import RETRY_AFTER_S
 from deployments.flex_routes import answer_flex, is_flex
 from deployments.grpc_front.methods import GrpcMethods
+from conserve.telemetry.online_metrics import FRONT_RETRIES, FRONT_TTFT
+from deployments.errors import error_response
+from deployments.flex_routes import answer_flex, is_flex
+from deployments.online_metrics import class_of
 from deployments.ray_cluster import find_cluster
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
+from deployments.ray_metrics import RayRecorder
 from deployments.readiness import ReadinessProbe
 from deployments.replica_loss import AnswerBroken, ask_again, lost_event
 from deployments.status import Status, build_status
@@ -70,6 +76,8 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         super().__init__(llm_deployments, model_cards)
         self._models = list(llm_deployments)
         self._settings = settings
+        self._recorder = RayRecorder()
+        self._recorder.add(FRONT_RETRIES, 0)
         self._tenants = TenantDirectory(settings.tenants)
         self._probe = ReadinessProbe(llm_deployments.values())
         self._jobs: JobService | None = None
@@ -136,12 +144,24 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
             )
             return answer
 
-        async with aclosing(ask_again(ask)) as responses:
+        began_s = time.monotonic()
+        has_begun = False
+        async with aclosing(ask_again(ask, self._count_retry)) as responses:
             try:
                 async for response in responses:
+                    if not has_begun:
+                        has_begun = True
+                        self._note_first(body, time.monotonic() - began_s)
                     yield response
             except AnswerBroken:
                 yield lost_event()
+
+    def _count_retry(self) -> None:
+        self._recorder.add(FRONT_RETRIES, 1)
+
+    def _note_first(self, body: Any, ttft_s: float) -> None:
+        if getattr(body, "stream", False):
+            self._recorder.observe(FRONT_TTFT, ttft_s, class_of(body, self._settings.slo))
 
     async def health(self) -> JSONResponse:
         """200 when a replica can answer, 503 when none can."""

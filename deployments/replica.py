@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import psutil
 import structlog
@@ -21,17 +23,23 @@ from conserve.engine.engine import CoServeEngine
 from conserve.engine.engine_outlook import EngineSizes, describe_outlook
 from conserve.engine.vllm_compat import PRIORITY_HEADER
 from conserve.engine.vllm_front_compat import count_kv_tokens, count_queued_tokens
+from conserve.harvest.engine_metrics import EngineMetrics
 from conserve.telemetry.logs import configure_service_logs
 from deployments.departure import Departure
 from deployments.errors import is_error, refusal
 from deployments.harvesting import HeldChecks, ReplicaHarvest
+from deployments.online_metrics import OnlineMetrics
 from deployments.prompt_text import measure_request
 from deployments.ray_compat import RawRequestInfo, find_client, find_engine, has_died
+from deployments.ray_metrics import RayRecorder
 from deployments.routing_report import MARK_HEADER, Mark, Received, RoutingReport
 from deployments.scaling import EXTRA_REPLICAS
 from deployments.serving_engine import ServingEngine
 
 log = structlog.get_logger(__name__)
+
+MEASURE_PERIOD_S: Final = 1.0
+"""Between two reports of what the engine has counted."""
 
 Answer = Callable[[Any, RawRequestInfo | None], Awaitable[AsyncGenerator[Any, None]]]
 
@@ -60,10 +68,15 @@ class ConServeReplica(LLMServer):
             count_kv_tokens(find_client(engine)),
             min(kind.tbt_slo_ms for kind in settings.slo.by_priority().values()),
         )
+        recorder = RayRecorder()
+        self._online = OnlineMetrics(recorder, settings.slo)
+        if engine.outputs is not None:
+            engine.outputs.watcher = self._online
         self._received = Received()
         self._reports = 0
         departure = Departure(lambda: has_died(engine))
-        self._harvest = ReplicaHarvest(self._co_engine, settings, engine.revision, departure)
+        self._harvest = ReplicaHarvest(self._co_engine, settings, engine.revision, departure, recorder=recorder)
+        self._measuring = asyncio.create_task(self._measure(EngineMetrics(recorder)))
         self._checks = HeldChecks(super().check_health, lambda: departure.reason in (None, "engine"))
 
     async def chat(self, request: Any, raw_request_info: RawRequestInfo | None = None) -> AsyncGenerator[Any, None]:
@@ -85,12 +98,14 @@ class ConServeReplica(LLMServer):
     async def _answer_online(
         self, answer: Answer, request: Any, raw_request_info: RawRequestInfo | None
     ) -> AsyncGenerator[Any, None]:
+        came_s = time.monotonic()
         mark = self._read_mark(raw_request_info)
         if self._co_engine.is_gone:
             raise EngineGone("the engine has ended")
         try:
             announcement = self._co_engine.claim_online(request)
         except InvalidRequest as error:
+            self._online.refuse(request)
             return _answer(refusal(error))
         try:
             responses = await answer(request, drop_own_headers(raw_request_info))
@@ -98,7 +113,8 @@ class ConServeReplica(LLMServer):
             self._co_engine.withdraw(announcement)
             raise
         tokens = mark.prompt_tokens if mark is not None else measure_request(request).tokens
-        return self._co_engine.online(self._watch(responses), announcement, tokens)
+        passed_on = self._co_engine.online(self._watch(responses), announcement, tokens)
+        return self._online.follow(request, came_s, passed_on)
 
     async def _watch(self, responses: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
         """Raises what vLLM 0.32 makes an answer of: that the engine has ended. The front says so in its own words."""
@@ -107,6 +123,12 @@ class ConServeReplica(LLMServer):
                 if is_error(response) and self._co_engine.is_gone:
                     raise EngineDied("the engine has ended")
                 yield response
+
+    async def _measure(self, metrics: EngineMetrics) -> NoReturn:
+        while True:
+            metrics.report(self._co_engine.stats(), self._co_engine.scheduler_counters())
+            self._online.report()
+            await asyncio.sleep(MEASURE_PERIOD_S)
 
     def _read_mark(self, raw_request_info: RawRequestInfo | None) -> Mark | None:
         mark = Mark.read(raw_request_info.headers.get(MARK_HEADER)) if raw_request_info is not None else None
@@ -146,6 +168,7 @@ class ConServeReplica(LLMServer):
         harvest = getattr(self, "_harvest", None)
         if harvest is not None:
             await harvest.stop()
+            self._measuring.cancel()
         await super().__del__()
 
 

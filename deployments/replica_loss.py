@@ -34,11 +34,14 @@ class AnswerBroken(RuntimeError):
 Part = TypeVar("Part")
 
 
-async def ask_again(ask: Callable[[], AsyncGenerator[Part, None]]) -> AsyncGenerator[Part, None]:
+async def ask_again(
+    ask: Callable[[], AsyncGenerator[Part, None]], on_retry: Callable[[], None] = lambda: None
+) -> AsyncGenerator[Part, None]:
     """Passes an answer on. If its replica ends before the first part of it, another one is asked, once.
 
     Args:
         ask: Sends the request to a replica that the router chooses; Serve drops those that have ended.
+        on_retry: Called before another one is asked.
 
     Raises:
         AnswerBroken: its replica has ended later.
@@ -63,6 +66,7 @@ async def ask_again(ask: Callable[[], AsyncGenerator[Part, None]]) -> AsyncGener
             if attempts >= ATTEMPTS or gone >= MOST_GONE:
                 raise ReplicaLost(LOST_MESSAGE) from error
             log.warning("a replica ended before its first token; asking another one", error=type(error).__name__)
+        on_retry()
         await asyncio.sleep(GONE_PAUSE_S if is_untried else 0)
 
 

@@ -9,7 +9,7 @@ import structlog
 
 from conserve.engine.arguments import Places, settle_places
 from conserve.engine.arrival_board import ArrivalBoard
-from conserve.engine.continuation import keep_records
+from conserve.engine.continuation import RecordingGenerate, keep_records
 from conserve.engine.executor import SleepingMultiprocExecutor
 from conserve.engine.options import KEY
 from conserve.engine.page import EnginePage, Knobs
@@ -28,19 +28,21 @@ class ServingEngine(VLLMEngine):
     Attributes:
         page: What is shared with the scheduler of this engine, if it is ours.
         board: Where online requests are announced to it.
+        outputs: Where the outputs of requests can be watched, once it has started.
         revision: What its tokens are made with, see `find_revision`; None where that is not known.
     """
 
     page: EnginePage | None = None
     board: ArrivalBoard | None = None
     revision: str | None = None
+    outputs: RecordingGenerate | None = None
 
     async def start(self) -> None:
         """Starts the engine, and shows its workers where online requests are announced."""
         try:
             await super().start()
             client = find_client(self)
-            keep_records(client)
+            self.outputs = keep_records(client)
             self.revision = await asyncio.to_thread(find_revision, client.vllm_config)
             if self.board is not None and self.page is not None:
                 host_kv_bytes = int(self.page.read_counters().host_kv_bytes)

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from conserve.config import DEFAULT_TENANT
 from conserve.harvest.messages import CapacityReport
+from conserve.harvest.replica_text import describe
 from conserve.jobs.batch import ActiveBatch
 
 
@@ -47,6 +48,17 @@ class BatchLine(BaseModel):
         )
 
 
+class ReplicaStatus(CapacityReport):
+    """What a replica says of itself, and in words what it is doing."""
+
+    doing: str
+
+    @classmethod
+    def of(cls, report: CapacityReport) -> ReplicaStatus:
+        """The status of the replica that has made the report."""
+        return cls(**dict(report), doing=describe(report))
+
+
 class Status(BaseModel):
     """The whole answer. `flex_waiting` are requests of all tenants that wait for harvested capacity.
 
@@ -55,7 +67,7 @@ class Status(BaseModel):
     """
 
     object: Literal["conserve.status"] = "conserve.status"
-    replicas: list[CapacityReport]
+    replicas: list[ReplicaStatus]
     batches: list[BatchLine]
     flex_waiting: int = 0
     controller: str | None = None
@@ -74,7 +86,7 @@ def build_status(
     shown = [BatchLine.of(batch) for batch in batches if batch.flex is None and batch.tenant == tenant]
     waiting = sum(batch.flex is not None and batch.outcome is None for batch in batches)
     return Status(
-        replicas=list(reports),
+        replicas=[ReplicaStatus.of(report) for report in reports],
         batches=shown,
         flex_waiting=waiting,
         controller=controller,

@@ -8,6 +8,7 @@ from conserve.cli import (
     batch_commands,
     chat_command,
     compile_command,
+    grafana_commands,
     plan_command,
     profile_command,
     simulate_command,
@@ -29,6 +30,7 @@ app.command("simulate")(simulate_command.simulate)
 app.command("compile")(compile_command.compile_simulator)
 app.command("plan")(plan_command.plan)
 app.add_typer(batch_commands.app, name="batch")
+app.add_typer(grafana_commands.app, name="grafana")
 
 
 @app.callback()

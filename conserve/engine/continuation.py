@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from conserve.engine.contract import TokenRecord
+from conserve.engine.output_watch import OutputWatcher, watch_outputs
 from conserve.engine.vllm_compat import SamplingParams
 from conserve.engine.vllm_output_compat import (
     begin_text,
@@ -26,6 +27,7 @@ from conserve.engine.vllm_output_compat import (
     to_pieces,
     to_rest,
 )
+from conserve.policy.priority import OFFLINE_PRIORITY, ONLINE_PRIORITY
 from conserve.policy.resumption import Ending, Obstacle
 
 log = structlog.get_logger(__name__)
@@ -46,9 +48,11 @@ def recording(record: TokenRecord | None) -> Iterator[None]:
         _RECORD.reset(token)
 
 
-def keep_records(llm: Any) -> None:
+def keep_records(llm: Any) -> RecordingGenerate:
     """Makes an `AsyncLLM` keep the records of requests that have one. Others pass as before."""
-    llm.generate = RecordingGenerate(llm)
+    generate = RecordingGenerate(llm)
+    llm.generate = generate
+    return generate
 
 
 class Detokenizer(Protocol):
@@ -97,7 +101,13 @@ class WholeAnswer:
 
 
 class RecordingGenerate:
-    """Stands for the `generate` of an `AsyncLLM`."""
+    """Stands for the `generate` of an `AsyncLLM`.
+
+    Attributes:
+        watcher: Hears of the outputs of online requests.
+    """
+
+    watcher: OutputWatcher | None = None
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
@@ -108,7 +118,12 @@ class RecordingGenerate:
         """Runs a request, as `AsyncLLM.generate` does."""
         record = _RECORD.get()
         if record is None:
-            return self._generate(prompt, sampling_params, request_id, **kwargs)  # type: ignore[no-any-return]
+            outputs: AsyncGenerator[Any, None] = self._generate(prompt, sampling_params, request_id, **kwargs)
+            priority = kwargs.get("priority") or ONLINE_PRIORITY
+            # The outputs of several answers to one prompt come as they please.
+            if self.watcher is None or priority >= OFFLINE_PRIORITY or getattr(sampling_params, "n", 1) > 1:
+                return outputs
+            return watch_outputs(outputs, priority, self.watcher)
         _RECORD.set(None)
         if not self._can_go_on(prompt, sampling_params, kwargs):
             record.begin_anew(Obstacle.ENGINE)

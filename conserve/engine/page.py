@@ -7,11 +7,13 @@ microseconds; nothing travels with requests or their answers.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
+from typing import Final
 
 from conserve.engine.shared_memory import create_file
 
@@ -80,6 +82,9 @@ class Counters:
             latency model, now (`policy.harvest_rate`); 0 as long as it is not ready.
         over_budget_iterations: Mixed iterations that took longer than their objective allowed.
         stops: Passes that were stopped between two layers; `resumed_passes` of them were continued.
+        stops_in_1_ms to stops_late: Stops by how long after the announcement of a request they came, see
+            `STOP_RESPONSES_S`; those in a batch without one are not there.
+        stops_in_quarter_1 to stops_in_quarter_4: Stops by the part of the layers that was computed, see `STOP_DEPTHS`.
         wasted_tokens: Tokens computed in vain by stopped passes; a part of the layers counts for its share.
         kept_bytes: Memory of the largest pass that was kept.
         missing_arrivals: Announced online requests that did not come in time and were waited for.
@@ -126,6 +131,19 @@ class Counters:
     over_budget_iterations: float = 0.0
     stops: float = 0.0
     resumed_passes: float = 0.0
+    stops_in_1_ms: float = 0.0
+    stops_in_2_ms: float = 0.0
+    stops_in_5_ms: float = 0.0
+    stops_in_10_ms: float = 0.0
+    stops_in_20_ms: float = 0.0
+    stops_in_50_ms: float = 0.0
+    stops_in_100_ms: float = 0.0
+    stops_in_200_ms: float = 0.0
+    stops_late: float = 0.0
+    stops_in_quarter_1: float = 0.0
+    stops_in_quarter_2: float = 0.0
+    stops_in_quarter_3: float = 0.0
+    stops_in_quarter_4: float = 0.0
     wasted_tokens: float = 0.0
     kept_bytes: float = 0.0
     missing_arrivals: float = 0.0
@@ -154,6 +172,26 @@ class Counters:
     schedule_s: float = 0.0
     counted_until_s: float = 0.0
 
+
+STOP_RESPONSES_S: Final = {
+    "stops_in_1_ms": 0.001,
+    "stops_in_2_ms": 0.002,
+    "stops_in_5_ms": 0.005,
+    "stops_in_10_ms": 0.01,
+    "stops_in_20_ms": 0.02,
+    "stops_in_50_ms": 0.05,
+    "stops_in_100_ms": 0.1,
+    "stops_in_200_ms": 0.2,
+    "stops_late": math.inf,
+}
+"""Fields of `Counters` with the seconds that their stops took at most, each more than those of the field before."""
+STOP_DEPTHS: Final = {
+    "stops_in_quarter_1": 0.25,
+    "stops_in_quarter_2": 0.5,
+    "stops_in_quarter_3": 0.75,
+    "stops_in_quarter_4": 1.0,
+}
+"""Likewise with the share of the layers that was computed."""
 
 _KNOBS = [field.name for field in fields(Knobs)]
 _COUNTERS = [field.name for field in fields(Counters)]

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from conserve.engine.arrival_board import ArrivalBoard
 from conserve.engine.online_demand import tokens_wanted
 from conserve.engine.options import SchedulerOptions
-from conserve.engine.page import Counters
+from conserve.engine.page import STOP_DEPTHS, STOP_RESPONSES_S, Counters
 from conserve.engine.step_plan import StepPlan, StopNote, attach_plan
 from conserve.engine.vllm_compat import (
     Request,
@@ -325,6 +325,9 @@ class PassControl:
         kept_tokens = sum(part.tokens for part in parts.values()) if note.kept_bytes else 0
         self._counters.wasted_tokens += (tokens - kept_tokens) * note.layer / note.layers
         self._counters.stops += 1
+        count_in(STOP_DEPTHS, note.layer / note.layers, self._counters)
+        if note.announced_s:
+            count_in(STOP_RESPONSES_S, note.stopped_s - note.announced_s, self._counters)
         self._counters.kept_bytes = max(self._counters.kept_bytes, note.kept_bytes)
         self.stopped = None
         self._stops_in_a_row += not kept_tokens
@@ -349,3 +352,9 @@ class PassControl:
             blocks = list_blocks_from(self._scheduler, request, start)
             parts[request_id] = _Part(request, start, tokens, request.num_preemptions, blocks)
         return parts
+
+
+def count_in(bounds: Mapping[str, float], value: float, counters: Counters) -> None:
+    """Counts a value in the field of the first bound that it does not pass."""
+    name = next(name for name, bound in bounds.items() if value <= bound)
+    setattr(counters, name, getattr(counters, name) + 1)

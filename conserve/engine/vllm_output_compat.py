@@ -18,6 +18,7 @@ FRONT_RELIED_ON: Final = {
         *("clone", "output_kind", "stream_interval", "detokenize", "stop", "max_tokens", "min_tokens", "temperature"),
         *("eos_token_id", "stop_token_ids"),
     ),
+    "request_state_stats": ("queued_ts", "scheduled_ts"),
     "detokenizer": ("update", "get_next_output_text", "output_token_ids"),
 }
 """Attributes of vLLM's objects that are used here and in `continuation`, by object."""
@@ -107,6 +108,14 @@ def fill_output(
         output.num_cached_tokens = min(output.num_cached_tokens, len(output.prompt_token_ids))
     output.finished = True
     return output
+
+
+def find_queued_s(output: Any) -> float | None:
+    """How long the request of an output has waited until an iteration took it in; None where vLLM keeps no times."""
+    times = output.metrics
+    if times is None or not times.scheduled_ts:
+        return None
+    return max(0.0, float(times.scheduled_ts - times.queued_ts))
 
 
 def _equals(value: Any, other: Any) -> bool:

@@ -8,6 +8,8 @@ from conserve.harvest.messages import CapacityReport
 from conserve.jobs.capacity_store import CapacityStore, Watched
 from conserve.policy.capacity import INTERVAL_S, CapacityHistory
 from conserve.policy.harvest_rate import Proof, find_possible_rate
+from conserve.telemetry.job_metrics import STRANDED_SEEN, STRANDED_USED
+from conserve.telemetry.metric import NO_RECORDER, Recorder
 
 
 class CapacityRecorder:
@@ -20,12 +22,14 @@ class CapacityRecorder:
         store: Where it is kept.
         model: Of which one.
         tbt_slo_ms: How long the next tokens of online requests may wait.
+        recorder: Takes measurements.
     """
 
-    def __init__(self, store: CapacityStore, model: str, tbt_slo_ms: float) -> None:
+    def __init__(self, store: CapacityStore, model: str, tbt_slo_ms: float, recorder: Recorder = NO_RECORDER) -> None:
         self._store = store
         self._model = model
         self._tbt_slo_ms = tbt_slo_ms
+        self._recorder = recorder
         self._watched = Watched()
         self._changed: set[int] = set()
         self._forgotten: set[int] = set()
@@ -61,6 +65,8 @@ class CapacityRecorder:
             return
         harvested = [_count_since(one, before.tokens.get(one.replica_id)) for one in known]
         possible = [self._find_possible(one) * passed_s for one in known]
+        self._recorder.add(STRANDED_SEEN, sum(possible), self._model)
+        self._recorder.add(STRANDED_USED, sum(harvested), self._model)
         if has_work:
             tokens = float(sum(harvested))
             if sum(possible) > 0:

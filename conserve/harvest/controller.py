@@ -23,6 +23,8 @@ from conserve.policy.allotment import Allotment, Placement, allot, pass_over_sto
 from conserve.policy.fair_shares import FairShares, JobUse
 from conserve.policy.ordering import JobDemand, list_late
 from conserve.policy.window import WindowRule
+from conserve.telemetry.job_metrics import CONTROLLER_ROUND
+from conserve.telemetry.metric import NO_RECORDER, Recorder
 
 log = structlog.get_logger(__name__)
 
@@ -106,6 +108,7 @@ class HarvestController:
         settings: how much is harvested.
         weights: of tenants; 1 where it is not said.
         find_urgencies: says how urgent batches are, by id; without it none is.
+        recorder: takes measurements.
     """
 
     def __init__(
@@ -115,12 +118,14 @@ class HarvestController:
         settings: HarvestSettings,
         weights: Mapping[str, float] | None = None,
         find_urgencies: Callable[[], Mapping[str, float]] = dict,
+        recorder: Recorder = NO_RECORDER,
     ) -> None:
         self._board = board
         self._queue = queue
         self._rule = rule_of(settings)
         self._period_s = settings.report_period_ms / 1000
         self._find_urgencies = find_urgencies
+        self._recorder = recorder
         self._windows: dict[str, int] = {}
         self._silent_ms = round(SILENT_PART * settings.allotment_ttl_ms)
         self._shares = FairShares(weights)
@@ -159,6 +164,7 @@ class HarvestController:
             1e3 * (ended_s - decided_s),
             written,
         )
+        self._recorder.observe(CONTROLLER_ROUND, self.latest.whole_ms / 1e3)
         return allotments
 
     def _decide(self, reading: BoardReading, batches: Sequence[ActiveBatch]) -> dict[str, Allotment]:

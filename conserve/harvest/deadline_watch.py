@@ -16,6 +16,7 @@ from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.capacity_recorder import CapacityRecorder
 from conserve.harvest.controller import demands_of, weights_of
+from conserve.harvest.queue_metrics import QueueMetrics
 from conserve.jobs.admission import find_batch_tokens_left
 from conserve.jobs.batch import ActiveBatch
 from conserve.jobs.capacity_store import CapacityStore
@@ -26,6 +27,7 @@ from conserve.policy.deadline_scaling import DeadlineScaling
 from conserve.policy.forecast import PromisedCapacity
 from conserve.policy.laxity import LEAST_URGENCY, Outlook, WorkLeft, look_ahead
 from conserve.policy.ordering import JobDemand, list_late, order_jobs
+from conserve.telemetry.metric import NO_RECORDER, Recorder
 
 log = structlog.get_logger(__name__)
 
@@ -45,10 +47,17 @@ class DeadlineWatch:
         store: Has the history.
         settings: ConServe's settings.
         models: The served ones.
+        recorder: Takes measurements.
     """
 
     def __init__(
-        self, board: CapacityBoard, queue: JobQueue, store: CapacityStore, settings: Settings, models: Sequence[str]
+        self,
+        board: CapacityBoard,
+        queue: JobQueue,
+        store: CapacityStore,
+        settings: Settings,
+        models: Sequence[str],
+        recorder: Recorder = NO_RECORDER,
     ) -> None:
         self._board = board
         self._queue = queue
@@ -57,12 +66,13 @@ class DeadlineWatch:
         self._horizon_s = settings.jobs.max_window_s
         self._weights = weights_of(settings.tenants)
         tbt_slo_ms = settings.slo.tbt_slo_ms
-        self._recorders = {model: CapacityRecorder(store, model, tbt_slo_ms) for model in models}
+        self._recorders = {model: CapacityRecorder(store, model, tbt_slo_ms, recorder) for model in models}
         most = settings.harvest.scale_for_deadlines
         self._scalings = {model: DeadlineScaling(most) for model in models if most > 0}
         self._urgencies: dict[str, float] = {}
         self._written: dict[str, int | None] = {}
         self._warned: set[str] = set()
+        self._metrics = QueueMetrics(recorder, settings.tenants, models)
 
     @property
     def urgencies(self) -> Mapping[str, float]:
@@ -77,7 +87,8 @@ class DeadlineWatch:
         """
         reports = await self._board.read_reports()
         # Flex requests were promised nothing; nobody asks when they end.
-        batches = [batch for batch in await self._queue.active_summaries() if batch.flex is None]
+        active = await self._queue.active_summaries()
+        batches = [batch for batch in active if batch.flex is None]
         now_ms = await self._store.read_now_ms()
         demands = demands_of(batches, self._urgencies)
         outlooks: dict[str, Outlook] = {}
@@ -98,6 +109,7 @@ class DeadlineWatch:
         self._urgencies = {batch_id: outlook.urgency for batch_id, outlook in outlooks.items() if outlook.urgency > 0}
         await self._write([demand.batch_id for demand in demands], outlooks)
         self._warn(outlooks)
+        self._metrics.report(active, outlooks, reports, now_ms)
         return outlooks
 
     async def run(self, period_s: float = PERIOD_S) -> NoReturn:

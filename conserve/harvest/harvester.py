@@ -25,9 +25,11 @@ from conserve.harvest.capacity_meter import CapacityMeter
 from conserve.harvest.claimer import Claimer
 from conserve.harvest.controller import weights_of
 from conserve.harvest.crowding import Crowding
+from conserve.harvest.harvester_metrics import HarvesterMetrics
 from conserve.harvest.held_work import HeldWork
 from conserve.harvest.journaling import REST_S, Journaling
 from conserve.harvest.messages import CapacityReport
+from conserve.harvest.replica_text import ReplicaDiary
 from conserve.jobs.batch import Batch
 from conserve.jobs.claims import ClaimedRequest
 from conserve.jobs.files import FileStore
@@ -37,6 +39,7 @@ from conserve.policy.allotment import JobShare
 from conserve.policy.fault_pause import FaultPauses
 from conserve.policy.replica_capacity import ReplicaState
 from conserve.policy.retry import FaultKind
+from conserve.telemetry.metric import NO_RECORDER, Recorder
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +65,7 @@ class Harvester:
         replica_id: this replica's name in reports.
         model: the served model; only its batches are worked on.
         revision: of that model as it is served here: requests go on on no other one. None: nothing is journaled.
+        recorder: takes measurements.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Harvester:
         replica_id: str,
         model: str,
         revision: str | None = None,
+        recorder: Recorder = NO_RECORDER,
     ) -> None:
         self._engine = engine
         self._queue = queue
@@ -95,6 +100,8 @@ class Harvester:
         self._state: ReplicaState = "serving"
         self._pauses = FaultPauses(FAULT_PAUSE_S, LONGEST_FAULT_PAUSE_S)
         self._crowding = Crowding(engine)
+        self._metrics = HarvesterMetrics(recorder)
+        self._diary = ReplicaDiary()
         self._meter = CapacityMeter(settings.slo.tbt_slo_ms, settings.engine.max_num_seqs)
 
     async def run(self) -> None:
@@ -186,6 +193,8 @@ class Harvester:
             **self._meter.measure(stats, time.monotonic()),
             **dataclasses.asdict(self._journaling.counts),
         )
+        self._metrics.report(report)
+        self._diary.note(report, time.monotonic())
         try:
             await self._board.publish_report(report)
         finally:
@@ -289,8 +298,10 @@ class Harvester:
                 reason=fault.reason,
                 exc_info=None if foreseen else error,
             )
+            self._metrics.count_fault(fault.kind)
             await self._give_back(claimed, fault)
         else:
+            self._metrics.count_result(finished.kind)
             self._pauses.succeed(claimed.batch_id)
             self._writer.add(finished)
             self._held.finish(claimed)

@@ -31,6 +31,8 @@ from conserve.jobs.server_watch import ServerWatch
 from conserve.jobs.slots import FairSlots
 from conserve.jobs.troubles import Troubles, explain
 from conserve.jobs.validation import InputValidator, take_part
+from conserve.telemetry.job_metrics import BATCHES_ENDED, LEASES_EXPIRED
+from conserve.telemetry.metric import NO_RECORDER, Recorder
 
 _log = structlog.get_logger(__name__)
 
@@ -58,8 +60,14 @@ class BatchKeeper:
         settings: Settings,
         models: Collection[str],
         clock: Callable[[], float] = time.monotonic,
+        recorder: Recorder = NO_RECORDER,
     ) -> None:
         self._redis = redis
+        self._recorder = recorder
+        recorder.add(LEASES_EXPIRED, 0)
+        for status in BatchStatus:
+            if status.ended:
+                recorder.add(BATCHES_ENDED, 0, status.value)
         self._store = store
         self._settings = settings.jobs
         self._models = models
@@ -180,6 +188,7 @@ class BatchKeeper:
         elif batch.leased and self._clock() >= self._reap_from_s:
             taken = await self._queue.reap(batch.batch_id)
             if taken:
+                self._recorder.add(LEASES_EXPIRED, taken)
                 _log.warning("took away leases that ran out", batch_id=batch.batch_id, requests=taken)
 
     async def _sweep(self, now_ms: int) -> None:
@@ -241,6 +250,8 @@ class BatchKeeper:
         assessment = None if validator.problems else await self._assess(batch, token, validator)
         if validator.problems:
             await self._queue.fail(batch.batch_id, token, validator.problems)
+            if batch.flex is None:
+                self._recorder.add(BATCHES_ENDED, 1, BatchStatus.FAILED.value)
         else:
             fields = assessment.to_fields() if assessment is not None else None
             prefix = validator.prefix.digest
@@ -301,6 +312,8 @@ class BatchKeeper:
             counts=counts,
         )
         await self._desk.record(batch)
+        if batch.flex is None and batch.outcome is not None:
+            self._recorder.add(BATCHES_ENDED, 1, batch.outcome.value)
         _log.info("batch ended", batch_id=batch.batch_id, status=batch.outcome, **counts.model_dump())
 
     async def _retire(self, batch: ActiveBatch) -> None:

@@ -28,6 +28,7 @@ from deployments.batch_routes import build_batch_router
 from deployments.controller import ConServeController
 from deployments.departure import Departure
 from deployments.harvesting import HeldChecks, ReplicaHarvest
+from deployments.ray_metrics import RayRecorder
 from deployments.replica_loss import ask_again
 from deployments.scaling import EXTRA_REPLICAS, find_scaling
 from deployments.testing.names import CONTROLLER, ENGINE_RESOURCE, FRONT, ONLINE_LOG, REPLICA
@@ -81,7 +82,7 @@ class LightReplica:
         self._engine = make_engine(settings.state_dir)
         self._log = OnlineLog(settings)
         departure = Departure(self._engine.has_died)
-        self._harvest = ReplicaHarvest(self._engine, settings, "light", departure)
+        self._harvest = ReplicaHarvest(self._engine, settings, "light", departure, recorder=RayRecorder())
         self._checks = HeldChecks(self._check_engine, lambda: departure.reason in (None, "engine"))
 
     async def chat(self, content: str) -> AsyncGenerator[str, None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,13 +23,18 @@ import pytest
 from openai.types import Batch
 from openai.types.chat import ChatCompletionMessageParam
 
+from conserve.launch.paths import ray_temp_dir
 from deployments.protos import conserve_pb2 as pb
 from deployments.protos.conserve_pb2_grpc import GenerationServiceStub
 from tests.e2e.conftest import MODEL, TIMEOUT_S, Application, make_lines
+from tests.e2e.prometheus import list_panel_queries, list_rule_queries, scraping
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
+METRICS_LIMIT_S = 240.0
+"""Until all metrics have got through Ray to Prometheus, and every rate has something to be of."""
+
 CAPITAL: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
 
 BAD: list[dict[str, Any]] = [
@@ -279,6 +286,48 @@ def test_a_cancelled_batch_keeps_what_is_done(application: Application) -> None:
     assert errors
     assert sorted(output + errors) == sorted(f"line-{number}" for number in range(60))
     assert "Paris" in ask(application)
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not here (Debian: package prometheus)")
+def test_prometheus_has_an_answer_to_what_every_panel_and_every_rule_asks(
+    application: Application, tmp_path: Path
+) -> None:
+    client = application.client()
+    batch = application.submit(make_lines(400, words=300))
+    ended = threading.Event()
+
+    def chat() -> None:
+        # Of all sizes, which the latency model wants to have seen.
+        for length in itertools.cycle(range(1, 400, 30)):
+            if ended.is_set():
+                return
+            question = "Count to ten. " * length
+            for _ in client.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": question}], max_tokens=16, stream=True
+            ):
+                pass
+
+    open_ = list_panel_queries() | list_rule_queries()
+    assert len(open_) > 80
+    with (
+        scraping(ray_temp_dir(application.state_dir), tmp_path) as prometheus,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        chats = pool.submit(chat)
+        try:
+            deadline_s = time.monotonic() + METRICS_LIMIT_S
+            while open_ and time.monotonic() < deadline_s and not chats.done():
+                time.sleep(2)
+                open_ = {name: expr for name, expr in open_.items() if not prometheus.ask(expr)}
+                if prometheus.ask("sum(ray_conserve_stops_total) == 0"):
+                    # Whether a pass is stopped depends on how fast this machine is.
+                    open_ = {name: expr for name, expr in open_.items() if "conserve_stop_" not in expr}
+            assert prometheus.ask("sum(ray_vllm_time_to_first_token_seconds_count) > 0")
+        finally:
+            ended.set()
+            client.batches.cancel(batch.id)
+        chats.result(timeout=TIMEOUT_S)
+    assert open_ == {}
 
 
 def test_everything_killed_in_the_middle_and_nothing_lost(application: Application) -> None:

@@ -10,6 +10,7 @@ from ray.serve.llm.ingress import OpenAiIngress
 from conserve.config import load_settings
 from conserve.jobs.errors import ApiError
 from conserve.jobs.tenants import TenantDirectory
+from conserve.telemetry.metric import NO_RECORDER
 from deployments.flex_routes import is_flex
 from deployments.ingress import ConServeIngress
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest
@@ -36,6 +37,7 @@ def make_ingress(monkeypatch: pytest.MonkeyPatch, **args: Any) -> ConServeIngres
     ingress = Ingress.__new__(Ingress)
     ingress._settings = load_settings(args, {})
     ingress._tenants = TenantDirectory(ingress._settings.tenants)
+    ingress._recorder = NO_RECORDER
     ingress._jobs = ingress._flex = ingress._queue = ingress._board = None
     return ingress
 

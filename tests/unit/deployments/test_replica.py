@@ -16,8 +16,10 @@ from conserve.engine.contract import EngineDied, EngineGone
 from conserve.engine.engine import CoServeEngine
 from conserve.engine.engine_outlook import EngineSizes
 from conserve.policy.priority import ONLINE_PRIORITY
+from conserve.telemetry.metric import NO_RECORDER
 from deployments import replica
 from deployments.errors import install_error_handlers
+from deployments.online_metrics import OnlineMetrics
 from deployments.ray_compat import RawRequestInfo
 from deployments.replica import ConServeReplica, bind_cpu_threads
 from deployments.routing_report import MARK_HEADER, Mark, Received, RoutingReport
@@ -62,6 +64,7 @@ def server(monkeypatch: pytest.MonkeyPatch, asked: list[Asked]) -> ConServeRepli
     server = object.__new__(UnstartedReplica)
     engine: Any = None
     server._co_engine = CoServeEngine(engine, {"default": 500.0, "fast": 100.0})
+    server._online = OnlineMetrics(NO_RECORDER, load_settings({}).slo)
     server._sizes, server._received, server._reports = SIZES, Received(), 0
     return server
 

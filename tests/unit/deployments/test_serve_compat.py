@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from unittest import mock
 
+import pytest
 from ray._private.state import GlobalState
 from ray._private.worker import Worker
 from ray.serve._private import replica
+from ray.util.metrics import Counter
 
 from deployments import serve_compat
 
@@ -33,6 +36,15 @@ def test_a_replica_that_is_told_to_go_notes_it_before_it_waits_for_requests() ->
 
 def test_the_head_is_asked_for_nodes_that_go() -> None:
     assert callable(GlobalState.get_draining_nodes)
+
+
+def test_a_counter_records_what_its_inc_refuses() -> None:
+    counter = Counter("conserve_nothing", "Nothing.", ("kind",))
+    with pytest.raises(ValueError, match=">0"):
+        counter.inc(0, {"kind": "x"})
+    with mock.patch.object(counter, "_metric") as inner:
+        serve_compat.count_nothing(counter, {"kind": "x"})
+    inner.record.assert_called_once_with(0.0, tags={"kind": "x"})
 
 
 def test_it_does_without_vllm() -> None:

@@ -215,8 +215,10 @@ def test_vllm_has_what_is_relied_on() -> None:
     names = {"llm": {*dir(AsyncLLM), *AsyncLLM.__init__.__code__.co_names}}
     names |= {"detokenizer": set(dir(detokenizer)), "sampling_params": set(dir(make_params()))}
     from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.metrics.stats import RequestStateStats
 
     names["input_processor"] = set(dir(InputProcessor))
+    names["request_state_stats"] = {*RequestStateStats.__dataclass_fields__}
     assert names.keys() == FRONT_RELIED_ON.keys()
     for kind, relied_on in FRONT_RELIED_ON.items():
         missing = [name for name in relied_on if name not in names[kind]]

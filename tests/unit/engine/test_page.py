@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from conserve.engine.page import Counters, EnginePage, Knobs
+from conserve.engine.page import STOP_RESPONSES_S, Counters, EnginePage, Knobs
+from conserve.engine.pass_control import count_in
 
 
 def number(kind: type) -> dict[str, float]:
@@ -67,3 +68,13 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page").write_bytes(bytes(8))
     with pytest.raises(ValueError, match="is no page of this version"):
         EnginePage(tmp_path / "page")
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [(0.0, "stops_in_1_ms"), (0.005, "stops_in_5_ms"), (0.0051, "stops_in_10_ms"), (9.0, "stops_late")],
+)
+def test_a_stop_is_counted_by_how_long_it_took(value: float, field: str) -> None:
+    counters = Counters()
+    count_in(STOP_RESPONSES_S, value, counters)
+    assert counters == Counters(**{field: 1.0})

@@ -76,6 +76,7 @@ def test_a_stopped_pass_is_continued_with_what_it_had(start: Start) -> None:
     engine.run()
     counted = engine.scheduler._counters
     assert (counted.stops, counted.resumed_passes, counted.wasted_tokens) == (2, 2, 0)
+    assert (counted.stops_in_quarter_2, counted.stops_in_quarter_3) == (1, 1)
     assert counted.offline_prefill_tokens == 190
     assert engine.answers == {"a": sample_tokens(prompt(100), 4), "b": sample_tokens(prompt(90, 1), 4)}
 

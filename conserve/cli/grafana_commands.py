@@ -1,0 +1,48 @@
+"""`conserve grafana`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conserve.cli.console import fail, say_progress
+from conserve.launch.grafana import DASHBOARDS, GrafanaError, GrafanaInstaller, read_dashboards
+
+app = typer.Typer(help="Dashboards for Grafana.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Dashboards for Grafana."""
+
+
+@app.command()
+def install(
+    url: Annotated[
+        str, typer.Option("--url", envvar="GRAFANA_URL", help="Of Grafana, such as http://grafana:3000.", metavar="URL")
+    ],
+    token: Annotated[
+        str,
+        typer.Option(
+            "--token", envvar="GRAFANA_TOKEN", help="Of a service account with the role Admin.", metavar="TOKEN"
+        ),
+    ],
+    prometheus: Annotated[
+        str | None,
+        typer.Option(
+            "--prometheus",
+            help="Where Grafana reaches Prometheus; without it, dashboards use a data source that is there.",
+            metavar="URL",
+        ),
+    ] = None,
+    dashboards: Annotated[
+        Path, typer.Option("--dashboards", help="Folder of the dashboards.", metavar="FOLDER")
+    ] = DASHBOARDS,
+) -> None:
+    """Puts folder, data source and dashboards into a Grafana; again, it brings them up to date."""
+    try:
+        GrafanaInstaller(url, token, say_progress).install(read_dashboards(dashboards), prometheus)
+    except GrafanaError as error:
+        raise fail(str(error)) from None

@@ -1,0 +1,1 @@
+"""Grafana dashboards as code; `python -m conserve.telemetry.dashboards` writes them to `cluster/grafana`."""
