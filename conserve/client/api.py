@@ -228,7 +228,7 @@ class BatchApi:
         Raises:
             ConServeError: see there.
         """
-        async with aclosing(self.read_file(file_id)) as pieces, aclosing(_split(pieces)) as lines:
+        async with aclosing(self.read_file(file_id)) as pieces, aclosing(split_lines(pieces)) as lines:
             async for line in lines:
                 yield line
 
@@ -236,7 +236,7 @@ class BatchApi:
         query = {"after": after, "follow": "true"}
         async with (
             self._transport.stream(f"/v1/batches/{batch_id}/results", params=query) as pieces,
-            aclosing(_split(pieces)) as lines,
+            aclosing(split_lines(pieces)) as lines,
         ):
             async for line in lines:
                 yield line
@@ -248,7 +248,7 @@ class BatchApi:
         return await self._retries.call(lambda: self._transport.send(method, path, **options))
 
 
-async def _split(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def split_lines(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """Whole lines that are not blank. What a broken connection leaves of a line is dropped."""
     rest = b""
     async for piece in pieces:

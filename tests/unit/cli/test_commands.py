@@ -23,6 +23,7 @@ from tests.unit.cli.conftest import BATCH
 def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console.out, "width", 200)
     monkeypatch.setattr("conserve.cli.main.configure_program_logs", lambda: None)
+    monkeypatch.setattr("conserve.client.retries.FIRST_PAUSE_S", 0.0)
 
 
 def run(*arguments: object) -> Result:
@@ -230,10 +231,7 @@ FIRST, SECOND = '{"custom_id": "a"}\n', '{"custom_id": "b"}\n'
 RESULTS = "/v1/batches/batch_1/results?after={}&follow=true"
 
 
-def test_results_are_followed_over_connections_that_break(
-    application: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("conserve.cli.following._FIRST_PAUSE_S", 0.0)
+def test_results_are_followed_over_connections_that_break(application: Any, tmp_path: Path) -> None:
     # The first stream ends in the middle of a line, as it does when its connection breaks.
     application.answers["GET", RESULTS.format(0)] = (200, FIRST + "\n" + SECOND[:5])
     application.answers["GET", RESULTS.format(1)] = (200, SECOND)
@@ -249,10 +247,7 @@ def test_results_are_followed_over_connections_that_break(
     ("status", "content", "said"),
     [(200, FIRST, "end after 1 of 2 lines"), (503, {"error": {"message": "away"}}, "away (HTTP 503)")],
 )
-def test_following_gives_up_after_a_while(
-    application: Any, monkeypatch: pytest.MonkeyPatch, status: int, content: Any, said: str
-) -> None:
-    monkeypatch.setattr("conserve.cli.following._FIRST_PAUSE_S", 0.0)
+def test_following_gives_up_after_a_while(application: Any, status: int, content: Any, said: str) -> None:
     application.answers["GET", RESULTS.format(0)] = (status, content)
     application.answers["GET", RESULTS.format(1)] = (status, "")
     result = run("batch", "results", "batch_1", "--follow", "--url", application.base_url)
