@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from conserve.cli.console import (
     UrlOption,
     err,
     fail,
+    name_time,
     open_client,
     out,
     show_json,
@@ -101,7 +101,7 @@ def list_batches(
     for batch in batches:
         counts = batch.request_counts
         numbers = (counts.total, counts.completed, counts.failed)
-        ends = _name_time(batch.predicted_end_at)
+        ends = name_time(batch.predicted_end_at)
         table.add_row(batch.id, _name_status(batch), batch.completion_window, *map(str, numbers), ends)
     show_table(table)
 
@@ -240,7 +240,7 @@ def _show(batch: Batch, *, as_json: bool = False) -> None:
     end_at = batch.predicted_end_at
     if end_at is not None and batch.expires_at is not None:
         late = ", [bold red]too late[/]" if end_at > batch.expires_at else ""
-        out.print(f"  will end about {_name_time(end_at)}{late} (window until {_name_time(batch.expires_at)})")
+        out.print(f"  will end about {name_time(end_at)}{late} (window until {name_time(batch.expires_at)})")
     if batch.admission == "window_too_short":
         earliest = batch.earliest_completion_window or "none"
         out.print(f"  its window was found too short when it was taken; the earliest was {earliest}")
@@ -253,14 +253,6 @@ def _show(batch: Batch, *, as_json: bool = False) -> None:
 
 def _name_status(batch: Batch) -> str:
     return f"{batch.status} (paused)" if batch.paused_at is not None else str(batch.status)
-
-
-def _name_time(at_s: int | None) -> str:
-    """In local time; the date only if it is another day's."""
-    if at_s is None:
-        return ""
-    at = datetime.fromtimestamp(at_s).astimezone()
-    return at.strftime("%H:%M" if at.date() == datetime.now().astimezone().date() else "%Y-%m-%d %H:%M")
 
 
 def _watch(job: Job, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Annotated, Any
 
 import httpx
@@ -55,7 +56,7 @@ def show_table(table: Table) -> None:
         out.print(table)
         return
     table.box = None
-    out.print(table, width=_NOT_CUT, no_wrap=True, crop=False)
+    Console(file=out.file, width=_NOT_CUT, highlight=False).print(table)
 
 
 @contextmanager
@@ -86,3 +87,11 @@ def explain_errors(url: str) -> Iterator[None]:
 def nothing_answers(url: str) -> str:
     """What to say then."""
     return f"nothing answers at {url}. Is the application up? (`conserve up`, `conserve status`)"
+
+
+def name_time(at_s: int | None) -> str:
+    """In local time; the date only if it is another day's."""
+    if at_s is None:
+        return ""
+    at = datetime.fromtimestamp(at_s).astimezone()
+    return at.strftime("%H:%M" if at.date() == datetime.now().astimezone().date() else "%Y-%m-%d %H:%M")
