@@ -1,4 +1,4 @@
-"""What programs get from the command line: JSON, whole lines, exit statuses, completion; and programs that it starts."""
+"""What programs get from the command line: JSON, whole lines, statuses, completion; and programs that it starts."""
 
 from __future__ import annotations
 
