@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -19,14 +20,13 @@ from conserve.cli.console import (
     PATIENT_RETRIES,
     JsonOption,
     UrlOption,
-    name_time,
     open_client,
     out,
 )
 from conserve.cli.top_rates import Rates
 from conserve.client import Client, ClusterStatus
 
-_BAR_WIDTH = 20
+_BAR_WIDTH = 10
 _MOST_BATCHES = 15
 
 
@@ -104,7 +104,7 @@ def _draw(status: ClusterStatus, rates: Rates, url: str) -> RenderableType:
 def _draw_replicas(status: ClusterStatus, rates: Rates) -> RenderableType:
     if not status.replicas:
         return "[yellow]No replica reports.[/]"
-    table = Table("replica", "state", title="Replicas", title_justify="left")
+    table = Table("replica", "state", title="Replicas", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("online", justify="right")
     table.add_column("in time", justify="right")
     table.add_column("offline of window", justify="right")
@@ -116,39 +116,51 @@ def _draw_replicas(status: ClusterStatus, rates: Rates) -> RenderableType:
         waiting = f" +{one.online_waiting}" if one.online_waiting else ""
         table.add_row(
             escape(one.replica_id),
-            ("[green]" if one.state == "open" else "[yellow]") + one.state + "[/]" + (" (alone)" if one.alone else ""),
+            ("[green]" if one.state == "serving" else "[yellow]")
+            + one.state
+            + "[/]"
+            + (" (alone)" if one.alone else ""),
             f"{one.online_running}{waiting}",
             "-" if one.slo_attainment is None else f"{one.slo_attainment:.0%}",
             f"{one.offline_running} / {one.window}",
-            ProgressBar(total=max(1, one.window), completed=one.offline_running, width=_BAR_WIDTH // 2),
+            ProgressBar(total=max(1, one.window), completed=one.offline_running, width=_BAR_WIDTH),
             _name_rate(rates.tokens_per_s(one.replica_id)),
             f"{one.kv_usage:.0%}",
-            ProgressBar(total=1.0, completed=one.kv_usage, width=_BAR_WIDTH // 2),
+            ProgressBar(total=1.0, completed=one.kv_usage, width=_BAR_WIDTH),
         )
     return table
 
 
 def _draw_batches(status: ClusterStatus) -> RenderableType:
-    table = Table("batch", "status", title="Batches that have not ended", title_justify="left")
+    table = Table(title="Batches that have not ended", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("batch", no_wrap=True)
+    table.add_column("status", no_wrap=True)
     table.add_column("")
-    for name in ("done", "failed", "of", "running", "window ends"):
-        table.add_column(name, justify="right")
+    for name in ("done", "failed", "running", "window ends in"):
+        table.add_column(name, justify="right", no_wrap=True)
     for batch in status.batches[:_MOST_BATCHES]:
         done = batch.completed + batch.failed
+        left_s = None if batch.expires_at is None else batch.expires_at - time.time()
         table.add_row(
             batch.id,
             batch.status + (" (paused)" if batch.paused else ""),
             ProgressBar(total=max(1, batch.total), completed=done, width=_BAR_WIDTH),
-            f"{done:,}",
+            f"{done:,} / {batch.total:,}",
             f"{batch.failed:,}",
-            f"{batch.total:,}",
             f"{batch.leased:,}",
-            name_time(batch.expires_at),
+            _name_duration(left_s),
         )
     left = len(status.batches) - _MOST_BATCHES
     if left > 0:
         table.caption = f"and {left} more"
     return table
+
+
+def _name_duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes = max(0, int(seconds) // 60)
+    return f"{minutes // 1440}d {minutes // 60 % 24}h" if minutes >= 1440 else f"{minutes // 60}h {minutes % 60:02}m"
 
 
 def _name_rate(rate: float | None) -> str:

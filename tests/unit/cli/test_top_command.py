@@ -15,7 +15,14 @@ from conserve.cli.main import app
 from conserve.cli.top_rates import Rates
 from conserve.client import ClusterStatus
 
-REPLICA = {"replica_id": "r[1]", "model": "m", "state": "open", "window": 6, "offline_running": 4, "online_running": 2}
+REPLICA = {
+    "replica_id": "r[1]",
+    "model": "m",
+    "state": "serving",
+    "window": 6,
+    "offline_running": 4,
+    "online_running": 2,
+}
 REPLICA |= {"online_waiting": 1, "kv_usage": 0.25, "offline_prompt_tokens": 100, "slo_attainment": 0.98}
 BATCH = {"id": "batch_1", "status": "in_progress", "total": 90, "completed": 40, "failed": 5, "leased": 4}
 STATUS = {"replicas": [REPLICA], "batches": [BATCH], "flex_waiting": 3}
@@ -37,7 +44,7 @@ def test_without_a_terminal_each_look_is_a_line(application: Any) -> None:
     result = run(application, "--count", "2")
     assert result.exit_code == 0, result.output
     first, second = result.stdout.splitlines()
-    assert "replicas: 1 open; online: 2 running, 1 waiting; offline: 4 of 6, - tok/s; KV: 25%" in first
+    assert "replicas: 1 serving; online: 2 running, 1 waiting; offline: 4 of 6, - tok/s; KV: 25%" in first
     assert "batches: 1, 45 of 90 requests; flex: 3 waiting" in first
     assert "offline: 4 of 6, 0 tok/s" in second
 
@@ -51,7 +58,7 @@ def test_json_lines(application: Any) -> None:
 @pytest.mark.parametrize(
     ("status", "shown"),
     [
-        (STATUS, ["r[1]", "4 / 6", "98%", "2 +1", "batch_1", "45", "90"]),
+        (STATUS, ["r[1]", "4 / 6", "98%", "2 +1", "batch_1", "45 / 90"]),
         ({"replicas": [], "batches": []}, ["No replica reports", "No batch is under way"]),
         (STATUS | {"batches": [BATCH | {"id": f"batch_{n}"} for n in range(20)]}, ["and 5 more"]),
         (STATUS | {"controller": "x", "controller_elsewhere": True}, ["another cluster"]),
