@@ -15,7 +15,6 @@ from rich.table import Table
 
 from conserve.cli.completion import complete_batches
 from conserve.cli.console import (
-    DEFAULT_URL,
     PATIENT_RETRIES,
     RETRIES,
     JsonOption,
@@ -25,11 +24,13 @@ from conserve.cli.console import (
     name_time,
     open_client,
     out,
+    say_progress,
     show_json,
     show_table,
 )
 from conserve.client import Batch, Job
 from conserve.client.api import FileKind
+from conserve.client.async_client import DEFAULT_URL
 from conserve.jobs.batch import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from conserve.jobs.expiry import LONGEST_S, SHORTEST_S
 from conserve.jobs.window import parse_window
@@ -186,10 +187,13 @@ def _write(pieces: Iterator[bytes], output: Path | None) -> None:
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
         return
-    with _explain_write(output), output.open("wb") as file:
+    with _explain_write(output), output.open("wb") as file, err.status("Waiting for results") as status:
+        written = 0
         for piece in pieces:
             file.write(piece)
             file.flush()
+            written += len(piece)
+            status.update(f"{written:,} bytes")
 
 
 @contextmanager
@@ -266,7 +270,12 @@ def _watch(job: Job, *, as_json: bool) -> None:
                 done = counts.completed + counts.failed
                 progress.update(task, total=counts.total, completed=done, description=_name_status(batch))
 
-        batch = job.wait(on_progress=show)
+        try:
+            batch = job.wait(on_progress=show)
+        except KeyboardInterrupt:
+            progress.stop()
+            say_progress(f"the batch goes on: conserve batch watch {job.id}, conserve batch cancel {job.id}")
+            raise
     _show(batch, as_json=as_json)
     if batch.status != "completed":
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -10,7 +9,8 @@ from typing import Annotated
 import httpx
 import typer
 
-from conserve.cli.console import DEFAULT_URL, JsonOption, UrlOption, fail, nothing_answers, out, show_json
+from conserve.cli.console import JsonOption, UrlOption, fail, nothing_answers, out, show_json
+from conserve.client.async_client import DEFAULT_URL, find_key, find_url
 
 
 def chat(
@@ -26,7 +26,7 @@ def chat(
         from openai import OpenAI  # It takes a second to load, for which the other commands need not wait.
 
         # Without tenants no key is needed, but OpenAI's client wants one.
-        client = OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=os.environ.get("OPENAI_API_KEY", "none"))
+        client = OpenAI(base_url=f"{find_url(url)}/v1", api_key=find_key(None) or "none")
         if model is None:
             models = client.models.list().data
             if not models:

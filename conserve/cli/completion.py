@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from conserve.cli.console import DEFAULT_URL
 from conserve.client import Client, ConServeError
+from conserve.client.async_client import DEFAULT_URL
 
 TIMEOUT_S = 2.0
 _MOST = 100

@@ -15,12 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from conserve.client import Client, ConServeError, UnreachableError
-from conserve.launch.serve_config import DEFAULT_HTTP_PORT
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_HTTP_PORT}"
 RETRIES = 2
 """A person waits a second or two for what may pass."""
 PATIENT_RETRIES = 7
@@ -68,6 +66,8 @@ def open_client(url: str, retries: int = RETRIES) -> Iterator[Client]:
             say_progress(f"{error}; trying again in {pause_s:.0f} s")
 
     with explain_errors(url), Client(url, retries=retries, on_retry=say_retry) as client:
+        if retries > RETRIES:
+            client.is_ready()  # Asked once: whoever will be patient with what runs is told at once that nothing does.
         yield client
 
 

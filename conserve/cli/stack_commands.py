@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from conserve.cli.console import (
-    DEFAULT_URL,
     JsonOption,
     UrlOption,
     err,
@@ -24,6 +23,7 @@ from conserve.cli.console import (
     show_table,
 )
 from conserve.client import BatchStatusLine, ReplicaStatus
+from conserve.client.async_client import DEFAULT_URL
 from conserve.config import SettingsError
 from conserve.jobs.errors import EmbeddedServerError
 from conserve.launch.interruption import Interruption

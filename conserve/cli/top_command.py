@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -16,7 +15,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from conserve.cli.console import (
-    DEFAULT_URL,
     PATIENT_RETRIES,
     JsonOption,
     UrlOption,
@@ -25,8 +23,10 @@ from conserve.cli.console import (
 )
 from conserve.cli.top_rates import Rates
 from conserve.client import Client, ClusterStatus
+from conserve.client.async_client import DEFAULT_URL
 
 _BAR_WIDTH = 10
+_PLAIN: dict[str, Any] = {"box": None, "padding": (0, 2, 0, 0), "header_style": "bold", "title_justify": "left"}
 _MOST_BATCHES = 15
 
 
@@ -93,7 +93,7 @@ def _draw(status: ClusterStatus, rates: Rates, url: str) -> RenderableType:
     parts: list[RenderableType] = [head]
     if status.controller_elsewhere:
         parts.append("[yellow]The controller of another cluster is at work in this namespace.[/]")
-    parts.append(_draw_replicas(status, rates))
+    parts += ["", _draw_replicas(status, rates), ""]
     if status.batches:
         parts.append(_draw_batches(status))
     else:
@@ -104,7 +104,7 @@ def _draw(status: ClusterStatus, rates: Rates, url: str) -> RenderableType:
 def _draw_replicas(status: ClusterStatus, rates: Rates) -> RenderableType:
     if not status.replicas:
         return "[yellow]No replica reports.[/]"
-    table = Table("replica", "state", title="Replicas", title_justify="left", box=SIMPLE_HEAD)
+    table = Table("replica", "state", title="Replicas", **_PLAIN)
     table.add_column("online", justify="right")
     table.add_column("in time", justify="right")
     table.add_column("offline of window", justify="right")
@@ -132,11 +132,11 @@ def _draw_replicas(status: ClusterStatus, rates: Rates) -> RenderableType:
 
 
 def _draw_batches(status: ClusterStatus) -> RenderableType:
-    table = Table(title="Batches that have not ended", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title="Batches that have not ended", **_PLAIN)
     table.add_column("batch", no_wrap=True)
     table.add_column("status", no_wrap=True)
     table.add_column("")
-    for name in ("done", "failed", "running", "window ends in"):
+    for name in ("done", "running", "ends in"):
         table.add_column(name, justify="right", no_wrap=True)
     for batch in status.batches[:_MOST_BATCHES]:
         done = batch.completed + batch.failed
@@ -145,8 +145,7 @@ def _draw_batches(status: ClusterStatus) -> RenderableType:
             batch.id,
             batch.status + (" (paused)" if batch.paused else ""),
             ProgressBar(total=max(1, batch.total), completed=done, width=_BAR_WIDTH),
-            f"{done:,} / {batch.total:,}",
-            f"{batch.failed:,}",
+            f"{done:,} / {batch.total:,}" + (f", [red]{batch.failed:,} failed[/]" if batch.failed else ""),
             f"{batch.leased:,}",
             _name_duration(left_s),
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from conserve.client.async_client import AsyncClient, AsyncJob
+from conserve.client.async_client import AsyncClient
+from conserve.client.async_job import AsyncJob
 from conserve.client.blocking_client import Client, Job
 from conserve.client.errors import (
     AuthenticationError,

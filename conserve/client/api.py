@@ -20,10 +20,12 @@ from conserve.client.errors import (
 )
 from conserve.client.retries import FIRST_PAUSE_S, Retries
 from conserve.client.status import ClusterStatus
-from conserve.client.transport import Transport
+from conserve.client.transport import CONNECT_TIMEOUT_S, Transport
 from conserve.jobs.batch import Batch, BatchList, BatchStatus, FileObject
 
 POLL_PERIOD_S = 1.0
+SILENCE_S = 60.0
+"""Of a stream of results, at most: the application sends a blank line every 15 seconds."""
 SEARCHED_BATCHES = 100
 """Where an answer got lost, the batch that it was about is looked for among so many of the newest."""
 
@@ -234,8 +236,9 @@ class BatchApi:
 
     async def _read_results(self, batch_id: str, after: int) -> AsyncGenerator[bytes, None]:
         query = {"after": after, "follow": "true"}
+        timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_TIMEOUT_S)
         async with (
-            self._transport.stream(f"/v1/batches/{batch_id}/results", params=query) as pieces,
+            self._transport.stream(f"/v1/batches/{batch_id}/results", params=query, timeout=timeout) as pieces,
             aclosing(split_lines(pieces)) as lines,
         ):
             async for line in lines:

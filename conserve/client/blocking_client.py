@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from conserve.client.api import FileKind, OnProgress
-from conserve.client.async_client import RETRIES, TIMEOUT_S, AsyncClient, AsyncJob, find_key, find_url
+from conserve.client.async_client import RETRIES, TIMEOUT_S, AsyncClient, find_key, find_url
+from conserve.client.async_job import AsyncJob
 from conserve.client.requests import CHAT, Request
 from conserve.client.results import Result
 from conserve.client.retries import OnRetry

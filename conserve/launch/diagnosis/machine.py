@@ -16,8 +16,9 @@ from conserve.launch.diagnosis.finding import Finding, fine, problem, warning
 from conserve.launch.ray_head import OBJECT_STORE_BYTES
 
 GIB = 2**30
-REPLICA_GIB = 2.0
-"""Of a CPU replica with the default model, beside its KV cache (measured: 3 GB in all with one of 1 GiB)."""
+CPU_REPLICA_GIB, GPU_REPLICA_GIB = 2.0, 8.0
+"""Of a CPU replica with the default model, beside its KV cache (measured: 3 GB in all with one of 1 GiB); of a GPU
+replica's processes (docs/deployment.md)."""
 RAY_GIB = 1.4
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at only
 LEAST_DISK_BYTES = 2 * GIB
@@ -58,8 +59,8 @@ def check_memory(settings: Settings | None, gpus: list[str]) -> Iterator[Finding
     needed_gib = RAY_GIB
     if settings is not None:
         is_on_gpu = bool(gpus) and settings.engine.device != "cpu"
-        kv_gib = 0.0 if is_on_gpu else settings.engine.kv_cache_gib
-        needed_gib += settings.replicas * (REPLICA_GIB + kv_gib)
+        replica_gib = GPU_REPLICA_GIB if is_on_gpu else CPU_REPLICA_GIB + settings.engine.kv_cache_gib
+        needed_gib += settings.replicas * replica_gib
     found = f"{free_gib:.1f} GiB available, about {needed_gib:.1f} are needed"
     if free_gib < needed_gib:
         yield warning("Memory", found, "stop other programs, or set less `replicas` or `engine.kv_cache_gib`")

@@ -54,7 +54,7 @@ def check_vllm(settings: Settings | None, gpus: int) -> Iterator[Finding]:
         yield (problem if is_ours else warning)("vLLM", untested, "run `make setup`")
     elif kind == "gpu" and not gpus:
         yield problem("vLLM", f"{version} for GPUs, and there is none", "run `make setup DEVICE=cpu`")
-    elif kind == "cpu" and gpus:
+    elif kind == "cpu" and gpus and (settings is None or settings.engine.device != "cpu"):
         yield warning("vLLM", f"{version} for CPUs: the GPU is not used", "run `make setup DEVICE=gpu`")
     else:
         yield fine("vLLM", f"{version} for {kind.upper()}s")

@@ -291,6 +291,16 @@ def test_an_error_in_the_middle_of_a_chat_is_one_line(application: Any) -> None:
     assert (result.exit_code, result.stdout) == (1, "Once\n")
 
 
+def test_a_watch_that_is_left_says_that_the_batch_goes_on(application: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("conserve.client.blocking_client.Job.wait", interrupt)
+    result = run("batch", "watch", "batch_1", "--url", application.base_url)
+    assert result.exit_code == 130
+    assert "the batch goes on: conserve batch watch batch_1" in result.stderr
+
+
 class FakeStack:
     """Fails to come up as told."""
 

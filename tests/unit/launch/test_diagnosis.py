@@ -79,6 +79,9 @@ def test_vllm(monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], gpus: 
     monkeypatch.setattr(software, "find_version", installed.get)
     found = only(software.check_vllm(None, gpus))
     assert (found.state, said in found.found) == (state, True), found
+    on_cpu = Settings.model_validate({"engine": {"device": "cpu"}})
+    if "is not used" in said:
+        assert only(software.check_vllm(on_cpu, gpus)).state == "fine"
     stock = Settings.model_validate({"engine": {"mode": "stock"}})
     if "is tested with" in said:
         assert only(software.check_vllm(stock, gpus)).state == "warning"
