@@ -22,11 +22,15 @@ def chat(
     as_json: JsonOption = False,
 ) -> None:
     """Asks the model one thing and shows its answer as it comes."""
+    try:
+        base_url = f"{find_url(url)}/v1"
+    except ValueError as error:
+        raise fail(f"--url: {error}", 2) from None
     with _explain_errors(url):
         from openai import OpenAI  # It takes a second to load, for which the other commands need not wait.
 
         # Without tenants no key is needed, but OpenAI's client wants one.
-        client = OpenAI(base_url=f"{find_url(url)}/v1", api_key=find_key(None) or "none")
+        client = OpenAI(base_url=base_url, api_key=find_key(None) or "none")
         if model is None:
             models = client.models.list().data
             if not models:
@@ -67,5 +71,3 @@ def _explain_errors(url: str) -> Iterator[None]:
         raise fail(nothing_answers(url)) from None
     except openai.APIError as error:  # an error in the middle of a stream, or an answer that is none of the API's
         raise fail(error.message) from None
-    except httpx.InvalidURL as error:
-        raise fail(f"--url: {url!r} is no URL: {error}", 2) from None

@@ -18,5 +18,5 @@ def complete_batches(incomplete: str) -> list[tuple[str, str]]:
     try:
         with Client(url, timeout_s=TIMEOUT_S, retries=0) as client:
             return [(job.id, job.batch.status) for job in client.list(_MOST) if job.id.startswith(incomplete)]
-    except ConServeError:
+    except (ConServeError, ValueError):
         return []

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -65,7 +64,11 @@ def open_client(url: str, retries: int = RETRIES) -> Iterator[Client]:
         if pause_s >= _SILENT_PAUSE_S:
             say_progress(f"{error}; trying again in {pause_s:.0f} s")
 
-    with explain_errors(url), Client(url, retries=retries, on_retry=say_retry) as client:
+    try:
+        opened = Client(url, retries=retries, on_retry=say_retry)
+    except ValueError as error:
+        raise fail(f"--url: {error}", 2) from None
+    with explain_errors(url), opened as client:
         if retries > RETRIES:
             client.is_ready()  # Asked once: whoever will be patient with what runs is told at once that nothing does.
         yield client
@@ -80,8 +83,6 @@ def explain_errors(url: str) -> Iterator[None]:
         raise fail(nothing_answers(url)) from None
     except ConServeError as error:
         raise fail(str(error)) from None
-    except httpx.InvalidURL as error:
-        raise fail(f"--url: {url!r} is no URL: {error}", 2) from None
 
 
 def nothing_answers(url: str) -> str:

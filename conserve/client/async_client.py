@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
+
 from conserve.client.api import BatchApi
 from conserve.client.async_job import AsyncJob
 from conserve.client.errors import ConServeError, StatusError
@@ -33,6 +35,9 @@ class AsyncClient:
         timeout_s: How long an answer may keep quiet.
         retries: How often a call is made again while what is wrong may pass, an outage for example.
         on_retry: Called before each of those with what went wrong, and how many seconds are waited.
+
+    Raises:
+        ValueError: `base_url` is no address.
     """
 
     def __init__(
@@ -192,8 +197,18 @@ class AsyncClient:
 
 
 def find_url(base_url: str | None) -> str:
-    """Where the application listens, without `/v1`, which OpenAI's client wants and this one does not."""
+    """Where the application listens, without `/v1`, which OpenAI's client wants and this one does not.
+
+    Raises:
+        ValueError: that is no address.
+    """
     found = base_url or os.environ.get("CONSERVE_URL") or DEFAULT_URL
+    try:
+        url = httpx.URL(found)
+    except httpx.InvalidURL:
+        url = httpx.URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ValueError(f"must be an http:// or https:// address (it is {found!r})")
     return found.rstrip("/").removesuffix("/v1").rstrip("/")
 
 

@@ -11,11 +11,20 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from redis.asyncio import Redis
 
 from conserve import AsyncClient, Client
-from conserve.client import ConflictError, InvalidRequestError, JobFailedError, NotFoundError, WaitTimeoutError
+from conserve.client import (
+    AuthenticationError,
+    ConflictError,
+    InvalidRequestError,
+    JobFailedError,
+    NotFoundError,
+    WaitTimeoutError,
+)
+from conserve.config import Settings
 from tests.integration.bench import MODEL, TIMEOUT_S, make_input
-from tests.integration.worked_routes import Worker
+from tests.integration.worked_routes import Worker, serve_with_models
 
 
 @pytest.fixture
@@ -155,3 +164,11 @@ def test_beside_openai_s_client(client: Client, base_url: str) -> None:
     ours = Client(str(theirs.base_url), theirs.api_key)
     assert [result.text for result in ours.get(batch.id).results()] == ["hello"]
     ours.close()
+
+
+def test_a_key_is_needed_where_there_are_tenants(settings: Settings, redis: Redis) -> None:
+    keyed = Settings.model_validate(settings.model_dump() | {"tenants": {"research": {"api_keys": ["sk-1"]}}})
+    with serve_with_models(keyed) as url, Client(url, "sk-2") as stranger, Client(url, "sk-1") as client:
+        with pytest.raises(AuthenticationError, match="HTTP 401"):
+            stranger.list()
+        assert client.list() == []

@@ -80,6 +80,12 @@ def test_nothing_listening_is_one_line(
     assert_one_line(run(*command, "--url", silent_url), f"nothing answers at {silent_url}")
 
 
+@pytest.mark.parametrize("url", ["nowhere", "ftp://host", "http://[half"])
+@pytest.mark.parametrize("command", [("status",), ("chat", "hello")], ids=" ".join)
+def test_an_address_that_is_none_is_one_line(command: tuple[str, ...], url: str) -> None:
+    assert_one_line(run(*command, "--url", url), f"--url: must be an http:// or https:// address (it is '{url}')", 2)
+
+
 def test_status_while_serve_s_proxy_answers_for_itself(application: Any) -> None:
     text = "Path '/conserve/v1/status' not found.\nPing http://.../-/routes [for] routes."
     application.answers["GET", "/conserve/v1/status"] = (404, text)
