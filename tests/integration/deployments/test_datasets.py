@@ -6,17 +6,27 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
-from redis.asyncio import Redis
+import pytest
 
 from conserve.config import Settings
+from conserve.jobs import embedded
 from deployments.datasets import RESULT_SCHEMA
 from tests.integration.deployments import dataset_program
 from tests.integration.deployments.conftest import ROOT, WAIT_S
 from tests.integration.worked_routes import serve_with_models, work
 
 
-def test_pipelines(settings: Settings, redis: Redis) -> None:
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    """Of one server: Ray takes long to start, and which server it is makes no difference here."""
+    yield Settings.model_validate({"state_dir": tmp_path})
+    embedded.stop(tmp_path)
+
+
+def test_pipelines(settings: Settings) -> None:
     with work(settings) as worker, serve_with_models(settings) as url:
         worker.engine.refusals |= {"say 3", "say 12"}
         command = [sys.executable, "-m", dataset_program.__name__, url]

@@ -80,7 +80,7 @@ def test_nothing_listening_is_one_line(
     assert_one_line(run(*command, "--url", silent_url), f"nothing answers at {silent_url}")
 
 
-@pytest.mark.parametrize("url", ["nowhere", "ftp://host", "http://[half"])
+@pytest.mark.parametrize("url", ["nowhere", "ftp://host", "http://:9"])
 @pytest.mark.parametrize("command", [("status",), ("chat", "hello")], ids=" ".join)
 def test_an_address_that_is_none_is_one_line(command: tuple[str, ...], url: str) -> None:
     assert_one_line(run(*command, "--url", url), f"--url: must be an http:// or https:// address (it is '{url}')", 2)
@@ -298,7 +298,7 @@ def test_an_error_in_the_middle_of_a_chat_is_one_line(application: Any) -> None:
 
 
 def test_a_watch_that_is_left_says_that_the_batch_goes_on(application: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("conserve.client.blocking_client.Job.wait", interrupt)
