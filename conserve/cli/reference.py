@@ -21,7 +21,7 @@ colours, frames or bars, and a table has one whole line for each row. With `--js
 | 0 | done; the batch that was watched is completed |
 | 1 | it failed, and one line on standard error says why; a watched batch ended otherwise; `doctor` found a problem |
 | 2 | an option, an argument, a setting or a file that it names is wrong; nothing was done |
-| 130 | interrupted with Ctrl-C; `up` has taken down what it had started |
+| 130 | interrupted with Ctrl-C, which `top` takes for its end; `up` has taken down what it had started |
 
 | variable | |
 | --- | --- |

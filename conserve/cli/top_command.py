@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -39,7 +40,7 @@ def top(
     as_json: JsonOption = False,
 ) -> None:
     """Shows replicas and batches live. Where there is no terminal a line for each look; with --json, one of JSON."""
-    with open_client(url, PATIENT_RETRIES) as client:
+    with suppress(KeyboardInterrupt), open_client(url, PATIENT_RETRIES) as client:  # Ctrl-C is how one leaves it.
         looks = _look(client, period_s, count)
         if as_json:
             for status, _ in looks:

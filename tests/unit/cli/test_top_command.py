@@ -75,6 +75,16 @@ def test_at_a_terminal_it_is_a_picture(
         assert part in screen.getvalue()
 
 
+def test_ctrl_c_is_how_one_leaves(application: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("conserve.cli.top_command.time.sleep", interrupt)
+    result = run(application)
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 1
+
+
 def test_an_application_that_goes_away_is_one_line(silent_url: str) -> None:
     result = CliRunner().invoke(app, ["top", "-n", "1", "--url", silent_url])
     assert result.exit_code == 1
