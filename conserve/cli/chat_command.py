@@ -9,8 +9,8 @@ from typing import Annotated
 import httpx
 import typer
 
-from conserve.cli.console import JsonOption, UrlOption, fail, nothing_answers, out, show_json
-from conserve.client.async_client import DEFAULT_URL, find_key, find_url
+from conserve.cli.console import JsonOption, UrlOption, fail, nothing_answers, out, read_url, show_json
+from conserve.client.async_client import DEFAULT_URL, find_key
 
 
 def chat(
@@ -22,10 +22,7 @@ def chat(
     as_json: JsonOption = False,
 ) -> None:
     """Asks the model one thing and shows its answer as it comes."""
-    try:
-        base_url = f"{find_url(url)}/v1"
-    except ValueError as error:
-        raise fail(f"--url: {error}", 2) from None
+    base_url = f"{read_url(url)}/v1"
     with _explain_errors(url):
         from openai import OpenAI  # It takes a second to load, for which the other commands need not wait.
 

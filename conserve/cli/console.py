@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from conserve.client import Client, ConServeError, UnreachableError
+from conserve.client.async_client import find_url
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -64,14 +65,18 @@ def open_client(url: str, retries: int = RETRIES) -> Iterator[Client]:
         if pause_s >= _SILENT_PAUSE_S:
             say_progress(f"{error}; trying again in {pause_s:.0f} s")
 
-    try:
-        opened = Client(url, retries=retries, on_retry=say_retry)
-    except ValueError as error:
-        raise fail(f"--url: {error}", 2) from None
-    with explain_errors(url), opened as client:
+    with explain_errors(url), Client(read_url(url), retries=retries, on_retry=say_retry) as client:
         if retries > RETRIES:
             client.is_ready()  # Asked once: whoever will be patient with what runs is told at once that nothing does.
         yield client
+
+
+def read_url(url: str) -> str:
+    """The address of the application; ends the program if it is none."""
+    try:
+        return find_url(url)
+    except ValueError as error:
+        raise fail(f"--url: {str(error).removeprefix('base_url ')}", 2) from None
 
 
 @contextmanager

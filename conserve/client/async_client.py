@@ -208,7 +208,7 @@ def find_url(base_url: str | None) -> str:
     except httpx.InvalidURL:
         url = httpx.URL()
     if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"must be an http:// or https:// address (it is {found!r})")
+        raise ValueError(f"base_url must be an http:// or https:// address (it is {found!r})")
     return found.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
