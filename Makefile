@@ -14,7 +14,7 @@ baselines: setup ## keep the figures of the small simulations that the tests com
 	$(VENV)/python -m loadtests.baselines
 
 # These take one core each. The others start engines, clusters or programs, which have the machine to themselves.
-AT_ONCE := tests/unit tests/integration/jobs tests/integration/harvest
+AT_ONCE := tests/unit tests/integration/jobs tests/integration/harvest tests/integration/client
 
 test: setup ## every test
 	$(VENV)/python -m pytest -n auto --dist loadfile $(AT_ONCE)

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-import openai
 import typer
-from openai.types import Batch
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from conserve.cli.console import DEFAULT_URL, UrlOption, err, explain_errors, fail, make_client, out
-from conserve.cli.following import ENDED, follow_results
+from conserve.cli.completion import complete_batches
+from conserve.cli.console import (
+    PATIENT_RETRIES,
+    RETRIES,
+    JsonOption,
+    UrlOption,
+    err,
+    fail,
+    name_time,
+    open_client,
+    out,
+    say_progress,
+    show_json,
+    show_table,
+)
+from conserve.client import Batch, Job
+from conserve.client.api import FileKind
+from conserve.client.async_client import DEFAULT_URL
 from conserve.jobs.batch import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from conserve.jobs.expiry import LONGEST_S, SHORTEST_S
 from conserve.jobs.window import parse_window
 
 app = typer.Typer(help="Batches of requests, in the format of OpenAI's Batch API.", no_args_is_help=True)
 
-POLL_PERIOD_S = 1.0
-
-BatchArgument = Annotated[str, typer.Argument(help="The batch's id, batch_...", metavar="BATCH")]
+BatchArgument = Annotated[
+    str, typer.Argument(help="The batch's id, batch_...", metavar="BATCH", autocompletion=complete_batches)
+]
 
 
 @app.command()
@@ -45,59 +58,67 @@ def submit(
         str | None, typer.Option(help="Delete its output files after so long: such as 12h, 7d.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show progress until it has ended.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Uploads a file and makes a batch of it; prints the batch's id."""
     pairs = dict(_split_pair(text) for text in metadata or [])
     kept_s = None if keep_output is None else _read_time(keep_output)
-    client = make_client(url)
-    with explain_errors(url):
-        with file.open("rb") as content:
-            uploaded = client.files.create(file=content, purpose="batch")
-        batch = client.batches.create(
-            input_file_id=uploaded.id,
-            endpoint=endpoint,  # type: ignore[arg-type] # the server says which it takes
-            completion_window=window,  # type: ignore[arg-type] # OpenAI has 24h only
-            metadata=pairs or openai.omit,
-            output_expires_after={"anchor": "created_at", "seconds": kept_s} if kept_s else openai.omit,
-            extra_body={"priority": priority} if priority else None,  # OpenAI has none
-        )
-    out.print(batch.id)
-    if watch:
-        _watch(client, batch.id, url)
+    with open_client(url, PATIENT_RETRIES if watch else RETRIES) as client:
+        with _explain_read(file), err.status(f"Uploading {escape(str(file))}, {file.stat().st_size:,} bytes"):
+            job = client.submit(
+                file,
+                endpoint=endpoint,
+                window=window,
+                metadata=pairs or None,
+                priority=priority,
+                output_kept_s=kept_s,
+            )
+        if watch:
+            if not as_json:
+                out.print(job.id)
+            _watch(job, as_json=as_json)
+        elif as_json:
+            _show(job.batch, as_json=True)
+        else:
+            out.print(job.id)
 
 
 @app.command(name="list")
 def list_batches(
     url: UrlOption = DEFAULT_URL,
     limit: Annotated[int, typer.Option(help="How many, the newest ones.", min=1, max=100)] = 20,
+    as_json: JsonOption = False,
 ) -> None:
     """Shows the newest batches."""
-    with explain_errors(url):
-        batches = make_client(url).batches.list(limit=limit).data
+    with open_client(url) as client:
+        batches = [job.batch for job in client.list(limit)]
+    if as_json:
+        show_json([batch.model_dump(mode="json") for batch in batches])
+        return
     table = Table("batch", "status", "window")
     for name in ("total", "completed", "failed"):
         table.add_column(name, justify="right")
     table.add_column("will end")
     for batch in batches:
         counts = batch.request_counts
-        numbers = (counts.total, counts.completed, counts.failed) if counts else (0, 0, 0)
-        ends = _name_time(_read_more(batch, "predicted_end_at"))
+        numbers = (counts.total, counts.completed, counts.failed)
+        ends = name_time(batch.predicted_end_at)
         table.add_row(batch.id, _name_status(batch), batch.completion_window, *map(str, numbers), ends)
-    out.print(table)
+    show_table(table)
 
 
 @app.command()
-def status(batch_id: BatchArgument, url: UrlOption = DEFAULT_URL) -> None:
+def status(batch_id: BatchArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption = False) -> None:
     """Shows how far a batch is."""
-    with explain_errors(url):
-        batch = make_client(url).batches.retrieve(batch_id)
-    _show(batch)
+    with open_client(url) as client:
+        _show(client.get(batch_id).batch, as_json=as_json)
 
 
 @app.command()
-def watch(batch_id: BatchArgument, url: UrlOption = DEFAULT_URL) -> None:
+def watch(batch_id: BatchArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption = False) -> None:
     """Shows a batch's progress until it has ended. Exit status 1 when it ended otherwise than completed."""
-    _watch(make_client(url), batch_id, url)
+    with open_client(url, PATIENT_RETRIES) as client:
+        _watch(client.get(batch_id), as_json=as_json)
 
 
 @app.command()
@@ -110,40 +131,31 @@ def results(
         bool, typer.Option("--follow", "-f", help="Results and errors as they come, until the batch has ended.")
     ] = False,
 ) -> None:
-    """Downloads the output file of a batch that has ended, or follows the results of one that runs."""
-    if follow:
-        if errors:
-            raise fail("--errors: not with --follow, which shows results and errors", 2)
-        _follow(url, batch_id, output)
-        return
-    client = make_client(url)
-    with explain_errors(url):
-        batch = client.batches.retrieve(batch_id)
-        file_id = batch.error_file_id if errors else batch.output_file_id
-        if file_id is None:
-            kind = "error" if errors else "output"
-            reason = "no line went there" if batch.status in ENDED else f"the batch is {batch.status}"
+    """Downloads the output file of a batch that has ended, or follows the results of one that runs: lines of JSON."""
+    if follow and errors:
+        raise fail("--errors: not with --follow, which shows results and errors", 2)
+    with open_client(url, PATIENT_RETRIES if follow else RETRIES) as client:
+        job = client.get(batch_id)
+        if follow:
+            _write(job.lines(), output)
+            return
+        kind: FileKind = "error" if errors else "output"
+        if (job.batch.error_file_id if errors else job.batch.output_file_id) is None:
+            reason = "no line went there" if job.batch.status.ended else f"the batch is {job.batch.status}"
             raise fail(f"{batch_id} has no {kind} file: {reason}")
-        with client.files.with_streaming_response.content(file_id) as response:
-            if output is None:
-                for chunk in response.iter_bytes():
-                    sys.stdout.buffer.write(chunk)
-                sys.stdout.buffer.flush()
-            else:
-                with _explain_write(output):
-                    response.stream_to_file(output)
+        _write(job.read_file(kind), output)
 
 
 @app.command()
-def pause(batch_id: BatchArgument, url: UrlOption = DEFAULT_URL) -> None:
+def pause(batch_id: BatchArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption = False) -> None:
     """Begins no further request of a batch; its completion window goes on."""
-    _act(url, f"/batches/{batch_id}/pause")
+    _act(url, batch_id, Job.pause, as_json=as_json)
 
 
 @app.command()
-def resume(batch_id: BatchArgument, url: UrlOption = DEFAULT_URL) -> None:
+def resume(batch_id: BatchArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption = False) -> None:
     """Lets a paused batch go on."""
-    _act(url, f"/batches/{batch_id}/resume")
+    _act(url, batch_id, Job.resume, as_json=as_json)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})  # A negative number is no option.
@@ -151,37 +163,45 @@ def priority(
     batch_id: BatchArgument,
     value: Annotated[int, typer.Argument(help="-100 to 100.", min=LOWEST_PRIORITY, max=HIGHEST_PRIORITY)],
     url: UrlOption = DEFAULT_URL,
+    as_json: JsonOption = False,
 ) -> None:
     """Gives a batch another priority; higher goes first."""
-    _act(url, f"/batches/{batch_id}", {"priority": value})
+    _act(url, batch_id, lambda job: job.prioritise(value), as_json=as_json)
 
 
 @app.command()
-def cancel(batch_id: BatchArgument, url: UrlOption = DEFAULT_URL) -> None:
+def cancel(batch_id: BatchArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption = False) -> None:
     """Cancels a batch; what is done stays in its output file."""
-    with explain_errors(url):
-        batch = make_client(url).batches.cancel(batch_id)
-    _show(batch)
+    _act(url, batch_id, Job.cancel, as_json=as_json)
 
 
-def _act(url: str, path: str, body: dict[str, int] | None = None) -> None:
-    """What OpenAI's client has no method for."""
-    with explain_errors(url):
-        batch = make_client(url).post(path, cast_to=Batch, body=body)
-    _show(batch)
+def _act(url: str, batch_id: str, action: Callable[[Job], Batch], *, as_json: bool) -> None:
+    with open_client(url) as client:
+        _show(action(client.get(batch_id)), as_json=as_json)
 
 
-def _follow(url: str, batch_id: str, output: Path | None) -> None:
-    with explain_errors(url):
-        if output is None:
-            for line in follow_results(url, batch_id):
-                sys.stdout.buffer.write(line)
-                sys.stdout.buffer.flush()
-        else:
-            with _explain_write(output), output.open("wb") as file:
-                for line in follow_results(url, batch_id):
-                    file.write(line)
-                    file.flush()
+def _write(pieces: Iterator[bytes], output: Path | None) -> None:
+    """Writes pieces of result lines as they come."""
+    if output is None:
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+        return
+    with _explain_write(output), output.open("wb") as file, err.status("Waiting for results") as status:
+        written = 0
+        for piece in pieces:
+            file.write(piece)
+            file.flush()
+            written += len(piece)
+            status.update(f"{written:,} bytes")
+
+
+@contextmanager
+def _explain_read(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise fail(f"FILE: {file} cannot be read: {error.strerror or error}", 2) from None
 
 
 @contextmanager
@@ -210,58 +230,52 @@ def _split_pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _show(batch: Batch) -> None:
+def _show(batch: Batch, *, as_json: bool = False) -> None:
+    if as_json:
+        show_json(batch.model_dump(mode="json"))
+        return
     counts = batch.request_counts
-    done = f"{counts.completed} completed, {counts.failed} failed of {counts.total}" if counts else "not counted yet"
+    done = (
+        f"{counts.completed} completed, {counts.failed} failed of {counts.total}" if counts.total else "not counted yet"
+    )
     out.print(f"{batch.id}: [bold]{_name_status(batch)}[/], {done}")
-    if delay := (batch.model_extra or {}).get("delayed_because"):
-        out.print(f"  does not get on: {delay} It is tried again.", markup=False, soft_wrap=True)
-    end_at = _read_more(batch, "predicted_end_at")
+    if batch.delayed_because:
+        out.print(f"  does not get on: {batch.delayed_because} It is tried again.", markup=False, soft_wrap=True)
+    end_at = batch.predicted_end_at
     if end_at is not None and batch.expires_at is not None:
         late = ", [bold red]too late[/]" if end_at > batch.expires_at else ""
-        out.print(f"  will end about {_name_time(end_at)}{late} (window until {_name_time(batch.expires_at)})")
-    if (batch.model_extra or {}).get("admission") == "window_too_short":
-        earliest = (batch.model_extra or {}).get("earliest_completion_window")
-        out.print(f"  its window was found too short when it was taken; the earliest was {earliest or 'none'}")
-    if (batch.model_extra or {}).get("deadline_backed_by") == "forecast":
+        out.print(f"  will end about {name_time(end_at)}{late} (window until {name_time(batch.expires_at)})")
+    if batch.admission == "window_too_short":
+        earliest = batch.earliest_completion_window or "none"
+        out.print(f"  its window was found too short when it was taken; the earliest was {earliest}")
+    if batch.deadline_backed_by == "forecast":
         out.print("  its window is a forecast only: nothing is kept free for it beside online load (deadline_floor: 0)")
-    for error in (batch.errors.data if batch.errors and batch.errors.data else [])[:10]:
+    for error in (batch.errors.data if batch.errors else [])[:10]:
         place = f"line {error.line}: " if error.line else ""
         out.print(f"  {place}{error.message} ({error.code})", markup=False, soft_wrap=True)
 
 
 def _name_status(batch: Batch) -> str:
-    paused = _read_more(batch, "paused_at") is not None
-    return f"{batch.status} (paused)" if paused else batch.status
+    return f"{batch.status} (paused)" if batch.paused_at is not None else str(batch.status)
 
 
-def _read_more(batch: Batch, name: str) -> int | None:
-    """A time that OpenAI's batches do not have."""
-    value = (batch.model_extra or {}).get(name)
-    return value if isinstance(value, int) else None
-
-
-def _name_time(at_s: int | None) -> str:
-    """In local time; the date only if it is another day's."""
-    if at_s is None:
-        return ""
-    at = datetime.fromtimestamp(at_s).astimezone()
-    return at.strftime("%H:%M" if at.date() == datetime.now().astimezone().date() else "%Y-%m-%d %H:%M")
-
-
-def _watch(client: openai.OpenAI, batch_id: str, url: str) -> None:
+def _watch(job: Job, *, as_json: bool) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with explain_errors(url), Progress(*columns, console=err, transient=True) as progress:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("waiting", total=None)
-        while True:
-            batch = client.batches.retrieve(batch_id)
+
+        def show(batch: Batch) -> None:
             counts = batch.request_counts
-            if counts is not None and counts.total:
+            if counts.total:
                 done = counts.completed + counts.failed
-                progress.update(task, total=counts.total, completed=done, description=batch.status)
-            if batch.status in ENDED:
-                break
-            time.sleep(POLL_PERIOD_S)
-    _show(batch)
+                progress.update(task, total=counts.total, completed=done, description=_name_status(batch))
+
+        try:
+            batch = job.wait(on_progress=show)
+        except KeyboardInterrupt:
+            progress.stop()
+            say_progress(f"the batch goes on: conserve batch watch {job.id}, conserve batch cancel {job.id}")
+            raise
+    _show(batch, as_json=as_json)
     if batch.status != "completed":
         raise typer.Exit(1)

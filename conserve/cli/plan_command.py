@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from conserve.cli.console import fail, out, say_progress
+from conserve.cli.console import JsonOption, fail, say_progress, show_json, show_table
 from conserve.cli.simulation_options import MeasuredOption, ProfileOption, read_profile, read_requests
 from conserve.simulator.engine_state import EngineLimits
 from conserve.simulator.plan_input import PlanInput, draw_requests
-from conserve.simulator.plan_report import list_answers, list_variants, write_report
+from conserve.simulator.plan_report import list_answers, list_variants, to_dict, write_report
 from conserve.simulator.planning import Plan, PlanError, make_plan
 from conserve.simulator.workload import Arrival, OfflineShape, scale_rate
 
@@ -55,6 +55,7 @@ def plan(
     ] = 3_600.0,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder for plan.html, plan.png and plan.json.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """How many replicas online traffic needs, what batch work they can do besides, and what it would cost elsewhere."""
     if (trace is None) == (rate_per_s is None):
@@ -92,13 +93,16 @@ def plan(
         made = make_plan(given, lambda line: say_progress(f"simulating {line}"))
     except PlanError as error:
         raise fail(str(error), 2) from None
-    _show(made)
+    if as_json:
+        show_json(to_dict(made))
+    else:
+        _show(made)
     if folder is not None:
         try:
             paths = write_report(made, folder)
         except OSError as error:
             raise fail(f"--out: {folder} cannot be written: {error.strerror or error}") from None
-        out.print(f"Written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+        say_progress(f"written: {', '.join(map(str, paths))}")
 
 
 def _show(made: Plan) -> None:
@@ -107,7 +111,7 @@ def _show(made: Plan) -> None:
     answers.add_column("", justify="right")
     for question, answer in list_answers(made):
         answers.add_row(question, answer)
-    out.print(answers)
+    show_table(answers)
     for title, variants in (
         ("Other objectives, in the busiest ten minutes", made.by_slo),
         ("Other arrivals, likewise", made.by_burst),
@@ -117,7 +121,7 @@ def _show(made: Plan) -> None:
             table.add_column(column, justify="right" if column else "left")
         for row in list_variants(variants):
             table.add_row(*row)
-        out.print(table)
+        show_table(table)
 
 
 def _check_fits(given: PlanInput) -> None:

@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from conserve.cli.console import err, fail, out, say_progress
+from conserve.cli.console import JsonOption, err, fail, out, say_progress, show_json, show_table
 from conserve.cli.stack_commands import DEFAULT_CONFIG
 from conserve.config import EngineSettings, Settings, SettingsError
 from conserve.launch.serve_config import read_serve_config
@@ -36,6 +36,7 @@ def profile(
             "--config", "--file", "-f", envvar="CONSERVE_CONFIG", help="A Ray Serve configuration with our application."
         ),
     ] = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
 ) -> None:
     """Measures how long the engine's iterations take, for its scheduler to start with. Needs the machine for itself."""
     try:
@@ -52,7 +53,7 @@ def profile(
     from conserve.engine.profiler import make_profile
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("starting", total=None)
 
         def report(share: float) -> None:
@@ -62,7 +63,10 @@ def profile(
             path, stored = make_profile(model, _as_replica(settings), profiles_dir(), report)
         except (RuntimeError, ValueError, OSError) as error:
             raise fail(str(error)) from None
-    out.print(_cost_table(stored.profile))
+    if as_json:
+        show_json({"path": str(path), **stored.model_dump(mode="json")})
+        return
+    show_table(_cost_table(stored.profile))
     found = stored.profile
     out.print(
         f"Error on iterations not seen before: median {found.error_median:.1%}, p95 {found.error_p95:.1%} "

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from conserve.cli.console import fail, out, say_progress
+from conserve.cli.console import JsonOption, fail, out, say_progress, show_json, show_table
 from conserve.cli.simulation_options import MeasuredOption, ProfileOption, read_profile, read_requests, split_names
 from conserve.simulator.cluster import Incident
 from conserve.simulator.comparison import Comparison, ComparisonPlan, compare
@@ -53,6 +53,7 @@ def simulate(
         typer.Option("--exact/--coarse", help="Every iteration decided, or a second at a time where possible."),
     ] = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="Also write the figures to this JSON file.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Simulates a workload under several scheduling policies, in virtual time; the same seed gives the same figures."""
     if workload not in SCENARIOS:
@@ -72,16 +73,19 @@ def simulate(
     )
     names = split_names("--policies", policies, POLICIES)
     found = compare(plan, names, lambda name: say_progress(f"simulating {name}"))
-    out.print(_make_table(found, f"{workload}, {replicas} x {profile}"))
-    out.print(
-        f"Online: {found.online_rate_per_s:.2f} requests/s. Objectives: TTFT {found.ttft_slo_ms:.0f} ms, "
-        f"TBT {found.tbt_slo_ms:.1f} ms."
-    )
+    document = {"workload": workload, "profile": profile, "replicas": replicas, "seed": seed, **found.to_dict()}
+    if as_json:
+        show_json(document)
+    else:
+        show_table(_make_table(found, f"{workload}, {replicas} x {profile}"))
+        out.print(
+            f"Online: {found.online_rate_per_s:.2f} requests/s. Objectives: TTFT {found.ttft_slo_ms:.0f} ms, "
+            f"TBT {found.tbt_slo_ms:.1f} ms."
+        )
     iterations = sum(metrics.iterations for metrics in found.metrics.values())
     took_s = max(1e-9, sum(found.took_s.values()))
     say_progress(f"{iterations:,} iterations in {took_s:.1f} s of processor time: {iterations / took_s:,.0f} a second")
     if out_file is not None:
-        document = {"workload": workload, "profile": profile, "replicas": replicas, "seed": seed, **found.to_dict()}
         try:
             out_file.parent.mkdir(parents=True, exist_ok=True)
             out_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

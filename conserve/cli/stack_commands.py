@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import httpx
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from conserve.cli.console import DEFAULT_URL, UrlOption, err, explain_errors, fail, make_client, out, say_progress
+from conserve.cli.console import (
+    JsonOption,
+    UrlOption,
+    err,
+    fail,
+    open_client,
+    out,
+    say_progress,
+    show_json,
+    show_table,
+)
+from conserve.client import BatchStatusLine, ReplicaStatus
+from conserve.client.async_client import DEFAULT_URL
 from conserve.config import SettingsError
 from conserve.jobs.errors import EmbeddedServerError
 from conserve.launch.interruption import Interruption
@@ -49,6 +61,7 @@ def up(
             help="Stay until SIGTERM or Ctrl-C, and take everything down then; fail when it is lost. For services.",
         ),
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Starts the application, with an embedded Redis and a Ray head of its own unless others are named."""
     try:
@@ -70,12 +83,15 @@ def up(
             failure = fail(str(error))
             _undo(stack)
             raise failure from None
-        _say_up(stack, running)
+        if as_json:
+            show_json({"url": running.base_url, "dashboard": running.dashboard_url, "logs": str(running.log_dir)})
+        else:
+            _say_up(stack, running)
         if block:
             _stay(stack, interruption)
 
 
-def down(config: ConfigOption = DEFAULT_CONFIG) -> None:
+def down(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Stops everything that `conserve up` has started. Batches stay in the state folder and go on at the next `up`."""
     try:
         state_dir = read_serve_config(config).settings.state_dir
@@ -85,24 +101,29 @@ def down(config: ConfigOption = DEFAULT_CONFIG) -> None:
         was_up = take_down(state_dir, say_progress)
     except LAUNCH_ERRORS as error:
         raise fail(str(error)) from None
-    out.print("Down." if was_up else "Nothing was up.")
+    if as_json:
+        show_json({"was_up": was_up})
+    else:
+        out.print("Down." if was_up else "Nothing was up.")
 
 
-def status(url: UrlOption = DEFAULT_URL) -> None:
+def status(url: UrlOption = DEFAULT_URL, as_json: JsonOption = False) -> None:
     """Shows replicas with their harvest windows, and the batches that have not ended."""
-    with explain_errors(url):
-        health = httpx.get(f"{url}/health", timeout=10)
-        answer = httpx.get(f"{url}/conserve/v1/status", headers=make_client(url).auth_headers, timeout=10)
-    out.print("Application:", "[green]ready[/]" if health.is_success else "[yellow]not ready[/]", url)
-    found = _read_status(answer)
-    if found.get("controller_elsewhere"):
+    with open_client(url) as client:
+        is_ready = client.is_ready()
+        found = client.status()
+    if as_json:
+        show_json({"url": url, "ready": is_ready, **found.model_dump(mode="json")})
+        return
+    out.print("Application:", "[green]ready[/]" if is_ready else "[yellow]not ready[/]", url)
+    if found.controller_elsewhere:
         out.print(
             "[yellow]The controller of another cluster is at work in this namespace[/], and this one's waits: "
-            f"{escape(str(found.get('controller')))}. Give each deployment a jobs.namespace of its own."
+            f"{escape(str(found.controller))}. Give each deployment a jobs.namespace of its own."
         )
-    out.print(_replica_table(found["replicas"]))
-    if found["batches"]:
-        out.print(_batch_table(found["batches"]))
+    show_table(make_replica_table(found.replicas))
+    if found.batches:
+        show_table(make_batch_table(found.batches))
 
 
 def _say_up(stack: LocalStack, running: RunningStack) -> None:
@@ -147,45 +168,32 @@ def _undo(stack: LocalStack) -> None:
         raise fail(f"not everything was taken down: {error}") from None
 
 
-def _read_status(answer: httpx.Response) -> dict[str, Any]:
-    """The status, or one line that says why there is none: Serve's own proxy answers in plain text."""
-    try:
-        body = answer.json()
-    except ValueError:
-        body = None
-    if answer.is_error:
-        error = body.get("error") if isinstance(body, dict) else None
-        said = error.get("message") if isinstance(error, dict) else None
-        raise fail(f"{said or ' '.join(answer.text.split())[:300] or 'no reason given'} (HTTP {answer.status_code})")
-    if not isinstance(body, dict) or not {"replicas", "batches"} <= body.keys():
-        raise fail(f"what answers at {answer.url} is not ConServe")
-    return body
-
-
-def _replica_table(replicas: list[dict[str, Any]]) -> Table:
+def make_replica_table(replicas: Sequence[ReplicaStatus]) -> Table:
+    """What replicas do now."""
     table = Table("replica", "model", "state", title="Replicas (requests in their engines)", title_justify="left")
     for name in ("window", "offline", "online", "waiting", "KV use"):
         table.add_column(name, justify="right")
     for replica in replicas:
         table.add_row(
-            replica["replica_id"],
-            replica["model"],
-            replica["state"] + (" (alone)" if replica["alone"] else ""),
-            str(replica["window"]),
-            str(replica["offline_running"]),
-            str(replica["online_running"]),
-            str(replica["online_waiting"]),
-            f"{replica['kv_usage']:.0%}",
+            escape(replica.replica_id),
+            escape(replica.model),
+            replica.state + (" (alone)" if replica.alone else ""),
+            str(replica.window),
+            str(replica.offline_running),
+            str(replica.online_running),
+            str(replica.online_waiting),
+            f"{replica.kv_usage:.0%}",
         )
     return table
 
 
-def _batch_table(batches: list[dict[str, Any]]) -> Table:
+def make_batch_table(batches: Sequence[BatchStatusLine]) -> Table:
+    """How far batches are."""
     table = Table("batch", "status", title="Batches that have not ended", title_justify="left")
     for name in ("total", "completed", "failed", "waiting", "running"):
         table.add_column(name, justify="right")
     for batch in batches:
-        counts = (batch[name] for name in ("total", "completed", "failed", "ready", "leased"))
-        status = batch["status"] + (" (paused)" if batch.get("paused") else "")
-        table.add_row(batch["id"], status, *map(str, counts))
+        counts = (batch.total, batch.completed, batch.failed, batch.ready, batch.leased)
+        status = batch.status + (" (paused)" if batch.paused else "")
+        table.add_row(batch.id, status, *map(str, counts))
     return table

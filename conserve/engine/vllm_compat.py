@@ -36,7 +36,7 @@ from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, Schedule
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-TESTED_VERSIONS = ("0.32",)
+from conserve.engine.tested_versions import TESTED_VERSIONS, find_version_problem
 
 RELIED_ON = {
     "scheduler": (
@@ -131,12 +131,8 @@ def check_version(version: str = vllm_version) -> None:
     Raises:
         RuntimeError: names the version found, those tested, and the way out.
     """
-    if not version.startswith(tuple(f"{tested}." for tested in TESTED_VERSIONS)):
-        tested = ", ".join(f"{tested}.x" for tested in TESTED_VERSIONS)
-        raise RuntimeError(
-            f"vLLM {version} is installed, and ConServe's scheduler is tested with {tested}: install one of those, "
-            "or set `engine.mode: stock` to use vLLM's own scheduler, without the objectives of online requests"
-        )
+    if problem := find_version_problem(version):
+        raise RuntimeError(problem)
 
 
 def is_cpu_platform() -> bool:

@@ -22,7 +22,7 @@ from conserve.jobs.keys import SCHEMA_VERSION, Keys
 
 _log = structlog.get_logger(__name__)
 
-_OLDEST_VERSION = (6, 2)
+OLDEST_VERSION = (6, 2)
 _CONNECT_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 10.0
 _RETRIES = 3
@@ -67,11 +67,16 @@ async def connect(settings: Settings) -> Redis:
     return redis
 
 
+def is_new_enough(version: str) -> bool:
+    """Whether a server that says it is of this version has the commands that are used."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return match is not None and (int(match[1]), int(match[2])) >= OLDEST_VERSION
+
+
 async def _check_version(redis: Redis) -> None:
     info = await redis.info("server")
     text = str(info.get("redis_version", ""))
-    match = re.match(r"(\d+)\.(\d+)", text)
-    if match is None or (int(match[1]), int(match[2])) < _OLDEST_VERSION:
+    if not is_new_enough(text):
         raise UnsuitableServerError(f"The Redis server says it is version '{text}'; 6.2 or later is needed.")
 
 

@@ -67,6 +67,11 @@ def is_running(state_dir: Path) -> bool:
     return _find_process(_folder(state_dir)) is not None
 
 
+def find_url(state_dir: Path) -> str | None:
+    """The URL of the server of this state folder; None while it does not run."""
+    return f"unix://{quote(str(_socket_path(state_dir)))}" if is_running(state_dir) else None
+
+
 def stop(state_dir: Path) -> bool:
     """Stops the server of a state folder, its data written to disk; True when one ran.
 

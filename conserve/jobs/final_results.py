@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import IO, NamedTuple
 
 from conserve.jobs.files import FileStore
-from conserve.jobs.results import read_result_id, result_id
+from conserve.jobs.result_id import read_result_id, result_id
 from conserve.jobs.validation import split_lines
 
 

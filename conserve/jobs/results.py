@@ -6,7 +6,6 @@ Line format: https://platform.openai.com/docs/guides/batch#5-retrieve-the-result
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,11 +17,11 @@ from redis.exceptions import RedisError
 from conserve.jobs.claims import ResultRef
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
+from conserve.jobs.result_id import result_id
 
 _log = structlog.get_logger(__name__)
 
 _COMMITTED_IN_ONE_CALL = 500
-_ID_PREFIX = b'{"id":"'
 
 
 def format_output(
@@ -44,22 +43,6 @@ def _format(
     entry = {"id": result_id(batch_id, line), "custom_id": custom_id, "response": response, "error": error}
     # ASCII only: a body may hold half surrogate pairs, which UTF-8 cannot express and JSON escapes can.
     return json.dumps(entry, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
-
-
-def result_id(batch_id: str, line: int) -> str:
-    """The `id` of the result of a line, wherever and however often it is written."""
-    return f"batch_req_{hashlib.sha256(f'{batch_id}:{line}'.encode()).hexdigest()[:32]}"
-
-
-def read_result_id(content: bytes) -> str:
-    """The `id` of a result line that was made here, which begins with it.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if not content.startswith(_ID_PREFIX):
-        raise ValueError(f"no result line of ours: {content[:60]!r}")
-    return content[len(_ID_PREFIX) : content.index(b'"', len(_ID_PREFIX))].decode("ascii")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from conserve.models.cache import cache_folder, compiled_dir, profiles_dir
-from conserve.models.default import DEFAULT_MODEL, ModelError, default_model_folder, ensure_default_model
+from conserve.models.default import (
+    DEFAULT_MODEL,
+    ModelError,
+    default_model_folder,
+    ensure_default_model,
+    find_default_model_damage,
+)
 from conserve.models.source import resolve_model
 
 __all__ = [
@@ -13,6 +19,7 @@ __all__ = [
     "compiled_dir",
     "default_model_folder",
     "ensure_default_model",
+    "find_default_model_damage",
     "profiles_dir",
     "resolve_model",
 ]

@@ -44,6 +44,11 @@ def default_model_folder() -> Path:
     return cache_folder() / "models" / DEFAULT_MODEL
 
 
+def find_default_model_damage() -> str | None:
+    """What is wrong with the unpacked default model, such as that it is not there; None where nothing is."""
+    return find_damage(default_model_folder(), GGUF_SHA256, UNPACK_REVISION)
+
+
 def ensure_default_model(*, thorough: bool = False) -> Path:
     """The folder of the default model; unpacks it where it is missing or damaged (about 20 s, 270 MB).
 

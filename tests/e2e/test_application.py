@@ -22,12 +22,16 @@ import psutil
 import pytest
 from openai.types import Batch
 from openai.types.chat import ChatCompletionMessageParam
+from typer.testing import CliRunner
 
 from conserve.launch.paths import ray_temp_dir
 from deployments.protos import conserve_pb2 as pb
 from deployments.protos.conserve_pb2_grpc import GenerationServiceStub
 from tests.e2e.conftest import MODEL, TIMEOUT_S, Application, make_lines
 from tests.e2e.prometheus import list_panel_queries, list_rule_queries, scraping
+from conserve import Client
+from conserve.cli.main import app
+from tests.e2e.conftest import CONFIG, MODEL, TIMEOUT_S, Application, make_lines
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -205,6 +209,23 @@ def test_a_grpc_request_that_ends_early_frees_its_kv_blocks(application: Applica
             assert ended.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         # Long before it would have been done.
         wait_for(lambda: read_load() == (0, idle), rest_s / 2)
+def test_the_python_client_and_the_command_line(application: Application) -> None:
+    with Client(application.base_url) as client:
+        results = list(client.map(["What is the capital of France?"] * 3, body={"max_tokens": 16, "temperature": 0}))
+        assert [result.text for result in results] == [ask(application)] * 3
+        assert client.is_ready()
+        (replica,) = client.status().replicas
+        assert replica.model == MODEL
+    config = ["-f", str(CONFIG)]
+    environ = {"CONSERVE_URL": application.base_url, "CONSERVE_STATE_DIR": str(application.state_dir)}
+    runner = CliRunner(env=environ)
+    shown = runner.invoke(app, ["top", "--count", "1"])
+    assert "replicas: 1 serving" in shown.stdout, shown.output
+    listed = json.loads(runner.invoke(app, ["batch", "list", "--limit", "1", "--json"]).stdout)
+    assert listed[0]["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+    found = json.loads(runner.invoke(app, ["doctor", "--json", *config]).stdout)
+    states = {one["what"]: one["state"] for one in found}
+    assert {states[name] for name in ("Stack", "Ray Serve", "Redis", "vLLM", "Model")} == {"fine"}, found
 
 
 def test_a_batch_is_worked_off_while_chats_arrive(application: Application) -> None:

@@ -1,17 +1,16 @@
-"""`conserve batch results --follow` over HTTP, while the batch runs."""
+"""Results that are followed over HTTP, while the batch runs."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 import httpx
 import pytest
 
-from conserve.cli import following
-from conserve.cli.following import follow_results
+from conserve import Client
+from conserve.client import api, retries
 from conserve.jobs import result_feed
 from tests.integration.bench import LONG_MS, TIMEOUT_S, Bench, make_input
 from tests.integration.jobs.served_routes import serve_routes
@@ -33,8 +32,11 @@ async def work(bench: Bench, batch_id: str) -> None:
 
 
 async def follow(url: str, batch_id: str) -> list[str]:
-    lines = await asyncio.to_thread(lambda: list(follow_results(url, batch_id)))
-    return [json.loads(line)["custom_id"] for line in lines]
+    def read() -> list[bytes]:
+        with Client(url) as client:
+            return list(client.get(batch_id).lines())
+
+    return [json.loads(line)["custom_id"] for line in await asyncio.to_thread(read)]
 
 
 async def test_results_come_while_the_batch_runs(base_url: str, bench: Bench) -> None:
@@ -49,19 +51,21 @@ async def test_results_come_while_the_batch_runs(base_url: str, bench: Bench) ->
 async def test_connections_that_break_again_and_again_lose_nothing(
     base_url: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "_FIRST_PAUSE_S", 0.01)
-    real = following._split
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    real = api.split_lines
     broken = 0
 
-    def break_off(pieces: Any) -> Iterator[bytes]:
+    async def break_off(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         nonlocal broken
-        for number, line in enumerate(real(pieces)):
+        number = 0
+        async for line in real(pieces):
             if number == 3:
                 broken += 1
                 raise httpx.ReadError("broken")
+            number += 1
             yield line
 
-    monkeypatch.setattr(following, "_split", break_off)
+    monkeypatch.setattr(api, "split_lines", break_off)
     batch_id = await bench.submit(make_input(20))
     async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as group:
         followed = group.create_task(follow(base_url, batch_id))

@@ -47,7 +47,7 @@ def application() -> Iterator[FakeApplication]:
     fake = FakeApplication()
     fake.answers = {
         ("POST", "/v1/files"): (200, UPLOADED),
-        ("POST", "/v1/batches"): (200, BATCH | {"status": "validating", "request_counts": None}),
+        ("POST", "/v1/batches"): (200, BATCH | {"status": "validating", "request_counts": {}}),
         ("GET", "/v1/batches/batch_1"): (200, BATCH),
         ("POST", "/v1/batches/batch_1/cancel"): (200, BATCH | {"status": "cancelling"}),
         ("GET", "/v1/files/file-out/content"): (200, '{"custom_id": "a"}\n'),

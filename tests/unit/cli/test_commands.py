@@ -23,6 +23,7 @@ from tests.unit.cli.conftest import BATCH
 def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console.out, "width", 200)
     monkeypatch.setattr("conserve.cli.main.configure_program_logs", lambda: None)
+    monkeypatch.setattr("conserve.client.retries.FIRST_PAUSE_S", 0.0)
 
 
 def run(*arguments: object) -> Result:
@@ -77,6 +78,12 @@ def test_nothing_listening_is_one_line(
 ) -> None:
     monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *arguments: 0.0)
     assert_one_line(run(*command, "--url", silent_url), f"nothing answers at {silent_url}")
+
+
+@pytest.mark.parametrize("url", ["nowhere", "ftp://host", "http://:9"])
+@pytest.mark.parametrize("command", [("status",), ("chat", "hello")], ids=" ".join)
+def test_an_address_that_is_none_is_one_line(command: tuple[str, ...], url: str) -> None:
+    assert_one_line(run(*command, "--url", url), f"--url: must be an http:// or https:// address (it is '{url}')", 2)
 
 
 def test_status_while_serve_s_proxy_answers_for_itself(application: Any) -> None:
@@ -230,10 +237,7 @@ FIRST, SECOND = '{"custom_id": "a"}\n', '{"custom_id": "b"}\n'
 RESULTS = "/v1/batches/batch_1/results?after={}&follow=true"
 
 
-def test_results_are_followed_over_connections_that_break(
-    application: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("conserve.cli.following._FIRST_PAUSE_S", 0.0)
+def test_results_are_followed_over_connections_that_break(application: Any, tmp_path: Path) -> None:
     # The first stream ends in the middle of a line, as it does when its connection breaks.
     application.answers["GET", RESULTS.format(0)] = (200, FIRST + "\n" + SECOND[:5])
     application.answers["GET", RESULTS.format(1)] = (200, SECOND)
@@ -249,10 +253,7 @@ def test_results_are_followed_over_connections_that_break(
     ("status", "content", "said"),
     [(200, FIRST, "end after 1 of 2 lines"), (503, {"error": {"message": "away"}}, "away (HTTP 503)")],
 )
-def test_following_gives_up_after_a_while(
-    application: Any, monkeypatch: pytest.MonkeyPatch, status: int, content: Any, said: str
-) -> None:
-    monkeypatch.setattr("conserve.cli.following._FIRST_PAUSE_S", 0.0)
+def test_following_gives_up_after_a_while(application: Any, status: int, content: Any, said: str) -> None:
     application.answers["GET", RESULTS.format(0)] = (status, content)
     application.answers["GET", RESULTS.format(1)] = (status, "")
     result = run("batch", "results", "batch_1", "--follow", "--url", application.base_url)
@@ -294,6 +295,16 @@ def test_an_error_in_the_middle_of_a_chat_is_one_line(application: Any) -> None:
     )
     result = run("chat", "hello", "--model", "m", "--url", application.base_url)
     assert (result.exit_code, result.stdout) == (1, "Once\n")
+
+
+def test_a_watch_that_is_left_says_that_the_batch_goes_on(application: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("conserve.client.blocking_client.Job.wait", interrupt)
+    result = run("batch", "watch", "batch_1", "--url", application.base_url)
+    assert result.exit_code == 130
+    assert "the batch goes on: conserve batch watch batch_1" in result.stderr
 
 
 class FakeStack:
