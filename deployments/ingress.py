@@ -25,12 +25,10 @@ from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
 from conserve.jobs.tenants import TenantDirectory
 from conserve.telemetry.logs import configure_service_logs
+from conserve.telemetry.online_metrics import FRONT_RETRIES, FRONT_TTFT
 from deployments.errors import RETRY_AFTER_S
 from deployments.flex_routes import answer_flex, is_flex
 from deployments.grpc_front.methods import GrpcMethods
-from conserve.telemetry.online_metrics import FRONT_RETRIES, FRONT_TTFT
-from deployments.errors import error_response
-from deployments.flex_routes import answer_flex, is_flex
 from deployments.online_metrics import class_of
 from deployments.ray_cluster import find_cluster
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest

@@ -24,14 +24,13 @@ from openai.types import Batch
 from openai.types.chat import ChatCompletionMessageParam
 from typer.testing import CliRunner
 
+from conserve import Client
+from conserve.cli.main import app
 from conserve.launch.paths import ray_temp_dir
 from deployments.protos import conserve_pb2 as pb
 from deployments.protos.conserve_pb2_grpc import GenerationServiceStub
-from tests.e2e.conftest import MODEL, TIMEOUT_S, Application, make_lines
-from tests.e2e.prometheus import list_panel_queries, list_rule_queries, scraping
-from conserve import Client
-from conserve.cli.main import app
 from tests.e2e.conftest import CONFIG, MODEL, TIMEOUT_S, Application, make_lines
+from tests.e2e.prometheus import list_panel_queries, list_rule_queries, scraping
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -209,6 +208,8 @@ def test_a_grpc_request_that_ends_early_frees_its_kv_blocks(application: Applica
             assert ended.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         # Long before it would have been done.
         wait_for(lambda: read_load() == (0, idle), rest_s / 2)
+
+
 def test_the_python_client_and_the_command_line(application: Application) -> None:
     with Client(application.base_url) as client:
         results = list(client.map(["What is the capital of France?"] * 3, body={"max_tokens": 16, "temperature": 0}))
