@@ -35,6 +35,8 @@ from tests.e2e.prometheus import list_panel_queries, list_rule_queries, scraping
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
+MODEL_METRICS = ("conserve_headroom_", "conserve_latency_model_error_", "conserve_stranded_")
+"""Those of the latency model: there are none before it has learnt enough."""
 METRICS_LIMIT_S = 240.0
 """Until all metrics have got through Ray to Prometheus, and every rate has something to be of."""
 
@@ -345,6 +347,9 @@ def test_prometheus_has_an_answer_to_what_every_panel_and_every_rule_asks(
                     # Whether a pass is stopped depends on how fast this machine is.
                     open_ = {name: expr for name, expr in open_.items() if "conserve_stop_" not in expr}
             assert prometheus.ask("sum(ray_vllm_time_to_first_token_seconds_count) > 0")
+            if prometheus.ask("sum(ray_conserve_latency_model_ready) == 0"):
+                # On a slow machine it has not seen enough iterations in that time.
+                open_ = {name: expr for name, expr in open_.items() if not any(one in expr for one in MODEL_METRICS)}
         finally:
             ended.set()
             client.batches.cancel(batch.id)
