@@ -17,6 +17,7 @@ from conserve.config import Settings
 from conserve.harvest.attempt import OfflineEngine
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.harvester import Harvester
+from conserve.harvest.recent_latency import RecentLatency
 from conserve.jobs.files import FileStore
 from conserve.jobs.link import OUTAGES, RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
@@ -85,6 +86,7 @@ class ReplicaHarvest:
         departure: Whether the replica has to go.
         end: Ends this process.
         recorder: Takes measurements.
+        latency: What online requests feel here, for the reports.
 
     Attributes:
         extra_replicas: So many of its model are wanted beyond those for online load, as the controller has said last.
@@ -98,6 +100,7 @@ class ReplicaHarvest:
         departure: Departure,
         end: Callable[[], None] | None = None,
         recorder: Recorder = NO_RECORDER,
+        latency: RecentLatency | None = None,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -105,6 +108,7 @@ class ReplicaHarvest:
         self._departure = departure
         self._end = end or end_process
         self._recorder = recorder
+        self._latency = latency
         self._handed_back = asyncio.Event()
         self.extra_replicas = 0
         self._tasks = [
@@ -132,6 +136,7 @@ class ReplicaHarvest:
             model=settings.model.served_name,
             revision=self._revision,
             recorder=self._recorder,
+            latency=self._latency,
         )
         try:
             async with asyncio.TaskGroup() as group:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from conserve.config import DEFAULT_CLASS, SloSettings
 from conserve.engine.offline_request import CLASS_FIELD
+from conserve.harvest.recent_latency import RecentLatency
 from conserve.telemetry import online_metrics as metrics
 from conserve.telemetry.bounded_label import OTHER
 from conserve.telemetry.metric import Recorder, Totals
@@ -32,6 +33,9 @@ class OnlineMetrics:
         recorder: Takes them.
         slo: The classes of online requests with their objectives.
         clock: Seconds, monotonic.
+
+    Attributes:
+        latency: What they have felt in the last seconds.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class OnlineMetrics:
     ) -> None:
         self._recorder = recorder
         self._clock = clock
+        self.latency = RecentLatency()
         self._slo = slo
         classes = slo.by_priority()
         self._names = list(classes)
@@ -62,6 +67,7 @@ class OnlineMetrics:
         """Further tokens of a request of this priority came so long after those before."""
         name, recorder = self._name(priority), self._recorder
         recorder.observe(metrics.ONLINE_TBT, gap_s, name)
+        self.latency.note_tbt(name, self._clock(), gap_s)
         # Added up, and reported with the others once a second.
         counts = self._next_tokens[name]
         counts[0] += 1
@@ -105,6 +111,7 @@ class OnlineMetrics:
                     elif is_streamed and not has_begun:
                         has_begun = True
                         recorder.observe(metrics.ONLINE_TTFT, now_s - came_s, name)
+                        self.latency.note_ttft(name, now_s, now_s - came_s)
                         recorder.add(metrics.ONLINE_FIRST_TOKENS, 1, name)
                         recorder.add(metrics.ONLINE_LATE_FIRST_TOKENS, now_s - came_s > ttft_slo_s, name)
                     yield response

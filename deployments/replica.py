@@ -75,7 +75,14 @@ class ConServeReplica(LLMServer):
         self._received = Received()
         self._reports = 0
         departure = Departure(lambda: has_died(engine))
-        self._harvest = ReplicaHarvest(self._co_engine, settings, engine.revision, departure, recorder=recorder)
+        self._harvest = ReplicaHarvest(
+            self._co_engine,
+            settings,
+            engine.revision,
+            departure,
+            recorder=recorder,
+            latency=self._online.latency,
+        )
         self._measuring = asyncio.create_task(self._measure(EngineMetrics(recorder)))
         self._checks = HeldChecks(super().check_health, lambda: departure.reason in (None, "engine"))
 

@@ -106,6 +106,7 @@ class EngineStats:
     model has learnt; nothing where the scheduler has none. `waiting_prompt_tokens` are those of `online_waiting`, as
     their router has estimated them. `kv_*` and `checkpoint_*` are as in `conserve.harvest.messages.CapacityReport`, and
     the tokens that came in time or late as in `Counters` of `conserve.engine.page`; 0 where the scheduler does not say.
+    `stops` and what follows are as in the report, too, and None there.
     """
 
     online_running: int
@@ -131,3 +132,8 @@ class EngineStats:
     late_first_tokens: int = 0
     next_tokens: int = 0
     late_next_tokens: int = 0
+    stops: int | None = None
+    resumed_passes: int | None = None
+    offline_preemptions: int | None = None
+    restored_tokens: int | None = None
+    offline_computed_tokens: int | None = None

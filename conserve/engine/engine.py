@@ -249,7 +249,8 @@ class CoServeEngine:
 
     def stats(self) -> EngineStats:
         """What the engine is doing now."""
-        counters = self.scheduler_counters() or Counters()
+        found = self.scheduler_counters()
+        counters = found or Counters()
         block_tokens, host_tokens = counters.kv_block_tokens, counters.host_block_tokens
         return EngineStats(
             online_running=self._online_first_tokens,
@@ -275,6 +276,7 @@ class CoServeEngine:
             next_tokens=round(counters.next_tokens),
             late_next_tokens=round(counters.late_next_tokens),
             waiting_prompt_tokens=max(0.0, self._waiting_prompt_tokens),
+            **({} if found is None else _count_events(found)),
         )
 
     def scheduler_counters(self) -> Counters | None:
@@ -300,3 +302,14 @@ class CoServeEngine:
         self._offline_prompt_tokens += prompt_tokens
         self._offline_output_tokens += output_tokens
         return OfflineResult(200, body, prompt_tokens, output_tokens)
+
+
+def _count_events(counters: Counters) -> dict[str, int]:
+    restored = max(0.0, counters.restored_blocks - counters.restored_in_vain)
+    return {
+        "stops": round(counters.stops),
+        "resumed_passes": round(counters.resumed_passes),
+        "offline_preemptions": round(counters.offline_preemptions),
+        "restored_tokens": round(restored * counters.host_block_tokens),
+        "offline_computed_tokens": round(counters.offline_prefill_tokens + counters.offline_decode_tokens),
+    }

@@ -29,6 +29,7 @@ from conserve.harvest.harvester_metrics import HarvesterMetrics
 from conserve.harvest.held_work import HeldWork
 from conserve.harvest.journaling import REST_S, Journaling
 from conserve.harvest.messages import CapacityReport
+from conserve.harvest.recent_latency import RecentLatency
 from conserve.harvest.replica_text import ReplicaDiary
 from conserve.jobs.batch import Batch
 from conserve.jobs.claims import ClaimedRequest
@@ -66,6 +67,7 @@ class Harvester:
         model: the served model; only its batches are worked on.
         revision: of that model as it is served here: requests go on on no other one. None: nothing is journaled.
         recorder: takes measurements.
+        latency: what online requests feel here, for the reports.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Harvester:
         model: str,
         revision: str | None = None,
         recorder: Recorder = NO_RECORDER,
+        latency: RecentLatency | None = None,
     ) -> None:
         self._engine = engine
         self._queue = queue
@@ -102,6 +105,7 @@ class Harvester:
         self._crowding = Crowding(engine)
         self._metrics = HarvesterMetrics(recorder)
         self._diary = ReplicaDiary()
+        self._latency = latency or RecentLatency()
         self._meter = CapacityMeter(settings.slo.tbt_slo_ms, settings.engine.max_num_seqs)
 
     async def run(self) -> None:
@@ -191,6 +195,7 @@ class Harvester:
             stopped=tuple(self._pauses.list_stopped(time.monotonic())),
             **dataclasses.asdict(stats),
             **self._meter.measure(stats, time.monotonic()),
+            **self._latency.measure(time.monotonic()),
             **dataclasses.asdict(self._journaling.counts),
         )
         self._metrics.report(report)

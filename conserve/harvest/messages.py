@@ -31,6 +31,20 @@ def _read_state(value: Any) -> Any:
     return value if value in _STATES or not isinstance(value, str) else "draining"
 
 
+class LatencyNow(BaseModel):
+    """What the online requests of one class have felt at a replica in its last ten seconds; None: it had none.
+
+    TTFT is of streamed answers, and TBT of the outputs of the engine after the first.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    ttft_p50_ms: float | None = None
+    ttft_p95_ms: float | None = None
+    tbt_p50_ms: float | None = None
+    tbt_p95_ms: float | None = None
+
+
 class CapacityReport(BaseModel):
     """What a replica says about itself, some times a second.
 
@@ -51,6 +65,14 @@ class CapacityReport(BaseModel):
     - `headroom_tokens_per_s` are the offline tokens it can do in a second while online requests meet their objectives;
       with `headroom_requests` in flight it does them.
     - `slo_attainment` is the share of the latest online tokens that came in time; None without any.
+
+    Later, and only for who looks on (the console); None where it is not known, as with vLLM's own scheduler:
+
+    - `latency` is what online requests felt lately, by class.
+    - `stops` are passes of offline work that were stopped between two layers, `resumed_passes` those continued,
+      `offline_preemptions` the offline requests preempted, `restored_tokens` those whose KV came back from host memory.
+    - `offline_computed_tokens` are the offline tokens of its iterations: they grow while requests run, those above
+      when requests end.
     """
 
     # A newer peer may say more than this one understands.
@@ -91,6 +113,12 @@ class CapacityReport(BaseModel):
     headroom_tokens_per_s: float | None = None
     headroom_requests: float | None = None
     slo_attainment: float | None = None
+    latency: dict[str, LatencyNow] = Field(default_factory=dict)
+    stops: int | None = None
+    resumed_passes: int | None = None
+    offline_preemptions: int | None = None
+    restored_tokens: int | None = None
+    offline_computed_tokens: int | None = None
 
     def to_capacity(self) -> ReplicaCapacity:
         """What the policies take."""

@@ -127,3 +127,11 @@ def test_gaps_and_waits_come_from_the_engine_by_priority(measured: Measured) -> 
 def test_a_class_that_there_is_not_makes_no_series_of_its_own(named: Any, label: str) -> None:
     assert class_of(SimpleNamespace(slo_class=named), SLO) == label
     assert class_of(SimpleNamespace(), SLO) == "default"
+
+
+async def test_what_was_felt_lately_is_kept_for_the_reports(measured: Measured) -> None:
+    await measured.follow(STREAMED, (0.25, "data: a"), (1.0, "data: b"))
+    measured.online.note_gap(1, 0.04)
+    latency = measured.online.latency.measure(measured.clock())["latency"]
+    assert latency["default"].ttft_p95_ms == 250.0
+    assert latency["default"].tbt_p95_ms == 40.0

@@ -426,6 +426,30 @@ def test_costs_of_iterations_are_read_from_the_page_and_a_floor_is_written_to_it
         page.remove()
 
 
+def test_what_the_scheduler_has_done_is_counted_and_unknown_of_the_stock_one() -> None:
+    page = EnginePage.create()
+    try:
+        page.write_counters(
+            Counters(
+                stops=3,
+                resumed_passes=2,
+                offline_preemptions=1,
+                restored_blocks=10,
+                restored_in_vain=4,
+                host_block_tokens=16,
+                offline_prefill_tokens=100,
+                offline_decode_tokens=20,
+            )
+        )
+        stats = CoServeEngine(FakeServing(), page=page).stats()
+    finally:
+        page.remove()
+    assert (stats.stops, stats.resumed_passes, stats.offline_preemptions) == (3, 2, 1)
+    assert (stats.restored_tokens, stats.offline_computed_tokens) == (96, 120)
+    stock = CoServeEngine(FakeServing()).stats()
+    assert (stock.stops, stock.restored_tokens, stock.offline_computed_tokens) == (None, None, None)
+
+
 def test_stock_scheduler_has_no_floor_and_no_costs() -> None:
     engine = CoServeEngine(FakeServing())
     engine.grant_floor(0.25)
