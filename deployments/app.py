@@ -14,9 +14,10 @@ from ray.serve.llm.ingress import make_fastapi_ingress
 from conserve.config import EMBEDDED_REDIS, Settings, SettingsError, load_settings
 from conserve.jobs import embedded
 from deployments.batch_routes import build_batch_router
+from deployments.console.routes import build_console_router
 from deployments.controller import ConServeController
 from deployments.errors import install_error_handlers
-from deployments.ingress import ENDPOINTS, ConServeIngress, find_jobs
+from deployments.ingress import ENDPOINTS, ConServeIngress, find_console, find_jobs
 from deployments.llm_config import build_llm_config
 from deployments.ray_compat import to_model_metadata
 
@@ -72,6 +73,7 @@ def build_fastapi_app() -> FastAPI:
     app = FastAPI(title="ConServe", docs_url="/docs", redoc_url=None)
     install_error_handlers(app)
     app.include_router(build_batch_router(find_jobs))
+    app.include_router(build_console_router(find_console))
     return app
 
 

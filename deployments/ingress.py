@@ -26,6 +26,7 @@ from conserve.jobs.service import JobService
 from conserve.jobs.tenants import TenantDirectory
 from conserve.telemetry.logs import configure_service_logs
 from conserve.telemetry.online_metrics import FRONT_RETRIES, FRONT_TTFT
+from deployments.console.feed import ConsoleFeed, Sources
 from deployments.errors import RETRY_AFTER_S
 from deployments.flex_routes import answer_flex, is_flex
 from deployments.grpc_front.methods import GrpcMethods
@@ -35,6 +36,7 @@ from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, Emb
 from deployments.ray_metrics import RayRecorder
 from deployments.readiness import ReadinessProbe
 from deployments.replica_loss import AnswerBroken, ask_again, lost_event
+from deployments.serve_compat import find_serve_replica, is_told_to_stop
 from deployments.status import Status, build_status
 
 STOP_TIMEOUT_S = 5.0
@@ -82,7 +84,19 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         self._flex: FlexService | None = None
         self._queue: JobQueue | None = None
         self._board: CapacityBoard | None = None
+        serve_replica = find_serve_replica()
+        self._console = ConsoleFeed(
+            self._find_sources,
+            settings,
+            self._tenants,
+            lambda: serve_replica is not None and is_told_to_stop(serve_replica),
+        )
         self._link = asyncio.get_running_loop().create_task(keep_connected(settings, self._offer_jobs))
+
+    @property
+    def console(self) -> ConsoleFeed:
+        """What the pages of the console are told."""
+        return self._console
 
     @property
     def only_model(self) -> str | None:
@@ -182,6 +196,10 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
             raise _no_queue() from None
         return build_status(reports, batches, tenant, controller=controller, cluster=find_cluster())
 
+    def _find_sources(self) -> Sources | None:
+        board, queue = self._board, self._queue
+        return None if board is None or queue is None else Sources(board, queue)
+
     def _find_tenant(self, request: Request) -> str | None:
         """Whose batches the caller may see; None: nobody's."""
         try:
@@ -208,6 +226,12 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
             await self._flex.run()
         finally:
             self._jobs = self._flex = self._queue = self._board = None
+
+
+def find_console() -> ConsoleFeed:
+    """What the pages are told that are open at the ingress replica that this code runs in."""
+    ingress: ConServeIngress = serve.get_replica_context().servable_object
+    return ingress.console
 
 
 def find_jobs() -> JobService:

@@ -64,6 +64,10 @@ class TenantDirectory:
         own = {name: tenant.max_uploads for name, tenant in self._tenants.items()}
         return Places(most, {name: self._share(limit, most) for name, limit in own.items()})
 
+    def console_streams(self, most: int) -> Places:
+        """Places for streams of events, so many for all tenants."""
+        return Places(most, {name: self._share(None, most) for name in self._tenants})
+
     def _limit(self, own: Limits, shared: Limits) -> Limits:
         return Limits(*(self._share(limit, most) for limit, most in zip(own, shared, strict=True)))
 

@@ -263,6 +263,34 @@ def test_a_batch_is_worked_off_while_chats_arrive(application: Application) -> N
     assert replica["engine_cpu_s"] > 0
 
 
+def test_the_console_hears_what_chats_feel_and_what_batches_compute(application: Application) -> None:
+    assert httpx.get(f"{application.base_url}/console", timeout=TIMEOUT_S).text.startswith("<!doctype html>")
+    batch = application.submit(make_lines(4))
+    client = application.client()
+    url = f"{application.base_url}/conserve/v1/events"
+    seen: dict[str, Any] = {}
+    until_s = time.monotonic() + TIMEOUT_S
+    with httpx.stream("GET", url, timeout=TIMEOUT_S) as events:
+        assert events.headers["content-type"].startswith("text/event-stream")
+        for piece in client.chat.completions.create(model=MODEL, messages=CAPITAL, max_tokens=16, stream=True):
+            assert piece.id
+        name = ""
+        for line in events.iter_lines():
+            assert time.monotonic() < until_s, seen
+            name = line.removeprefix("event: ") if line.startswith("event: ") else name
+            if line.startswith("data: "):
+                seen[name] = json.loads(line.removeprefix("data: "))
+            reported = next(iter(seen.get("replicas", {}).get("replicas", [])), {})
+            latency = reported.get("latency", {}).get("default", {})
+            if latency.get("ttft_p95_ms") and latency.get("tbt_p95_ms") and "batches" in seen:
+                break
+    (replica,) = seen["replicas"]["replicas"]
+    assert (replica["state"], seen["hello"]["model"]) == ("serving", MODEL)
+    assert None not in (replica["stops"], replica["restored_tokens"], replica["offline_computed_tokens"])
+    assert batch.id in [one["id"] for one in seen["batches"]["batches"]]
+    assert application.wait_for(batch.id).status == "completed"
+
+
 def test_passes_go_on_beside_requests_that_are_refused_or_many_or_gone(application: Application) -> None:
     """Each is announced to the engine before it is known what becomes of it; the passes that run meanwhile go on."""
     batch = application.submit(make_lines(10, words=600))

@@ -34,17 +34,20 @@ def server_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     if request.param == "url":
         yield os.environ["CONSERVE_TEST_REDIS_URL"]
     elif request.param == "embedded":
-        state_dir = tmp_path_factory.mktemp("state")
-        url = embedded.ensure_running(state_dir)
-        try:
-            with sync_redis.Redis.from_url(url) as client:
-                client.config_set("appendfsync", "always")  # WAITAOF then answers at once, not at the next second.
-            yield url
-        finally:
-            assert embedded.stop(state_dir)
+        yield from run_embedded(tmp_path_factory.mktemp("state"))
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield from run_redis_server(Path(folder))
+
+
+def run_embedded(state_dir: Path) -> Iterator[str]:
+    url = embedded.ensure_running(state_dir)
+    try:
+        with sync_redis.Redis.from_url(url) as client:
+            client.config_set("appendfsync", "always")  # WAITAOF then answers at once, not at the next second.
+        yield url
+    finally:
+        assert embedded.stop(state_dir)
 
 
 def run_redis_server(folder: Path) -> Iterator[str]:
