@@ -38,11 +38,16 @@ def install(
         ),
     ] = None,
     dashboards: Annotated[
-        Path, typer.Option("--dashboards", help="Folder of the dashboards.", metavar="FOLDER")
-    ] = DASHBOARDS,
+        Path | None,
+        typer.Option(
+            "--dashboards",
+            help="Folder of the dashboards; by default `cluster/grafana` beside the code.",
+            metavar="FOLDER",
+        ),
+    ] = None,
 ) -> None:
     """Puts folder, data source and dashboards into a Grafana; again, it brings them up to date."""
     try:
-        GrafanaInstaller(url, token, say_progress).install(read_dashboards(dashboards), prometheus)
+        GrafanaInstaller(url, token, say_progress).install(read_dashboards(dashboards or DASHBOARDS), prometheus)
     except GrafanaError as error:
         raise fail(str(error)) from None
