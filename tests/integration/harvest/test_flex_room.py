@@ -23,7 +23,7 @@ from conserve.jobs.keys import Keys
 from conserve.jobs.lifecycle import BatchKeeper
 from tests.integration.bench import MODEL, TIMEOUT_S, URL, Bench, make_input, stream
 from tests.integration.harvest.conftest import running, wait_until
-from tests.integration.harvest.test_flex import ask, change, clean_up
+from tests.integration.harvest.test_flex import ask, change, clean_up, wait_until_nothing_is_left
 
 
 def make_service(redis: Redis, settings: Settings) -> FlexService:
@@ -125,7 +125,8 @@ async def test_a_front_that_is_gone_keeps_no_room(redis: Redis, fast: Settings) 
     keeper = BatchKeeper(redis, FileStore(settings.files_url), settings, [MODEL])
     async with running(keeper.run(0.02)):
         await wait_for(redis, settings, 0)
-    await clean_up(redis, settings)
+        # By the same keeper: what one that is stopped was deleting is taken up again only after a minute.
+        await wait_until_nothing_is_left(redis, settings)
 
 
 async def test_requests_that_are_waited_for_stay(redis: Redis, fast: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,8 +149,12 @@ async def test_flex_requests_are_promised_nothing_and_not_watched(
 ) -> None:
     await see(kept, 10.0)
     service = FlexService(redis, store, fast, [MODEL])
-    watch = DeadlineWatch(board, bench.queue, kept, fast, [MODEL])
     asked = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "service_tier": "flex"}
+
+    def look_afresh() -> tuple[Bench, DeadlineWatch]:
+        """What has read nothing yet of batches that are changed here as nobody else changes them."""
+        fresh = Bench(redis, store, fast)
+        return fresh, DeadlineWatch(board, fresh.queue, kept, fast, [MODEL])
 
     async def is_in_progress() -> bool:
         await bench.keeper.run_once()
@@ -162,12 +166,14 @@ async def test_flex_requests_are_promised_nothing_and_not_watched(
         key = f"{fast.jobs.namespace}:batch:{{{flex.batch_id}}}"
         client: Any = redis
         await client.hset(key, "work_tokens", "1000000")
-        batch_id = await start(bench, "b", 20, "1h")
-        assert (await bench.service.for_tenant("b").get_batch(batch_id)).admission == "fits"
+        fresh, watch = look_afresh()
+        batch_id = await start(fresh, "b", 20, "1h")
+        assert (await fresh.service.for_tenant("b").get_batch(batch_id)).admission == "fits"
         assert set(await watch.step()) == {batch_id}
         assert watch.urgencies == {}
         # The same work in a batch would be in the way.
         await client.hdel(key, "flex")
+        fresh, watch = look_afresh()
         with pytest.raises(ApiError, match="too short"):
-            await start(bench, "b", 20, "1h")
+            await start(fresh, "b", 20, "1h")
         assert set(await watch.step()) == {batch_id, flex.batch_id}

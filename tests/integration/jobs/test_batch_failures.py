@@ -122,6 +122,8 @@ async def test_a_batch_that_redis_refuses_does_not_stop_the_round(
             await bench.queue.claim(batch_id, 1, 1, "a")
     await bench.lapse()
     bench.now_s += 100
+    # One that has not read yet when the batches expire, which nobody else changes.
+    keeper = bench.new_keeper() if step == "expire" else bench.keeper
     real = getattr(JobQueue, step)
     calls: list[str] = []
 
@@ -132,13 +134,13 @@ async def test_a_batch_that_redis_refuses_does_not_stop_the_round(
         return await real(queue, batch_id)
 
     monkeypatch.setattr(JobQueue, step, refuse_one)
-    await bench.keeper.run_once()
+    await keeper.run_once()
     assert calls == [broken, good]
     assert "WRONGTYPE of a test" in "".join(capsys.readouterr())
-    await bench.keeper.run_once()
+    await keeper.run_once()
     assert calls.count(broken) == 1, "tried again only after a pause"
     bench.now_s += 0.6
-    await bench.keeper.run_once()
+    await keeper.run_once()
     assert calls.count(broken) == 2
 
 

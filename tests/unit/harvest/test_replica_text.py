@@ -7,6 +7,7 @@ from structlog.testing import capture_logs
 
 from conserve.harvest.messages import CapacityReport
 from conserve.harvest.replica_text import LOG_PERIOD_S, ReplicaDiary, describe
+from conserve.telemetry.logs import configure_service_logs
 
 
 def make_report(**changes: Any) -> CapacityReport:
@@ -40,6 +41,7 @@ def test_it_says_what_a_replica_does(changes: dict[str, Any], text: str) -> None
 
 
 def test_the_log_gets_what_is_new_once_a_minute() -> None:
+    configure_service_logs()  # Others may have been at work that show warnings alone.
     diary = ReplicaDiary()
     with capture_logs() as lines:
         for at_s, running in ((10.0, 0), (11.0, 1), (10 + LOG_PERIOD_S, 2), (10 + 3 * LOG_PERIOD_S, 2)):
