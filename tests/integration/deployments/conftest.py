@@ -87,7 +87,7 @@ def read_events(response: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def front() -> Iterator[Front]:
     # Sockets of Ray lie below, whose paths must not be long.
     folder = Path(tempfile.mkdtemp(prefix="lr-", dir="/tmp"))
