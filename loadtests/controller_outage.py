@@ -236,11 +236,7 @@ def main(
             return 1
         try:
             url = bring_up(stack, lambda line: say(console, line)).base_url
-            if not go_before_others():
-                say(
-                    console,
-                    "Without the right to go before others, the client waits for the processor, too.",
-                )
+            go_before_others(lambda line: say(console, line))
             settings = read_serve_config(config, {**os.environ, "CONSERVE_STATE_DIR": str(state_dir)}).settings
             if settings.jobs.redis_url == EMBEDDED_REDIS:
                 settings = settings.with_redis_url(embedded.ensure_running(state_dir))

@@ -277,11 +277,7 @@ def main(
             return 1
         try:
             url = bring_up(stack, lambda line: say(console, line)).base_url
-            if not go_before_others():
-                say(
-                    console,
-                    "Without the right to go before others, the client waits for the processor, too.",
-                )
+            go_before_others(lambda line: say(console, line))
             figures = interruption.run(
                 measure(
                     url,

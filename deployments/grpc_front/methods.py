@@ -75,7 +75,7 @@ class GrpcMethods:
 
         async def generate() -> AsyncGenerator[pb.GenerateStreamResponse, None]:
             response = await _ask(self, request, grpc_context, stream=True)
-            assert isinstance(response, StreamingResponse)  # noqa: S101 - by its body
+            assert isinstance(response, StreamingResponse)  # noqa: S101 - its body asks for a stream
             async with aclosing(read_events(response.body_iterator)) as events:
                 async for event in events:
                     if (piece := read_piece(event)) is not None:
