@@ -119,3 +119,9 @@ def test_a_replica_that_has_stopped_a_batch_gets_none_of_it() -> None:
     assert counts_of(placed) == {("a", "r1"): 10, ("b", "r0"): 4}
     alone = place([("a", 10), ("b", 4)], {"r0": among["r0"]}, {}, {})
     assert counts_of(alone) == {("b", "r0"): 4}
+
+
+def test_a_batch_that_is_dealt_in_pieces_has_its_turns_where_they_were() -> None:
+    dealt = [("a", 2), ("b", 2), ("a", 2)]
+    placed = place(dealt, {"x": Room(3, 3), "y": Room(3, 3)}, {}, {"a": {"x": 2, "y": 2}, "b": {"x": 1, "y": 1}})
+    assert placed.pieces == {name: [("a", 1), ("b", 1), ("a", 1)] for name in ("x", "y")}
