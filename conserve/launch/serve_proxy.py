@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from conserve.launch.haproxy_command import VARIABLE, find_command
 from conserve.launch.paths import proxy_dir
 from conserve.launch.ports import find_free_ports
 
@@ -29,7 +30,7 @@ PROXY_ENVIRONMENT: Final = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(HEALTH_CHECK_PERIOD_S),
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAINING_S),
 }
-"""Of every node; cluster/ has the same for nodes that are started in other ways."""
+"""Of every node; cluster/ has the same for nodes that are started in other ways, and where `conserve-haproxy` is."""
 
 
 def make_proxy_environment(state_dir: Path) -> dict[str, str]:
@@ -44,6 +45,7 @@ def make_proxy_environment(state_dir: Path) -> dict[str, str]:
     stats, metrics, fallback_http, fallback_grpc = find_free_ports(4)
     return {
         **PROXY_ENVIRONMENT,
+        VARIABLE: str(find_command()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),

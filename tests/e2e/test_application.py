@@ -291,6 +291,22 @@ def test_the_console_hears_what_chats_feel_and_what_batches_compute(application:
     assert application.wait_for(batch.id).status == "completed"
 
 
+def test_the_engine_lets_go_of_an_answer_whose_client_has_left(application: Application) -> None:
+    """Also of one that was to come whole: nothing is written until its end, so only the proxy can see it."""
+    long = {"model": MODEL, "messages": CAPITAL, "max_tokens": 2_000, "ignore_eos": True}
+    before = application.status()["replicas"][0]["online_requests"]
+    for _ in range(3):
+        with pytest.raises(httpx.TimeoutException):
+            httpx.post(f"{application.base_url}/v1/chat/completions", json=long, timeout=1)
+    deadline_s = time.monotonic() + 20  # A small part of what the answers would take.
+    while time.monotonic() < deadline_s:
+        replica = application.status()["replicas"][0]
+        if replica["online_requests"] > before and replica["online_running"] + replica["online_waiting"] == 0:
+            return
+        time.sleep(0.5)
+    pytest.fail(f"{replica['online_running'] + replica['online_waiting']} are still in the engine")
+
+
 def test_passes_go_on_beside_requests_that_are_refused_or_many_or_gone(application: Application) -> None:
     """Each is announced to the engine before it is known what becomes of it; the passes that run meanwhile go on."""
     batch = application.submit(make_lines(10, words=600))

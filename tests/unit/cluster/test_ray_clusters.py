@@ -15,6 +15,7 @@ import pytest
 import ray
 import yaml
 
+from conserve.launch.haproxy_command import NAME, VARIABLE
 from conserve.launch.ray_head import RAY_ENVIRONMENT
 from conserve.launch.serve_proxy import PROXY_ENVIRONMENT
 from tests.unit.cluster.conftest import REPOSITORY
@@ -84,7 +85,8 @@ def test_options_of_ray_start_are_known() -> None:
 def test_the_environment_is_that_of_a_head_of_our_own() -> None:
     lines = [line for line in (FOLDER / "node.env").read_text().splitlines() if not line.startswith("#")]
     found = dict(line.split("=", 1) for line in lines)
-    assert found == {**RAY_ENVIRONMENT, **PROXY_ENVIRONMENT, "RAY_AUTH_MODE": "token"}
+    command = f"{INSTALLED}.venv/bin/{NAME}"
+    assert found == {**RAY_ENVIRONMENT, **PROXY_ENVIRONMENT, VARIABLE: command, "RAY_AUTH_MODE": "token"}
 
 
 def test_every_cluster_wants_a_token() -> None:

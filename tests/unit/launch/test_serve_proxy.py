@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ray.serve._private import constants
 
+from conserve.launch.haproxy_command import VARIABLE
 from conserve.launch.paths import proxy_dir
 from conserve.launch.serve_proxy import PACING, make_proxy_environment, remove_proxy_dir
 
@@ -25,11 +26,22 @@ def test_serve_knows_every_variable(tmp_path: Path) -> None:
         remove_proxy_dir(tmp_path)
 
 
+def test_it_is_started_by_our_command(tmp_path: Path) -> None:
+    try:
+        command = Path(make_proxy_environment(tmp_path)[VARIABLE])
+    finally:
+        remove_proxy_dir(tmp_path)
+    # Serve takes nothing else.
+    assert command.is_absolute()
+    assert command.is_file()
+    assert os.access(command, os.X_OK)
+
+
 def test_two_stacks_share_nothing(tmp_path: Path) -> None:
     stacks = [tmp_path / "a", tmp_path / "b"]
     try:
         first, second = (make_proxy_environment(stack) for stack in stacks)
-        own = {name for name in first if name.endswith(("_PORT", "_LOC", "_PATH", "_BASE", "_FILE"))} - PACING.keys()
+        own = {name for name in first if name.endswith(("_PORT", "_LOC", "_PATH", "_BASE", "_FILE"))} - {VARIABLE, *PACING}
         assert len(own) == 9
         assert [name for name in own if first[name] == second[name]] == []
     finally:
