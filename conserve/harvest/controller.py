@@ -69,6 +69,7 @@ def weights_of(tenants: Mapping[str, TenantSettings]) -> dict[str, float]:
 
 def demands_of(batches: Sequence[ActiveBatch], urgencies: Mapping[str, float] | None = None) -> list[JobDemand]:
     """The batches that have work to give; those that are not on track have their urgency, by id."""
+    urgencies = urgencies or {}
     return [
         JobDemand(
             batch_id=batch.batch_id,
@@ -80,7 +81,7 @@ def demands_of(batches: Sequence[ActiveBatch], urgencies: Mapping[str, float] | 
             tenant=batch.tenant,
             request_tokens=batch.request_tokens,
             prefix=batch.prefix,
-            urgency=(urgencies or {}).get(batch.batch_id, 0.0),
+            urgency=urgencies.get(batch.batch_id, 0.0),
             promised=batch.promised,
         )
         for batch in batches
@@ -92,7 +93,10 @@ def uses_of(batches: Sequence[ActiveBatch]) -> dict[str, JobUse]:
     """Tokens that each batch has used, or is expected to use for what runs of it."""
     return {
         batch.batch_id: JobUse(
-            batch.tenant, batch.model, batch.tokens_used + batch.leased * batch.request_tokens, batch.leased
+            batch.tenant,
+            batch.model,
+            batch.tokens_used + batch.leased * batch.request_tokens if batch.leased else batch.tokens_used,
+            batch.leased,
         )
         for batch in batches
         if batch.model is not None

@@ -20,7 +20,7 @@ MOST_ROUNDS: Final = 8
 """Places of many replicas are dealt in about so many rounds, of as many quanta as that takes."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # As `ReplicaCapacity`.
 class JobWork:
     """Requests of one batch that can be taken.
 

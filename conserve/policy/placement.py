@@ -196,17 +196,12 @@ def _put_in_order(
             continue
         if batch_id not in left:
             left[batch_id] = dict(quotas[batch_id])
-        for name, part in _split(count, left[batch_id]):
-            own = found[name]
-            if own and own[-1][0] == batch_id:
-                own[-1] = (batch_id, own[-1][1] + part)
-            else:
-                own.append((batch_id, part))
+        _split(batch_id, count, left[batch_id], found)
     return found
 
 
-def _split(count: int, homes: dict[str, int]) -> Iterator[tuple[str, int]]:
-    """Takes so many requests from the replicas of a batch, from each as large a part."""
+def _split(batch_id: str, count: int, homes: dict[str, int], found: dict[str, list[tuple[str, int]]]) -> None:
+    """Takes so many requests from the replicas of a batch, from each as large a part, and adds them to `found`."""
     while count > 0 and homes:
         share = -(-count // len(homes))
         for name, most in [*homes.items()]:
@@ -217,7 +212,11 @@ def _split(count: int, homes: dict[str, int]) -> Iterator[tuple[str, int]]:
                 del homes[name]
             else:
                 homes[name] = most - part
-            yield name, part
+            own = found[name]
+            if own and own[-1][0] == batch_id:
+                own[-1] = (batch_id, own[-1][1] + part)
+            else:
+                own.append((batch_id, part))
             count -= part
             if count <= 0:
                 break

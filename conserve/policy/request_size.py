@@ -32,4 +32,5 @@ def mean_request_tokens(guess: float, done: int, tokens: float) -> float:
         done: Requests that were done.
         tokens: That those have taken in all.
     """
-    return max(1.0, (guess * GUESS_COUNTS_AS + tokens) / (GUESS_COUNTS_AS + done))
+    mean = (guess * GUESS_COUNTS_AS + tokens) / (GUESS_COUNTS_AS + done)
+    return mean if mean > 1.0 else 1.0
