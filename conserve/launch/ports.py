@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import socket
 
 # Ray hands these to its workers and refuses them for anything else.
 _RAY_WORKER_PORTS = range(10_002, 20_000)
+# Between those and the ones that systems give to clients.
+_BLOCK_PORTS = range(20_000, 32_000)
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
@@ -35,3 +38,17 @@ def find_free_ports(count: int) -> list[int]:
         for probe in held:
             probe.close()
     return found
+
+
+def find_free_block(length: int) -> range:
+    """So many free ports in a row, none of which another caller is likely to get at the same time.
+
+    Raises:
+        OSError: there are no such ports.
+    """
+    starts = _BLOCK_PORTS[: -length + 1 : length]
+    for start in random.sample(starts, len(starts)):
+        block = range(start, start + length)
+        if all(is_free(port) for port in block):
+            return block
+    raise OSError(f"no {length} free ports in a row from {_BLOCK_PORTS.start} to {_BLOCK_PORTS.stop - 1}")

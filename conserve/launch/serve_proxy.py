@@ -13,7 +13,7 @@ from typing import Final
 
 from conserve.launch.haproxy_command import VARIABLE, find_command
 from conserve.launch.paths import proxy_dir
-from conserve.launch.ports import find_free_ports
+from conserve.launch.ports import find_free_block, find_free_ports
 
 PACING: Final = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy_pacing.build_middlewares"}
 """What the proxy in Python needs, which HAProxy falls back to while no front runs."""
@@ -23,6 +23,8 @@ HEALTH_CHECK_PERIOD_S: Final = 2
 """Three failed checks, and a proxy that has died is started again; by Ray's default that takes half a minute."""
 GRPC_MESSAGE_BYTES: Final = 32 << 20
 """Longest message; by default it is 2 GiB, and each stands in the memory of the front."""
+FRONT_PORTS: Final = 100
+"""That the fronts of a stack choose from, for HTTP and for gRPC; a front that goes keeps its own for a while."""
 PROXY_ENVIRONMENT: Final = {
     **PACING,
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_MESSAGE_BYTES),
@@ -37,14 +39,22 @@ def make_proxy_environment(state_dir: Path) -> dict[str, str]:
     """Variables for all processes of a stack's head; ports and paths are its own, so that several run on a machine.
 
     Raises:
-        OSError: the folder of its sockets cannot be made.
+        OSError: the folder of its sockets cannot be made, or ports are missing.
     """
     folder = proxy_dir(state_dir)
     remove_proxy_dir(state_dir)
     folder.mkdir(mode=0o700)
     stats, metrics, fallback_http, fallback_grpc = find_free_ports(4)
+    both = find_free_block(2 * FRONT_PORTS)
+    http, grpc = both[:FRONT_PORTS], both[FRONT_PORTS:]
     return {
         **PROXY_ENVIRONMENT,
+        # Two servers of gRPC can listen on the same port, although Ray 2.60 means to forbid it: it gives gRPC a text
+        # where that takes a number. The calls to one stack would reach the other.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http.start),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http.stop - 1),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc.start),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc.stop - 1),
         VARIABLE: str(find_command()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
