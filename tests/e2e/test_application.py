@@ -447,11 +447,11 @@ def test_online_requests_are_answered_while_redis_is_gone(application: Applicati
 
 
 def test_answers_go_on_where_they_were_when_the_replicas_are_killed(application: Application) -> None:
-    lines = make_lines(6, words=12, max_tokens=100)
+    lines = make_lines(6, words=12, max_tokens=200)
     for line in lines:
         line["body"]["ignore_eos"] = True
     undisturbed = read_answers(application, application.wait_for(application.submit(lines).id))
-    assert {tokens for _, tokens in undisturbed.values()} == {100}
+    assert {tokens for _, tokens in undisturbed.values()} == {200}
 
     def count(name: str) -> int:
         return sum(int(replica[name]) for replica in application.status()["replicas"])
