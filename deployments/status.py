@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Literal
 
 from pydantic import BaseModel
@@ -49,14 +49,15 @@ class BatchLine(BaseModel):
 
 
 class ReplicaStatus(CapacityReport):
-    """What a replica says of itself, and in words what it is doing."""
+    """What a replica says of itself, and in words what it is doing. Of `stopped` it has the caller's batches alone."""
 
     doing: str
 
     @classmethod
-    def of(cls, report: CapacityReport) -> ReplicaStatus:
-        """The status of the replica that has made the report."""
-        return cls(**dict(report), doing=describe(report))
+    def of(cls, report: CapacityReport, batch_ids: Container[str]) -> ReplicaStatus:
+        """The status of the replica that has made the report, for who may see these batches."""
+        seen = tuple(batch_id for batch_id in report.stopped if batch_id in batch_ids)
+        return cls(**dict(report) | {"stopped": seen}, doing=describe(report))
 
 
 class Status(BaseModel):
@@ -83,11 +84,12 @@ def build_status(
     cluster: str | None = None,
 ) -> Status:
     """Puts the answer together, with the batches of one tenant (None: of nobody), as seen from a cluster."""
-    shown = [BatchLine.of(batch) for batch in batches if batch.flex is None and batch.tenant == tenant]
+    own = [batch for batch in batches if batch.tenant == tenant]
+    own_ids = {batch.batch_id for batch in own}
     waiting = sum(batch.flex is not None and batch.outcome is None for batch in batches)
     return Status(
-        replicas=[ReplicaStatus.of(report) for report in reports],
-        batches=shown,
+        replicas=[ReplicaStatus.of(report, own_ids) for report in reports],
+        batches=[BatchLine.of(batch) for batch in own if batch.flex is None],
         flex_waiting=waiting,
         controller=controller,
         controller_elsewhere=None not in (controller, cluster) and controller != cluster,
