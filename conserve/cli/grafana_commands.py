@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from conserve.cli.console import fail, say_progress
+from conserve.cli.console import JsonOption, fail, say_progress, show_json
 from conserve.launch.grafana import DASHBOARDS, GrafanaError, GrafanaInstaller, read_dashboards
 
 app = typer.Typer(help="Dashboards for Grafana.", no_args_is_help=True)
@@ -45,9 +46,13 @@ def install(
             metavar="FOLDER",
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Puts folder, data source and dashboards into a Grafana; again, it brings them up to date."""
     try:
-        GrafanaInstaller(url, token, say_progress).install(read_dashboards(dashboards or DASHBOARDS), prometheus)
+        installer = GrafanaInstaller(url, token, say_progress)
+        parts = installer.install(read_dashboards(dashboards or DASHBOARDS), prometheus)
     except GrafanaError as error:
         raise fail(str(error)) from None
+    if as_json:
+        show_json([asdict(part) for part in parts])

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import requests
@@ -27,6 +28,15 @@ _MESSAGE: Final = "written by `conserve grafana install`"
 
 class GrafanaError(Exception):
     """Grafana is not there, or refuses. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class InstalledPart:
+    """What is in Grafana now, and what was done for it."""
+
+    kind: Literal["folder", "data source", "dashboard"]
+    name: str
+    outcome: Literal["created", "changed", "unchanged"]
 
 
 class GrafanaInstaller:
@@ -48,6 +58,7 @@ class GrafanaInstaller:
         prefix = parts.path.strip("/")
         self._url = url
         self._say = say
+        self._parts: list[InstalledPart] = []
         self._grafana = GrafanaFace(
             token,
             host=parts.netloc,
@@ -56,8 +67,8 @@ class GrafanaInstaller:
             timeout=TIMEOUT_S,
         )
 
-    def install(self, dashboards: list[dict[str, Any]], prometheus_url: str | None) -> None:
-        """Installs dashboards.
+    def install(self, dashboards: list[dict[str, Any]], prometheus_url: str | None) -> list[InstalledPart]:
+        """Installs dashboards, and returns what is there in the end.
 
         Args:
             dashboards: As Grafana exports them.
@@ -66,20 +77,27 @@ class GrafanaInstaller:
         Raises:
             GrafanaError: it is not there, or refuses.
         """
+        self._parts = []
         self._put_folder()
         if prometheus_url is not None:
             self._put_datasource(prometheus_url)
         for dashboard in dashboards:
             self._put_dashboard(dashboard)
+        return self._parts
+
+    def _note(self, part: InstalledPart, more: str = "") -> None:
+        self._parts.append(part)
+        outcome = "there already" if part.outcome == "unchanged" else part.outcome
+        self._say(f"{part.kind} {part.name}: {outcome}{more}")
 
     def _put_folder(self) -> None:
         with self._explained("the folder"):
             folder = _find(self._grafana.folder.get_folder, FOLDER_UID)
             if folder is None:
                 self._grafana.folder.create_folder(FOLDER_TITLE, FOLDER_UID)
-                self._say(f"folder {FOLDER_TITLE}: created")
+                self._note(InstalledPart("folder", FOLDER_TITLE, "created"))
             else:  # Its title may be its owner's choice by now.
-                self._say(f"folder {folder['title']}: there already")
+                self._note(InstalledPart("folder", folder["title"], "unchanged"))
 
     def _put_datasource(self, prometheus_url: str) -> None:
         wanted = {"name": DATASOURCE_NAME, "type": "prometheus", "url": prometheus_url, "access": "proxy"}
@@ -87,24 +105,24 @@ class GrafanaInstaller:
             found = _find(self._grafana.datasource.get_datasource_by_name, DATASOURCE_NAME)
             if found is None:
                 self._grafana.datasource.create_datasource(wanted)
-                self._say(f"data source {DATASOURCE_NAME}: created")
+                self._note(InstalledPart("data source", DATASOURCE_NAME, "created"))
             elif all(found.get(name) == value for name, value in wanted.items()):
-                self._say(f"data source {DATASOURCE_NAME}: there already")
+                self._note(InstalledPart("data source", DATASOURCE_NAME, "unchanged"))
             else:
                 kept = {name: found[name] for name in ("isDefault", "basicAuth", "jsonData", "uid") if name in found}
                 self._grafana.datasource.update_datasource(found["id"], kept | wanted)
-                self._say(f"data source {DATASOURCE_NAME}: changed to {prometheus_url}")
+                self._note(InstalledPart("data source", DATASOURCE_NAME, "changed"), f" to {prometheus_url}")
 
     def _put_dashboard(self, dashboard: dict[str, Any]) -> None:
         title = dashboard["title"]
         with self._explained(f"the dashboard {title!r}"):
             found = _find(self._grafana.dashboard.get_dashboard, dashboard["uid"])
             if found is not None and _is_same(found, dashboard):
-                self._say(f"dashboard {title}: there already")
+                self._note(InstalledPart("dashboard", title, "unchanged"))
                 return
             body = {"dashboard": {**dashboard, "id": None}, "folderUid": FOLDER_UID, "message": _MESSAGE}
             self._grafana.dashboard.update_dashboard({**body, "overwrite": True})
-            self._say(f"dashboard {title}: {'created' if found is None else 'changed'}")
+            self._note(InstalledPart("dashboard", title, "created" if found is None else "changed"))
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from conserve.cli.completion import complete_batches
 from conserve.cli.main import app
+from conserve.simulator.compiling import CompileError
 from tests.unit.cli.conftest import BATCH
 from tests.unit.cli.test_commands import write_config
 
@@ -55,6 +56,27 @@ def test_lists_and_status_as_json(application: Any) -> None:
     application.answers["GET", "/conserve/v1/status"] = (200, {"replicas": [], "batches": []})
     found = json.loads(run("status", "--json", "--url", application.base_url).stdout)
     assert (found["ready"], found["replicas"]) == (False, [])
+
+
+def test_compiling_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = tmp_path / "build"
+    monkeypatch.setattr("conserve.cli.compile_command.find_build", lambda folder: build)
+    monkeypatch.setattr("conserve.cli.compile_command.compile_modules", lambda folder: build.mkdir())
+    first, second = (json.loads(run("compile", "--json").stdout) for _ in range(2))
+    assert (first["folder"], first["is_new"], first["duration_s"] >= 0) == (str(build), True, True)
+    assert second == {"folder": str(build), "is_new": False, "duration_s": None}
+    assert run("compile").stdout == ""
+
+
+def test_compiling_that_fails_writes_no_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(folder: Path) -> None:
+        raise CompileError("there is no C compiler")
+
+    monkeypatch.setattr("conserve.cli.compile_command.find_build", lambda folder: tmp_path / "build")
+    monkeypatch.setattr("conserve.cli.compile_command.compile_modules", refuse)
+    result = run("compile", "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "the simulator is not compiled: there is no C compiler" in result.stderr
 
 
 def test_a_chat_as_json(application: Any) -> None:

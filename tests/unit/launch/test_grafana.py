@@ -43,6 +43,25 @@ def test_everything_is_there_after_the_first_time(grafana: StandIn) -> None:
         assert found["dashboard"]["panels"] == json.loads((DASHBOARDS / f"{uid}.json").read_text())["panels"]
 
 
+def test_what_was_done_as_json(grafana: StandIn) -> None:
+    def install_again() -> list[tuple[str, ...]]:
+        options = ("--url", grafana.url, "--token", "glsa_secret", "--prometheus", PROMETHEUS, "--json")
+        done = CliRunner().invoke(app, ["grafana", "install", *options])
+        assert done.exit_code == 0, done.output
+        return [(part["kind"], part["name"], part["outcome"]) for part in json.loads(done.stdout)]
+
+    names = [
+        ("folder", "ConServe"),
+        ("data source", DATASOURCE_NAME),
+        *(("dashboard", board.title) for board in BOARDS),
+    ]
+    assert sorted(install_again()) == sorted((*name, "created") for name in names)
+    grafana.dashboards[BOARDS[0].uid]["dashboard"]["panels"] = []
+    second = install_again()
+    assert ("dashboard", BOARDS[0].title, "changed") in second
+    assert [outcome for *_, outcome in second].count("unchanged") == len(names) - 1
+
+
 def test_the_second_time_changes_nothing(grafana: StandIn) -> None:
     install(grafana.url, "--prometheus", PROMETHEUS)
     grafana.changes.clear()
