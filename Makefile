@@ -35,7 +35,7 @@ bench: setup ## stock vLLM beside ours: chat and pressure once; W=all REPEATS=3 
 	@$(VENV)/python -m loadtests.coserve $(if $(W),--workload "$(W)") $(if $(REPEATS),--repeats "$(REPEATS)") \
 		$(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
-loadtest: setup ## load over HTTP: chats alone, beside batches, and what the front costs; TRACES=folder, ARGS= for the rest
+loadtest: setup ## load over HTTP and gRPC: chats alone, beside batches, and what the front costs; TRACES=folder, ARGS= for the rest
 	@$(VENV)/python -m loadtests.loadtest $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
 lock: ## resolve the dependencies of pyproject.toml anew; UPGRADE=1 takes the newest versions

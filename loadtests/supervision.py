@@ -21,10 +21,12 @@ INTERRUPTED: Final = 130
 
 
 class RunningApplication(Protocol):
-    """Where an application that was brought up is reached, and where its logs are."""
+    """Where an application that was brought up is reached, over HTTP and over gRPC if it has it, and its logs."""
 
     @property
     def base_url(self) -> str: ...
+    @property
+    def grpc_address(self) -> str | None: ...
     @property
     def dashboard_url(self) -> str: ...
     @property

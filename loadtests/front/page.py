@@ -16,8 +16,9 @@ from loadtests.front.cost import (
     describe_bursts,
     split_stages,
 )
-from loadtests.front.figures import ALONE, BESIDE
-from loadtests.report import Percentiles, Report, RunReport, write_whole
+from loadtests.front.entrances import GRPC, HTTP
+from loadtests.front.figures import ALONE, AT_ONCE, BESIDE
+from loadtests.report import Percentiles, Ratio, Report, RunReport, write_whole
 
 Row = tuple[str, ...]
 
@@ -51,6 +52,7 @@ def write_page(
         *(f'<img alt="{plot.stem}" src="{_embed(plot)}">' for plot in plots[1:]),
         "<h2>Harvested</h2>",
         _table(("", "beside batches"), _offline_rows(beside)),
+        *(_describe_entrances(report) if GRPC in report.runs else []),
         *(_describe_cost(cost) if cost is not None else []),
     ]
     body = "\n".join(parts)
@@ -79,9 +81,7 @@ def _online_rows(report: Report, alone: RunReport, beside: RunReport) -> list[Ro
     for label, name in (("TTFT", "ttft"), ("TBT", "tbt"), ("End to end", "end_to_end")):
         for at in ("p50", "p90", "p99"):
             ratio = report.ratios.get(f"{name}_{at}_vs_online_only")
-            shown = "" if ratio is None else f"{ratio.median:.2f}"
-            if ratio is not None and ratio.min is not None and ratio.max is not None:
-                shown += f" ({ratio.min:.2f}-{ratio.max:.2f})"
+            shown = _format_ratio(ratio)
             values = [_format_ms(getattr(run, f"{name}_ms"), at) for run in (alone, beside)]
             rows.append((f"{label} {at}", *values, shown))
     rows.append(("Answered / failed", *(f"{run.online_requests} / {run.online_errors}" for run in (alone, beside)), ""))
@@ -98,6 +98,37 @@ def _offline_rows(beside: RunReport) -> list[Row]:
         ("measured over", "" if beside.offline_duration_s is None else f"{beside.offline_duration_s:.0f} s"),
         ("Batch requests done / failed", f"{beside.offline_requests or 0} / {beside.offline_failed or 0}"),
         ("All tokens/s", _format(beside.total_tokens_per_s)),
+    ]
+
+
+def _describe_entrances(report: Report) -> list[str]:
+    single = [report.runs[name] for name in (HTTP, GRPC)]
+    rows: list[Row] = []
+    for label, name in (("TTFT", "ttft"), ("TBT", "tbt"), ("End to end", "end_to_end")):
+        for at in ("p50", "p90"):
+            ratio = report.ratios.get(f"{name}_{at}_grpc_vs_http")
+            rows.append(
+                (f"{label} {at}", *(_format_ms(getattr(run, f"{name}_ms"), at) for run in single), _format_ratio(ratio))
+            )
+    rounds = [report.runs[AT_ONCE.format(name)] for name in (HTTP, GRPC)]
+    rate = report.ratios.get("output_tokens_grpc_vs_http")
+    rows.append(("Chats, one at a time", *(_format(run.online_requests) for run in single), ""))
+    rows.append(("TTFT p50, many at once", *(_format_ms(run.ttft_ms, "p50") for run in rounds), ""))
+    rows.append(("TBT p50, many at once", *(_format_ms(run.tbt_ms, "p50") for run in rounds), ""))
+    rows.append(
+        (
+            "Output tokens/s, many at once",
+            *(_format(run.online_output_tokens_per_s) for run in rounds),
+            _format_ratio(rate),
+        )
+    )
+    rows.append(("Chats, many at once", *(_format(run.online_requests) for run in rounds), ""))
+    return [
+        "<h2>Chats over gRPC, beside the same over HTTP</h2>",
+        "<p>One at a time, then in rounds of as many as the engine takes, over HTTP and over gRPC by turns; as long at "
+        "both, with other words, so that none is in the prefix cache.</p>",
+        _table(("", "HTTP", "gRPC", "ratio"), rows),
+        '<p class="dim">In brackets: 95 % bootstrap interval; of output tokens/s the lowest and highest round.</p>',
     ]
 
 
@@ -134,6 +165,13 @@ def _table(header: Row, rows: Sequence[Row]) -> str:
 
 def _embed(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _format_ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return ""
+    known = ratio.min is not None and ratio.max is not None
+    return f"{ratio.median:.2f}" + (f" ({ratio.min:.2f}-{ratio.max:.2f})" if known else "")
 
 
 def _format(value: float | None) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,22 @@ from tests.integration.loadtests.conftest import MODEL
 REPOSITORY = Path(__file__).parents[3]
 
 
+@contextlib.contextmanager
+def serve_in_thread(front: GrpcFront) -> Iterator[int]:
+    """The port of a gRPC server that runs meanwhile, beside what blocks this thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    served = serve_on_port(front)
+    try:
+        yield asyncio.run_coroutine_threadsafe(served.__aenter__(), loop).result(TIMEOUT_S)
+        asyncio.run_coroutine_threadsafe(served.__aexit__(None, None, None), loop).result(TIMEOUT_S)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(TIMEOUT_S)
+        loop.close()
+
+
 async def test_a_slow_server_delays_no_request_and_its_delay_is_in_the_latency(server: Any, tmp_path: Path) -> None:
     """No chat is answered before the fifteenth has come, so a client that waits for answers gets none."""
     server.chats_until_answers = 15
@@ -57,16 +75,17 @@ async def test_a_slow_server_delays_no_request_and_its_delay_is_in_the_latency(s
 
 
 class GrpcFront(GrpcMethods):
-    """Streams as many words as are asked for; every third chat fails."""
+    """Streams as many words as are asked for; every third chat fails, or none."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fails: bool = True) -> None:
         self.only_model = MODEL
+        self.fails = fails
         self.asked: list[dict[str, Any]] = []
 
     async def chat(self, body: ChatCompletionRequest, request: Request) -> StreamingResponse:
         asked = body.model_dump()
         self.asked.append(asked)
-        if len(self.asked) % 3 == 0:
+        if self.fails and len(self.asked) % 3 == 0:
             raise ApiError(503, "overloaded")
         return StreamingResponse(self._stream(asked["max_tokens"]))
 
@@ -128,9 +147,13 @@ async def test_a_wrong_trace_is_named(server: Any, tmp_path: Path) -> None:
 def test_a_whole_load_test(server: Any, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=120)
     online = OnlinePlan(duration_s=2.0, rate_per_s=10.0, arrivals="poisson", length_scale=0.125)
-    options = LoadTestOptions(online, "generated", 3.0, tmp_path, server.base_url, turns=0)
-    with Interruption() as interruption:
-        code = conduct(options, read_serve_config(REPOSITORY / "serve_config.yaml"), console, None, interruption)
+    front = GrpcFront(fails=False)
+    config = read_serve_config(REPOSITORY / "serve_config.yaml")
+    with serve_in_thread(front) as port, Interruption() as interruption:
+        options = LoadTestOptions(
+            online, "generated", 3.0, tmp_path, server.base_url, f"127.0.0.1:{port}", turns=0, grpc_turns=5
+        )
+        code = conduct(options, config, console, None, interruption)
     assert isinstance(console.file, io.StringIO)
     assert code == 0, console.file.getvalue()
     report = read_report(tmp_path / "summary.json")
@@ -142,6 +165,15 @@ def test_a_whole_load_test(server: Any, tmp_path: Path) -> None:
     assert 60 * 390 / 20 < beside.offline_tokens_per_s < 60 * 390 / 1.2
     assert (beside.offline_requests, beside.offline_failed) == (60, 0)
     assert "ttft_p99_vs_online_only" in report.ratios
+    at_once = config.settings.engine.max_num_seqs
+    for entrance in ("http", "grpc"):
+        single, rounds = report.runs[entrance], report.runs[f"{entrance}-at-once"]
+        assert (single.online_requests, rounds.online_requests) == (5, 2 * at_once)
+        assert None not in (single.ttft_ms, single.tbt_ms, single.end_to_end_ms, rounds.online_output_tokens_per_s)
+    assert {"ttft_p50_grpc_vs_http", "output_tokens_grpc_vs_http"} <= report.ratios.keys()
+    # With the warm-up: two chats and a round.
+    assert len(front.asked) == 7 + 3 * at_once
+    assert "over gRPC, beside the same over HTTP" in (tmp_path / "report.html").read_text()
     assert {path.name for path in tmp_path.iterdir()} >= {"report.html", "latency.png", "timeline.png"}
     assert [batch["status"] for batch in server.batches.values()] == ["completed"]
 

@@ -22,12 +22,13 @@ from loadtests.front.cost import (
     find_misses,
     split_stages,
 )
+from loadtests.front.entrances import GRPC, HTTP, EntranceRecords, Send, measure_entrances
 from loadtests.front.figures import ALONE, BESIDE, describe_phase, find_problems, make_report
 from loadtests.front.page import write_page
 from loadtests.front.plots import write_plots
 from loadtests.front.record_file import BatchRecord, Records
 from loadtests.front.timeline import Phase, chats_in_flight, measure_harvest, offline_rates
-from loadtests.front.turns import median_difference, ratio_of_rounds
+from loadtests.front.turns import TurnsError, median_difference, ratio_of_rounds
 from loadtests.front.unhurried import add_unhurried, find_unhurried
 from loadtests.front_cost import render
 from loadtests.report import Percentiles
@@ -220,9 +221,76 @@ def test_the_bare_server_has_the_settings_of_the_engines() -> None:
     assert "--enforce-eager" not in make_command(settings, 9_999, on_cpu=False)
 
 
+def make_entrances(slower: float = 1.5) -> dict[str, EntranceRecords]:
+    """Over gRPC everything takes `slower` times as long."""
+    found = {}
+    for name, factor in ((HTTP, 1.0), (GRPC, slower)):
+
+        def answer(at_s: float, factor: float = factor) -> ChatRecord:
+            content_s = (at_s + 0.1 * factor, at_s + 0.15 * factor)
+            return ChatRecord(at_s, at_s, content_s, at_s + 0.2 * factor, 20, 2)
+
+        rounds = [[answer(50.0 + number) for _ in range(4)] for number in range(3)]
+        found[name] = EntranceRecords([answer(float(number)) for number in range(8)], rounds)
+    return found
+
+
+def test_grpc_and_http_are_runs_of_the_report() -> None:
+    report = make_report(make_phases(), "m", "generated", 7, make_entrances())
+    assert list(report.runs) == [ALONE, BESIDE, "http", "grpc", "http-at-once", "grpc-at-once"]
+    for name, factor in (("http", 1.0), ("grpc", 1.5)):
+        single, rounds = report.runs[name], report.runs[f"{name}-at-once"]
+        for run in (single, rounds):
+            assert run.ttft_ms is not None
+            assert run.tbt_ms is not None
+            assert run.end_to_end_ms is not None
+            found = (run.ttft_ms.p50, run.tbt_ms.p50, run.end_to_end_ms.p50)
+            assert found == pytest.approx((100 * factor, 50 * factor, 200 * factor))
+        assert (single.online_requests, rounds.online_requests) == (8, 12)
+        # Two tokens at a time, and eight.
+        assert single.online_output_tokens_per_s == pytest.approx(10 / factor)
+        assert rounds.online_output_tokens_per_s == pytest.approx(40 / factor)
+    ratios = {name: ratio.median for name, ratio in report.ratios.items() if name.endswith("_grpc_vs_http")}
+    assert ratios == pytest.approx(
+        {
+            "ttft_p50_grpc_vs_http": 1.5,
+            "tbt_p50_grpc_vs_http": 1.5,
+            "end_to_end_p50_grpc_vs_http": 1.5,
+            "output_tokens_grpc_vs_http": 1 / 1.5,
+        }
+    )
+
+
+def test_both_entrances_are_asked_by_turns_and_never_the_same() -> None:
+    asked: list[tuple[str, str, int]] = []
+
+    def entrance(name: str) -> Send:
+        def send(text: str, output_tokens: int) -> ChatRecord:
+            asked.append((name, text, output_tokens))
+            return chat(1.0, 2.0)
+
+        return send
+
+    found = measure_entrances({name: entrance(name) for name in (HTTP, GRPC)}, turns=4, rounds=2, requests_at_once=3)
+    for records in found.values():
+        assert (len(records.single), [len(round_) for round_ in records.rounds]) == (4, [3, 3])
+    singles = [name for name, _, tokens in asked if tokens == 8]
+    assert singles == [GRPC, HTTP, HTTP, GRPC] * 3  # Two of each are the warm-up.
+    assert [name for name, _, tokens in asked if tokens != 8] == [HTTP] * 3 + [GRPC] * 6 + [HTTP] * 6 + [GRPC] * 3
+    texts = [text for _, text, _ in asked]
+    assert len(set(texts)) == len(texts)
+    assert {len(text.split()) for text in texts} == {100}
+
+
+def test_a_chat_that_fails_over_grpc_ends_the_comparison() -> None:
+    entrances = {HTTP: lambda *_: chat(1.0, 2.0), GRPC: lambda *_: chat(1.0, 2.0, "UNAVAILABLE: overloaded")}
+    with pytest.raises(TurnsError, match="a chat over grpc failed: UNAVAILABLE: overloaded"):
+        measure_entrances(entrances, turns=1, rounds=1, requests_at_once=1)
+
+
 def test_the_page_has_plots_and_figures_in_it(tmp_path: Path) -> None:
     phases = make_phases()
-    report = make_report(phases, "a<b>", "generated", 7)
+    report = make_report(phases, "a<b>", "generated", 7, make_entrances())
     cost = make_cost(Interval(value=8.0, low=6.0, high=9.0), Interval(value=0.99, low=0.98, high=1.0))
     plots = write_plots(phases, tmp_path)
     assert [plot.name for plot in plots] == ["latency.png", "timeline.png"]
@@ -231,5 +299,9 @@ def test_the_page_has_plots_and_figures_in_it(tmp_path: Path) -> None:
     assert page.count('src="data:image/png;base64,') == 2
     for text in ("a&lt;b&gt;", "x &amp; y failed", "TTFT p99", "+8.0 ms (+6.0 to +9.0)", "Offline tokens/s"):
         assert text in page
+    for row in (("TTFT p50", "100 ms", "150 ms", "1.50 (1.50-1.50)"), ("Chats, one at a time", "8", "8", "")):
+        assert "".join(f"<td>{cell}</td>" for cell in row) in page
+    write_page(tmp_path / "report.html", make_report(phases, "m", "generated", 7), plots, None, [])
+    assert "gRPC" not in (tmp_path / "report.html").read_text(encoding="utf-8")
     # Nothing is fetched from elsewhere.
     assert "http" not in page.replace("https", "http").split("<body>")[0]
