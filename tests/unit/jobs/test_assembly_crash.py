@@ -1,11 +1,17 @@
-"""The process is killed at each line of the assembly in turn: what there is afterwards is whole, or is not there."""
+"""The process is killed in the midst of the assembly: what there is afterwards is whole, or is not there.
+
+What a kill leaves are the files at that moment, which stay the same over many lines. So the files are looked at before
+every line, and the process is killed before the first line of each state of theirs.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,7 +26,8 @@ from conserve.jobs.results import format_output
 BATCH_ID, INPUT_ID = "batch_12345678", "file-12345678"
 MAX_LINE_BYTES = 1_000
 CODE = {assembly.__file__, storage.__file__}
-MOST_LINES = 5_000
+Tree = dict[str, bytes]
+"""What is in a folder: files with their content, folders with none."""
 
 
 def make_store(folder: Path) -> tuple[FileStore, ActiveBatch, dict[int, StoredResult]]:
@@ -55,8 +62,8 @@ def make_store(folder: Path) -> tuple[FileStore, ActiveBatch, dict[int, StoredRe
     return store, batch, results
 
 
-def kill_at(nth: int) -> None:
-    """Ends this process by SIGKILL before the nth line of the code under test is run."""
+def watch_lines(act: Callable[[int], None]) -> None:
+    """Calls `act` with the number of each line of the code under test before it is run."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -65,20 +72,47 @@ def kill_at(nth: int) -> None:
             return None
         if event == "line":
             count += 1
-            if count == nth:
-                os.kill(os.getpid(), signal.SIGKILL)
+            act(count)
         return trace
 
     sys.settrace(trace)
 
 
+def read_tree(folder: Path) -> Tree:
+    """What another process finds in a folder. Of a temporary file the drawn part of its name is left out."""
+    return {
+        re.sub(r"\.[0-9a-f]{16}\.tmp$", ".tmp", str(path.relative_to(folder))): path.read_bytes()
+        if path.is_file()
+        else b""
+        for path in folder.rglob("*")
+    }
+
+
+def watch_assembly(folder: Path) -> list[Tree]:
+    """Assembles; returns what there was before each line, and in the end."""
+    store, batch, results = make_store(folder)
+    trees: list[Tree] = []
+    before = sys.gettrace()
+    watch_lines(lambda _: trees.append(read_tree(folder)))
+    try:
+        assemble(store, batch, results, MAX_LINE_BYTES)
+    finally:
+        sys.settrace(before)
+    return [*trees, read_tree(folder)]
+
+
 def run_killed(folder: Path, nth: int) -> bool:
-    """Assembles in a process of its own; True when it was killed, False when it came to its end before."""
+    """Assembles in a process of its own that is killed before the nth line; False when it came to its end before."""
+    store, batch, results = make_store(folder)
+
+    def kill(number: int) -> None:
+        if number == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     process = os.fork()
     if process == 0:
         try:
-            store, batch, results = FileStore(str(folder)), *make_store(folder)[1:]
-            kill_at(nth)
+            watch_lines(kill)
             assemble(store, batch, results, MAX_LINE_BYTES)
         finally:
             os._exit(0)
@@ -99,10 +133,13 @@ def test_a_kill_at_any_line_leaves_the_old_or_the_new_state(tmp_path: Path) -> N
     manifest = assemble(store, batch, results, MAX_LINE_BYTES)
     expected = read_final(whole)
     assert expected.keys() == {"output", "error", "manifest"}
+    trees = watch_assembly(tmp_path / "watched")
+    first = [nth for nth, tree in enumerate(trees, 1) if nth == 1 or tree != trees[nth - 2]]
     seen = set()
-    for nth in range(1, MOST_LINES):
+    for nth in [*first, len(trees)]:
         folder = tmp_path / str(nth)
-        killed = run_killed(folder, nth)
+        assert run_killed(folder, nth) == (nth < len(trees))
+        assert read_tree(folder) == trees[nth - 1], "a kill leaves the files that were there"
         found = read_final(folder)
         assert found.items() <= expected.items(), f"half a file after a kill at line {nth}"
         assert "manifest" not in found or len(found) == 3
@@ -112,8 +149,5 @@ def test_a_kill_at_any_line_leaves_the_old_or_the_new_state(tmp_path: Path) -> N
         assert read_final(folder) == expected
         delete_leftovers(again, BATCH_ID)
         assert not list(folder.rglob("*.tmp")), "nothing else is left behind"
-        if not killed:
-            break
-    else:
-        raise AssertionError("it never came to its end")
     assert {frozenset(), frozenset(expected)} <= seen
+    assert any(".tmp" in name for tree in trees for name in tree)
