@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,7 @@ from conserve.jobs.service import MAX_BATCHES_PAGE, JobService
 from deployments.api_errors import describe_errors
 from deployments.file_routes import build_file_router
 from deployments.tenancy import as_tenant
+from deployments.tracing import trace_batch
 
 JSON_LINES = "application/jsonl"
 
@@ -101,15 +102,19 @@ def build_batch_router(get_service: Callable[[], JobService]) -> APIRouter:
     service = Depends(as_tenant(get_service))
 
     @router.post("/v1/batches", responses=describe_errors(429))
-    async def create_batch(body: CreateBatch, jobs: JobService = service) -> Batch:
-        return await jobs.create_batch(
-            body.input_file_id,
-            body.endpoint,
-            body.completion_window,
-            body.metadata,
-            output_expires_after=body.output_expires_after,
-            priority=body.priority,
-        )
+    async def create_batch(body: CreateBatch, request: Request, jobs: JobService = service) -> Batch:
+        async def create(traceparent: str | None) -> Batch:
+            return await jobs.create_batch(
+                body.input_file_id,
+                body.endpoint,
+                body.completion_window,
+                body.metadata,
+                output_expires_after=body.output_expires_after,
+                priority=body.priority,
+                traceparent=traceparent,
+            )
+
+        return await trace_batch(request.headers, body.endpoint, create)
 
     @router.get("/v1/batches", responses=describe_errors(404))
     async def list_batches(page: Annotated[BatchPage, Query()], jobs: JobService = service) -> BatchList:

@@ -31,6 +31,7 @@ from deployments.errors import RETRY_AFTER_S
 from deployments.flex_routes import answer_flex, is_flex
 from deployments.grpc_front.methods import GrpcMethods
 from deployments.online_metrics import class_of
+from deployments.online_trace import begin_front, carry_on, follow_answer
 from deployments.ray_cluster import find_cluster
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from deployments.ray_metrics import RayRecorder
@@ -38,6 +39,7 @@ from deployments.readiness import ReadinessProbe
 from deployments.replica_loss import AnswerBroken, ask_again, lost_event
 from deployments.serve_compat import find_serve_replica, is_told_to_stop
 from deployments.status import Status, build_status
+from deployments.tracing import start_tracing, stop_tracing
 
 STOP_TIMEOUT_S = 5.0
 
@@ -73,6 +75,7 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         spot: DeploymentHandle[Any] | None = None,
     ) -> None:
         configure_service_logs()
+        start_tracing(settings)
         super().__init__(llm_deployments, model_cards)
         self._models = list(llm_deployments)
         self._settings = settings
@@ -150,15 +153,22 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
     async def _get_response(
         self, *, body: Any, call_method: str, raw_request: Request | None = None
     ) -> AsyncGenerator[Any, None]:
+        began_s = time.monotonic()
+        span = begin_front(call_method, body, raw_request, self._settings.slo)
+        traced_request = carry_on(raw_request, span)
+
         def ask() -> AsyncGenerator[Any, None]:
             answer: AsyncGenerator[Any, None] = super(ConServeIngress, self)._get_response(
-                body=body, call_method=call_method, raw_request=raw_request
+                body=body, call_method=call_method, raw_request=traced_request
             )
             return answer
 
-        began_s = time.monotonic()
+        def count_retry() -> None:
+            self._recorder.add(FRONT_RETRIES, 1)
+            span.note("replica lost")
+
         has_begun = False
-        async with aclosing(ask_again(ask, self._count_retry)) as responses:
+        async with aclosing(follow_answer(span, body, began_s, ask_again(ask, count_retry))) as responses:
             try:
                 async for response in responses:
                     if not has_begun:
@@ -167,9 +177,6 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
                     yield response
             except AnswerBroken:
                 yield lost_event()
-
-    def _count_retry(self) -> None:
-        self._recorder.add(FRONT_RETRIES, 1)
 
     def _note_first(self, body: Any, ttft_s: float) -> None:
         if getattr(body, "stream", False):
@@ -214,6 +221,7 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
     async def __del__(self) -> None:
         self._link.cancel()
         await asyncio.wait([self._link], timeout=STOP_TIMEOUT_S)
+        await stop_tracing()
 
     async def _offer_jobs(self, redis: RedisClient) -> None:
         settings = self._settings

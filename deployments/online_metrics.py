@@ -13,6 +13,7 @@ from conserve.harvest.recent_latency import RecentLatency
 from conserve.telemetry import online_metrics as metrics
 from conserve.telemetry.bounded_label import OTHER
 from conserve.telemetry.metric import Recorder, Totals
+from conserve.telemetry.spans import QUEUE_TIME, REQUEST_SPAN
 from deployments.errors import is_error, is_refusal
 
 OUTCOMES: Final = ("answered", "failed", "abandoned", "refused")
@@ -62,6 +63,7 @@ class OnlineMetrics:
     def note_queued(self, priority: int, queued_s: float) -> None:
         """A request of this priority has waited so long in the engine until it was taken in."""
         self._recorder.observe(metrics.ONLINE_QUEUE, queued_s, self._name(priority))
+        REQUEST_SPAN.get().set(QUEUE_TIME, queued_s)
 
     def note_gap(self, priority: int, gap_s: float) -> None:
         """Further tokens of a request of this priority came so long after those before."""

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import psutil
@@ -29,12 +30,14 @@ from deployments.departure import Departure
 from deployments.errors import is_error, refusal
 from deployments.harvesting import HeldChecks, ReplicaHarvest
 from deployments.online_metrics import OnlineMetrics
+from deployments.online_trace import trace_engine
 from deployments.prompt_text import measure_request
 from deployments.ray_compat import RawRequestInfo, find_client, find_engine, has_died
 from deployments.ray_metrics import RayRecorder
 from deployments.routing_report import MARK_HEADER, Mark, Received, RoutingReport
 from deployments.scaling import EXTRA_REPLICAS
 from deployments.serving_engine import ServingEngine
+from deployments.tracing import start_tracing, stop_tracing
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +58,7 @@ class ConServeReplica(LLMServer):
     # LLMServer's constructor is a coroutine, which Ray Serve awaits.
     async def __init__(self, llm_config: LLMConfig, settings: Settings) -> None:  # type: ignore[misc]
         configure_service_logs()
+        start_tracing(settings)
         self._settings = settings
         bind_cpu_threads(settings)
         choose_runner(settings.engine)
@@ -88,19 +92,22 @@ class ConServeReplica(LLMServer):
 
     async def chat(self, request: Any, raw_request_info: RawRequestInfo | None = None) -> AsyncGenerator[Any, None]:
         """Answers an online chat request."""
-        return await self._answer_online(super().chat, request, raw_request_info)
+        answer = partial(self._answer_online, super().chat, request)
+        return await trace_engine("chat", request, raw_request_info, answer)
 
     async def completions(
         self, request: Any, raw_request_info: RawRequestInfo | None = None
     ) -> AsyncGenerator[Any, None]:
         """Answers an online completion request."""
-        return await self._answer_online(super().completions, request, raw_request_info)
+        answer = partial(self._answer_online, super().completions, request)
+        return await trace_engine("completions", request, raw_request_info, answer)
 
     async def embeddings(
         self, request: Any, raw_request_info: RawRequestInfo | None = None
     ) -> AsyncGenerator[Any, None]:
         """Answers an online embedding request, where the model can."""
-        return await self._answer_online(super().embeddings, request, raw_request_info)
+        answer = partial(self._answer_online, super().embeddings, request)
+        return await trace_engine("embeddings", request, raw_request_info, answer)
 
     async def _answer_online(
         self, answer: Answer, request: Any, raw_request_info: RawRequestInfo | None
@@ -176,6 +183,7 @@ class ConServeReplica(LLMServer):
         if harvest is not None:
             await harvest.stop()
             self._measuring.cancel()
+        await stop_tracing()
         await super().__del__()
 
 

@@ -24,6 +24,7 @@ from ray.serve.request_router import (
 
 from conserve.policy.prefix_memory import Prompt
 from conserve.policy.routing import TtftRouter
+from deployments.online_trace import trace_routing
 from deployments.prompt_text import measure_request
 from deployments.ray_compat import PowerOfTwoChoicesRequestRouter, RawRequestInfo
 from deployments.routing_report import MARK_HEADER, Mark, RoutingReport
@@ -90,6 +91,8 @@ class TtftRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         """Called by Serve when a replica has taken a request."""
         self._policy.move(pending_request.metadata.internal_request_id, replica_id, self._clock())
+        for info in _list_infos(pending_request):
+            trace_routing(info, replica_id.unique_id, pending_request.created_at)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """Called by Serve when a request has ended, or could not be sent."""

@@ -17,6 +17,7 @@ from conserve.config.sections import (
     RoutingSettings,
     Settings,
     SloSettings,
+    TracingSettings,
 )
 from conserve.config.tenants import DEFAULT_TENANT, FlexSettings, TenantSettings, digest_key
 
@@ -39,6 +40,7 @@ __all__ = [
     "SloSettings",
     "SpotSettings",
     "TenantSettings",
+    "TracingSettings",
     "digest_key",
     "load_settings",
 ]

@@ -220,6 +220,27 @@ class RoutingSettings(_Section):
     )
 
 
+class TracingSettings(_Section):
+    """OpenTelemetry traces of requests and batches. What the SDK reads from `OTEL_*` variables counts besides."""
+
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/@]+(/\S*)?$",
+        description="The URL of a collector, such as `http://127.0.0.1:4317`; without one nothing is traced. Its keys "
+        "belong in the variable `OTEL_EXPORTER_OTLP_HEADERS`.",
+    )
+    protocol: Literal["grpc", "http/protobuf"] = Field(
+        "grpc", description="How spans are sent there; collectors take the second one at port 4318."
+    )
+    sample_ratio: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Part of the traces that is recorded, of those that begin here; clients that send a `traceparent` "
+        "decide themselves. By default as `OTEL_TRACES_SAMPLER` says, which is all of them without it.",
+    )
+
+
 class Settings(_Section):
     """Everything that can be set: the `args` block of `serve_config.yaml`."""
 
@@ -236,6 +257,7 @@ class Settings(_Section):
     )
     http: HttpSettings = HttpSettings()
     routing: RoutingSettings = RoutingSettings()
+    tracing: TracingSettings = TracingSettings()
     replicas: int = Field(
         1, ge=1, le=MOST_REPLICAS, description="Engine replicas; with `autoscaling.max_replicas`, the fewest."
     )

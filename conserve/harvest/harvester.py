@@ -20,6 +20,7 @@ from conserve.config import Settings
 from conserve.engine.contract import TokenRecord
 from conserve.harvest.allotment_source import AllotmentSource
 from conserve.harvest.attempt import AttemptRunner, Fault, OfflineEngine, find_fault
+from conserve.harvest.attempt_trace import AttemptTrace
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.capacity_meter import CapacityMeter
 from conserve.harvest.claimer import Claimer
@@ -257,7 +258,8 @@ class Harvester:
             return None
         for request in claimed:
             record = self._journaling.open(request)
-            task = asyncio.create_task(self._run(request, batch, record))
+            trace = AttemptTrace(request, batch, self._model)
+            task = asyncio.create_task(self._run(request, batch, record, trace))
             self._held.add(request, task, record)
         if any(request.alone for request in claimed):
             return None
@@ -282,7 +284,9 @@ class Harvester:
         """While a batch is late and requests run here, the engine gives them what the operator grants."""
         self._engine.grant_floor(self._source.allotment.floor_share if self._held.running_count else 0.0)
 
-    async def _run(self, claimed: ClaimedRequest, batch: Batch, record: TokenRecord | None) -> None:
+    async def _run(
+        self, claimed: ClaimedRequest, batch: Batch, record: TokenRecord | None, trace: AttemptTrace
+    ) -> None:
         begun = self._crowding.latest
         try:
             if claimed.alone:
@@ -304,13 +308,16 @@ class Harvester:
                 exc_info=None if foreseen else error,
             )
             self._metrics.count_fault(fault.kind)
+            trace.fail(fault)
             await self._give_back(claimed, fault)
         else:
             self._metrics.count_result(finished.kind)
+            trace.finish(finished, record)
             self._pauses.succeed(claimed.batch_id)
             self._writer.add(finished)
             self._held.finish(claimed)
         finally:
+            trace.end()
             self._journaling.count(claimed, record)
             self._ended.set()
             self._wake.set()

@@ -143,7 +143,8 @@ class BatchUsage(BaseModel):
 class Batch(BaseModel):
     """The Batch object. Times are Unix seconds by the clock of the Redis server.
 
-    Not OpenAI's are the fields from `priority` on; `tenant` and `flex` are not shown:
+    Not OpenAI's are the fields from `priority` on; `tenant`, `flex` and `traceparent`
+    are not shown:
 
     - Batches of higher `priority` go first, and of one that was paused at `paused_at` no further request is begun.
     - `predicted_end_at` is when it will be done by all that is known now; null where that is nothing, and of what is
@@ -155,7 +156,8 @@ class Batch(BaseModel):
     - `earliest_completion_window` is with that warning the shortest window that would have done; null if none that is
       allowed would.
     - `delayed_because` says why it does not get on at the moment, a full disk for example; it is tried again and again.
-    - `tenant` is whose it is, `flex` how its one request is waited for.
+    - `tenant` is whose it is, `flex` how its one request is waited for, `traceparent` the span in which it was handed
+      in, if that was recorded.
     """
 
     id: str
@@ -189,6 +191,7 @@ class Batch(BaseModel):
     delayed_because: str | None = None
     tenant: str = Field(DEFAULT_TENANT, exclude=True)
     flex: FlexKind | None = Field(None, exclude=True)
+    traceparent: str | None = Field(None, exclude=True)
 
 
 class BatchList(BaseModel):

@@ -71,6 +71,7 @@ def to_batch(batch_id: str, fields: dict[str, str]) -> Batch:
             "priority": count("priority"),
             "tenant": fields.get("tenant", DEFAULT_TENANT),
             "flex": fields.get("flex"),
+            "traceparent": fields.get("traceparent"),
             "usage": BatchUsage(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion),
             "delayed_because": None if BatchStatus(fields["status"]).ended else fields.get("delayed_because"),
             "admission": fields.get("admission") or None,

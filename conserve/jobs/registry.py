@@ -66,11 +66,13 @@ class BatchRegistry:
         holding: Holding = NO_HOLDING,
         limits: Limits = NO_LIMITS,
         assessment: Mapping[str, str | int] | None = None,
+        traceparent: str | None = None,
     ) -> Batch:
         """Records a new batch, to be validated. It is on disk when this returns.
 
         What it has of the tenant's quotas is `holding`; its keeper sets that anew while the batch is worked on, and
-        gives back what is left in the end. `assessment` are the fields that `admission.Assessment` has.
+        gives back what is left in the end. `assessment` are the fields that `admission.Assessment` has; `traceparent`
+        is as in `Batch`.
 
         Raises:
             TooManyBatchesError: `max_active_batches` are active.
@@ -91,6 +93,8 @@ class BatchRegistry:
             args += ["metadata", json.dumps(metadata)]
         if output_expires_after_s is not None:
             args += ["output_expires_after_s", output_expires_after_s]
+        if traceparent is not None:
+            args += ["traceparent", traceparent]
         args += _pair(assessment)
         await self._scripts.run("create", self._keys.batch(batch_id), args)
         try:

@@ -70,11 +70,12 @@ class JobService(FileService):
         *,
         output_expires_after: ExpiresAfter | None = None,
         priority: int = 0,
+        traceparent: str | None = None,
     ) -> Batch:
         """Accepts a batch; it is on disk when this returns, and validated afterwards.
 
         One that does not fit its window on the capacity seen lately is refused, as `jobs.admission` says; the error has
-        `earliest_completion_window`.
+        `earliest_completion_window`. `traceparent` is kept with it, see `Batch`.
         """
         if endpoint not in self.endpoints:
             served = ", ".join(self.endpoints)
@@ -107,6 +108,7 @@ class JobService(FileService):
                 holding=await self._measure(input_file_id),
                 limits=self.tenants.limits(self._tenant),
                 assessment=assessment.to_fields(),
+                traceparent=traceparent,
             )
         except (ApiError, TooManyBatchesError, QuotaExceededError) as error:
             await self._catalog.unpin(input_file_id, [batch_id])

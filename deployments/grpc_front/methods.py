@@ -22,16 +22,20 @@ from conserve.jobs.answers import invalid
 from conserve.jobs.batch import Batch, BatchEndpoint
 from conserve.jobs.errors import ApiError
 from conserve.jobs.service import JobService
+from conserve.telemetry.spans import TRACE_HEADERS
 from deployments.api_errors import to_validation_error
 from deployments.grpc_front.batches import read_expiry, read_results, to_content, to_message, write_lines
 from deployments.grpc_front.events import read_events
 from deployments.grpc_front.generation import Generation, read_answer, read_piece, to_body
 from deployments.grpc_front.status import set_status
+from deployments.online_trace import GRPC_SCHEME
 from deployments.protos import conserve_pb2 as pb
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest
+from deployments.tracing import trace_batch
 
 FILENAME: Final = "grpc.jsonl"
 DEFAULT_PAGE: Final = 20
+_SERVICE: Final = pb.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
 Answer = TypeVar("Answer", bound=Message)
 
@@ -91,7 +95,12 @@ class GrpcMethods:
         """Accepts a batch."""
 
         async def create() -> pb.CreateBatchResponse:
-            batch = await _create_batch(_find_jobs(self, grpc_context), request, self.only_model)
+            jobs = _find_jobs(self, grpc_context)
+
+            async def hand_in(traceparent: str | None) -> Batch:
+                return await _create_batch(jobs, request, self.only_model, traceparent)
+
+            batch = await trace_batch(_find_trace(grpc_context), request.endpoint, hand_in)
             return pb.CreateBatchResponse(batch=to_message(batch))
 
         return await _answer(create(), grpc_context, pb.CreateBatchResponse())
@@ -151,7 +160,7 @@ async def _ask(
     front: HttpFront, request: Generation, context: RayServegRPCContext, *, stream: bool = False
 ) -> Response:
     endpoint, body = to_body(request, front.only_model, stream=stream)
-    http_request = _to_http_request(body, context)
+    http_request = _to_http_request(body, context, "GenerateStream" if stream else "Generate")
     if endpoint == BatchEndpoint.CHAT_COMPLETIONS:
         return await front.chat(_parse(ChatCompletionRequest, body), http_request)
     return await front.completions(_parse(CompletionRequest, body), http_request)
@@ -165,7 +174,9 @@ def _parse(kind: Any, body: dict[str, Any]) -> Any:
         raise to_validation_error(error) from None
 
 
-async def _create_batch(jobs: JobService, request: pb.CreateBatchRequest, default_model: str | None) -> Batch:
+async def _create_batch(
+    jobs: JobService, request: pb.CreateBatchRequest, default_model: str | None, traceparent: str | None
+) -> Batch:
     kept = read_expiry(request.output_expires_after) if request.HasField("output_expires_after") else None
     endpoint, file_id = request.endpoint, request.input_file_id
     kind = request.WhichOneof("input")
@@ -185,6 +196,7 @@ async def _create_batch(jobs: JobService, request: pb.CreateBatchRequest, defaul
             dict(request.metadata) or None,
             output_expires_after=kept,
             priority=request.priority,
+            traceparent=traceparent,
         )
     except BaseException:
         if kind == "requests":
@@ -204,10 +216,17 @@ def _find_authorization(context: RayServegRPCContext) -> str | None:
     return found
 
 
-def _to_http_request(body: dict[str, Any], context: RayServegRPCContext) -> Request:
+def _find_trace(context: RayServegRPCContext) -> dict[str, str]:
+    """The headers of the trace that the caller continues."""
+    metadata = dict(context.invocation_metadata())
+    return {name: str(metadata[name]) for name in TRACE_HEADERS if name in metadata}
+
+
+def _to_http_request(body: dict[str, Any], context: RayServegRPCContext, method: str) -> Request:
     """The request that the HTTP API would have had. Its client does not go: its call is cancelled instead."""
     key = _find_authorization(context)
     headers = [] if key is None else [(b"authorization", key.encode("latin-1"))]
+    headers += [(name.encode(), value.encode("latin-1")) for name, value in _find_trace(context).items()]
     messages = iter([{"type": "http.request", "body": json.dumps(body).encode()}])
 
     async def receive() -> dict[str, Any]:
@@ -216,8 +235,8 @@ def _to_http_request(body: dict[str, Any], context: RayServegRPCContext) -> Requ
         await asyncio.Event().wait()
         raise AssertionError("nobody sets it")
 
-    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
-    return Request(scope, receive)
+    way = {"type": "http", "scheme": GRPC_SCHEME, "method": "POST", "path": f"/{_SERVICE}/{method}"}
+    return Request({**way, "query_string": b"", "headers": headers}, receive)
 
 
 async def _answer(work: Coroutine[Any, Any, Answer], context: RayServegRPCContext, empty: Answer) -> Answer:

@@ -32,6 +32,7 @@ from deployments.ray_metrics import RayRecorder
 from deployments.replica_loss import ask_again
 from deployments.scaling import EXTRA_REPLICAS, find_scaling
 from deployments.testing.names import CONTROLLER, ENGINE_RESOURCE, FRONT, ONLINE_LOG, REPLICA
+from deployments.tracing import start_tracing, stop_tracing
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +80,7 @@ class LightReplica:
 
     async def __init__(self, settings: Settings, make_engine: Callable[[Path], OnlineEngine]) -> None:  # type: ignore[misc]
         configure_service_logs()
+        start_tracing(settings)
         self._engine = make_engine(settings.state_dir)
         self._log = OnlineLog(settings)
         departure = Departure(self._engine.has_died)
@@ -103,6 +105,7 @@ class LightReplica:
         if harvest is not None:
             await harvest.stop()
             self._engine.close()
+        await stop_tracing()
 
     async def _check_engine(self) -> None:
         if self._engine.has_died():
@@ -120,6 +123,7 @@ class LightFront:
 
     def __init__(self, replicas: DeploymentHandle[Any], settings: Settings, controller: DeploymentHandle[Any]) -> None:
         configure_service_logs()
+        start_tracing(settings)
         self._replicas = replicas.options(stream=True)
         self._settings = settings
         self._log = OnlineLog(settings)
@@ -138,6 +142,7 @@ class LightFront:
     async def __del__(self) -> None:
         self._link.cancel()
         await asyncio.wait([self._link], timeout=5.0)
+        await stop_tracing()
 
     async def _offer(self, redis: RedisClient) -> None:
         settings = self._settings

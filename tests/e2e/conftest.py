@@ -20,6 +20,7 @@ from conserve.jobs import embedded
 from conserve.launch.ports import find_free_ports
 from conserve.launch.processes import find_processes
 from conserve.launch.stack import LocalStack, read_record
+from tests.traces import Collector, collecting
 
 CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
 TIMEOUT_S = 120.0
@@ -138,10 +139,17 @@ def make_lines(count: int, words: int = 120, max_tokens: int = 24) -> list[dict[
 
 
 @pytest.fixture(scope="module")
-def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def application(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Application]:
     application = Application(tmp_path_factory.mktemp("state"))
     try:
-        application.up()
+        # Traced is what a client samples, and nothing else.
+        application.up(CONSERVE_TRACING__OTLP_ENDPOINT=collector.url, CONSERVE_TRACING__SAMPLE_RATIO="0")
         yield application
     finally:
         application.stack.down(print)

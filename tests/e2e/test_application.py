@@ -27,10 +27,12 @@ from typer.testing import CliRunner
 from conserve import Client
 from conserve.cli.main import app
 from conserve.launch.paths import ray_temp_dir
+from conserve.telemetry.spans import QUEUE_TIME
 from deployments.protos import conserve_pb2 as pb
 from deployments.protos.conserve_pb2_grpc import GenerationServiceStub
 from tests.e2e.conftest import CONFIG, MODEL, TIMEOUT_S, Application, make_lines
 from tests.e2e.prometheus import list_panel_queries, list_rule_queries, scraping
+from tests.traces import CLIENT_SPAN, CLIENT_TRACE, TRACEPARENT, Collector
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -175,6 +177,31 @@ def test_grpc_answers_as_http_does(application: Application) -> None:
     assert sorted(said["result"]) == ["Oslo 200", "Paris 200", "Rome 200"]
     assert said["batch"] == ["BATCH_STATUS_COMPLETED 3 done"]
     assert (said["refused"], said["field"]) == (["INVALID_ARGUMENT"], ["sampling.temperature"])
+
+
+def test_a_chat_is_traced_from_the_client_to_the_engine(application: Application, collector: Collector) -> None:
+    answer = application.client().chat.completions.create(
+        model=MODEL,
+        messages=CAPITAL,
+        max_tokens=16,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_headers={"traceparent": TRACEPARENT},
+    )
+    usage = [chunk.usage for chunk in answer][-1]
+    assert usage is not None
+    spans = {span.name: span for span in collector.wait_for(lambda span: span.trace == CLIENT_TRACE, 3)}
+    front, routed, engine = (spans[name] for name in ("POST /v1/chat/completions", "route", f"chat {MODEL}"))
+    assert (front.parent, routed.parent, engine.parent) == (CLIENT_SPAN, front.id, front.id)
+    assert routed.attributes["conserve.route.replica"] == engine.resource["service.instance.id"]
+    queue_s, first_s = (engine.attributes[name] for name in (QUEUE_TIME, "gen_ai.response.time_to_first_chunk"))
+    assert 0 <= queue_s <= engine.duration_s
+    assert 0 < first_s <= engine.duration_s
+    for span in (front, engine):
+        assert span.attributes["conserve.outcome"] == "answered"
+        assert span.attributes["gen_ai.usage.input_tokens"] == usage.prompt_tokens
+        assert span.attributes["gen_ai.usage.output_tokens"] == usage.completion_tokens
+    assert {span.trace for span in collector.received} == {CLIENT_TRACE}, "others were not sampled"
 
 
 @pytest.mark.parametrize("ending", ["cancelled", "deadline"])

@@ -12,8 +12,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pytest
 from conserve.launch.ports import find_free_ports
 from tests.integration.deployments import light_application
 from tests.integration.deployments.light_application import MODEL
+from tests.traces import Collector, collecting
 
 WAIT_S = 240.0
 REPLICAS = 4
@@ -37,6 +38,7 @@ class Front:
     url: str
     grpc_address: str
     folder: Path
+    collector: Collector = field(default_factory=Collector)
 
     def chat(self, content: str, *, stream: bool = True) -> httpx.Response:
         body = {"model": MODEL, "messages": [{"role": "user", "content": content}], "stream": stream}
@@ -89,11 +91,23 @@ def read_events(response: httpx.Response) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def front() -> Iterator[Front]:
+    with collecting() as collector, pytest.MonkeyPatch.context() as environment:
+        # That there is a collector switches nothing on.
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+        with running_front(REPLICAS, {}) as front:
+            front.collector = collector
+            yield front
+
+
+@contextmanager
+def running_front(replicas: int, settings: dict[str, Any]) -> Iterator[Front]:
+    """The application, with further settings."""
     # Sockets of Ray lie below, whose paths must not be long.
     folder = Path(tempfile.mkdtemp(prefix="lr-", dir="/tmp"))
     http_port, grpc_port = find_free_ports(2)
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    arguments = [str(folder), str(http_port), str(grpc_port), str(REPLICAS)]
+    arguments = [str(folder), str(http_port), str(grpc_port), str(replicas), json.dumps(settings)]
     command = [sys.executable, "-m", light_application.__name__, *arguments]
     log = folder / "application.log"
     try:

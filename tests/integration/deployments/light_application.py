@@ -1,12 +1,14 @@
 """The front as `deployments.app` builds it, over light replicas, in a Ray of its own.
 
-python -m tests.integration.deployments.light_application FOLDER HTTP_PORT GRPC_PORT REPLICAS
+python -m tests.integration.deployments.light_application FOLDER HTTP_PORT GRPC_PORT REPLICAS SETTINGS
 
+SETTINGS are further ones, as JSON.
 Runs until its input ends.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -34,7 +36,7 @@ def build(settings: Settings, folder: Path, replicas: int) -> Application:
         health_check_period_s=1,
         ray_actor_options={"num_cpus": 0},
         **find_routing(settings.routing),
-    ).bind(str(folder))
+    ).bind(str(folder), settings)
     front = make_fastapi_ingress(ConServeIngress, endpoint_map=ENDPOINTS, app=build_fastapi_app())
     return serve.deployment(front, name="Ingress", max_ongoing_requests=1_000, ray_actor_options={"num_cpus": 0}).bind(
         llm_deployments={MODEL: light}, model_cards={MODEL: None}, settings=settings, controller=None
@@ -49,11 +51,12 @@ def find_servicers() -> list[str]:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    http_port, grpc_port, replicas = (int(argument) for argument in sys.argv[2:])
+    http_port, grpc_port, replicas = (int(argument) for argument in sys.argv[2:5])
+    further = json.loads(sys.argv[5])
     # Nothing listens there: online requests need no Redis.
     jobs = {"redis_url": f"unix://{folder}/nobody.sock"}
-    routing = {"report_period_ms": 500}
-    settings = load_settings({"jobs": jobs, "state_dir": str(folder), "routing": routing}, {})
+    own = {"model": {"name": MODEL}, "jobs": jobs, "state_dir": str(folder), "routing": {"report_period_ms": 500}}
+    settings = load_settings(own | further, {})
     ray.init(
         address="local",
         num_cpus=4,

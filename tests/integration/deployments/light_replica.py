@@ -12,9 +12,13 @@ from typing import Any
 
 from ray import serve
 
+from conserve.config import Settings
 from conserve.policy.outlook import Outlook
+from conserve.telemetry.spans import QUEUE_TIME, REQUEST_SPAN
+from deployments.online_trace import trace_engine
 from deployments.ray_compat import ChatCompletionResponse
 from deployments.routing_report import MARK_HEADER, Mark, Received, RoutingReport
+from deployments.tracing import start_tracing, stop_tracing
 
 DIE_FIRST = "die before the first token"
 DIE_MIDDLE = "die in the middle"
@@ -32,9 +36,11 @@ class LightReplica:
 
     Args:
         folder: What all replicas know of each other: which of them reports what, and which prompts have killed one.
+        settings: ConServe's.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, settings: Settings) -> None:
+        start_tracing(settings)
         self._folder = Path(folder)
         self._name = serve.get_replica_context().replica_id.unique_id
         self._received = Received()
@@ -46,6 +52,15 @@ class LightReplica:
         return True
 
     async def chat(self, body: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
+        """As `ConServeReplica.chat`."""
+
+        async def answer(info: Any) -> AsyncGenerator[Any, None]:
+            return self._answer(body, info)
+
+        return await trace_engine("chat", body, raw_request_info, answer)
+
+    async def _answer(self, body: Any, raw_request_info: Any) -> AsyncGenerator[Any, None]:
+        REQUEST_SPAN.get().set(QUEUE_TIME, 0.0)
         mark = Mark.read(raw_request_info.headers.get(MARK_HEADER))
         if mark is not None:
             self._received.note(mark)
@@ -83,6 +98,9 @@ class LightReplica:
         except asyncio.CancelledError:
             (self._folder / STOPPED).touch()
             raise
+
+    async def __del__(self) -> None:
+        await stop_tracing()
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """As told in a file: how long a request would wait here; nothing if that is silence."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,9 +16,14 @@ from tests.grpc_server import read_details
 from tests.integration.deployments.conftest import WAIT_S, Front
 from tests.integration.deployments.light_application import MODEL
 from tests.integration.deployments.light_replica import GO_ON, STOPPED
+from tests.traces import TRACEPARENT
 
 # The application starts within the first test; on a busy machine that takes minutes.
 pytestmark = pytest.mark.timeout(600)
+
+
+SENT_AFTER_S = 0.5
+"""Later than spans would be, by the settings of the fixture."""
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +47,13 @@ def test_an_answer_comes_whole(front: Front, generation: stubs.GenerationService
     assert choice.text in front.replicas
     assert (response.model, choice.finish_reason) == (MODEL, "stop")
     assert (response.usage.prompt_tokens, response.usage.completion_tokens) == (3, 1)
+
+
+def test_nothing_is_traced_that_was_not_switched_on(front: Front, generation: stubs.GenerationServiceStub) -> None:
+    metadata = [("traceparent", TRACEPARENT)]
+    generation.Generate(pb.GenerateRequest(**ask("hello")), timeout=WAIT_S, metadata=metadata)
+    time.sleep(SENT_AFTER_S)
+    assert front.collector.raw == []
 
 
 def test_an_answer_comes_in_pieces(front: Front, generation: stubs.GenerationServiceStub) -> None:
