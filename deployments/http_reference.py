@@ -28,12 +28,14 @@ at `/docs`.
 Errors of every route have the body [ErrorBody](#errorbody).
 """
 
-VLLM: Final = """Fields are OpenAI's and vLLM's (`{name}`), passed on to the engine; further ones are `slo_class`,
-whose objectives hold ([objectives](objectives.md)), and `service_tier`. What a client sends as `priority` counts for
-nothing."""
+VLLM: Final = "Fields are OpenAI's and vLLM's (`{name}`), passed on to the engine:"
+OWN: Final = """\
+Further ones are `slo_class`, whose [objectives](objectives.md) hold, and `service_tier`. What a client sends as
+`priority` counts for nothing."""
 
 # Bodies of `ray.serve.llm`, whose fields are vLLM's to explain.
-_OF_VLLM: Final = ("ChatCompletionRequest", "CompletionRequest", "EmbeddingCompletionRequest", "EmbeddingChatRequest")
+_GENERATING: Final = ("ChatCompletionRequest", "CompletionRequest")
+_OF_VLLM: Final = (*_GENERATING, "EmbeddingCompletionRequest", "EmbeddingChatRequest")
 # Which says this of them: "OpenAI API-compliant endpoint to get all rayllm models."
 _TITLES: Final = {"Models": "The models that are served", "Model Data": "One of these models"}
 _MORE: Final = {"ReplicaStatus": inspect.cleandoc(CapacityReport.__doc__ or "").partition("\n\n")[2]}
@@ -87,6 +89,7 @@ class Page:
             if names := [name for name in _list_names(schema) if name in _OF_VLLM]:
                 lines += [VLLM.format(name="` or `".join(names)), ""]
                 lines += [", ".join(f"`{name}`" for name in self._schemas[names[0]]["properties"]) + ".", ""]
+                lines += [OWN, ""] if names[0] in _GENERATING else []
                 continue
             if "$ref" in schema:
                 schema = self._schemas[_name(schema)]

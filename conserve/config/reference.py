@@ -29,7 +29,7 @@ _LENGTHS: Final = {"maxItems": "at most {:,}", "maxProperties": "at most {:,}"}
 
 def write_reference() -> str:
     """The page, in Markdown."""
-    sections = [("", Settings), *_find_sections(Settings, "")]
+    sections: list[tuple[str, type[BaseModel]]] = [("", Settings), *_find_sections(Settings, "")]
     return HEAD + "".join(f"\n{_write_section(path, section)}" for path, section in sections)
 
 
