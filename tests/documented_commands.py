@@ -115,7 +115,9 @@ COMMANDS: Final[dict[str, Treatment]] = {
     "conserve simulate pressure --policies conserve,no-checkpoints --profile a100-80g/llama-2-7b --out figures.json": (
         Here("--duration 5")
     ),
-    "conserve simulate chat --replicas 8 --rate 20 --incident 60:3:fail --incident 120:3:start": Here("--duration 121"),
+    "conserve simulate chat --replicas 8 --rate 20 --incident 60:3:fail --incident 120:3:start": Here(
+        "--duration 121 --rate 4"
+    ),
     "conserve simulate bursty --trace AzureLLMInferenceTrace_code.csv --ttft-slo-ms 500 --tbt-slo-ms 60": (
         Here("--duration 5")
     ),
@@ -123,7 +125,7 @@ COMMANDS: Final[dict[str, Treatment]] = {
     "--out out/plan": Here("--duration 60"),
     "conserve plan --rate 20 --prompt-tokens 800 --output-tokens 200 --burst-cv 2 --ttft-slo-ms 500 --tbt-slo-ms 60 "
     "--batch-requests 1000000 --batch-prompt-tokens 1000:3000 --batch-output-tokens 200 "
-    "--dollars-per-hour 3.5": Here("--duration 60"),
+    "--dollars-per-hour 3.5": Here("--duration 60 --rate 2"),
     "conserve compile": ByTest(
         "tests/integration/simulator/test_compiled.py::test_compiled_modules_give_the_same_figures"
     ),

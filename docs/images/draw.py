@@ -159,7 +159,39 @@ def draw_controller() -> Figure:
     return figure
 
 
-FIGURES: Final = {"arrival": draw_arrival, "checkpoints": draw_checkpoints, "controller": draw_controller}
+def draw_demo() -> Figure:
+    """The run of `make demo` in docs/benchmark.md: chat alone, and beside a batch."""
+    figure, all_axes = plt.subplots(1, 3, figsize=(10, 2.9), facecolor="white", width_ratios=(2, 2, 1))
+    panels = [
+        ("Time to first token, ms", ["p50", "p99"], [140, 213], [163, 395], 500),
+        ("Time between tokens, ms", ["p50", "p99"], [51, 90], [64, 104], 100),
+        ("Tokens a second", ["all"], [64], [585], None),
+    ]
+    for axes, (title, names, alone, beside, objective) in zip(all_axes, panels, strict=True):
+        places = range(len(names))
+        for shift, values, colour, label in (
+            (-0.2, alone, ONLINE, "chat alone"),
+            (0.2, beside, OFFLINE, "with a batch"),
+        ):
+            bars = axes.bar([place + shift for place in places], values, 0.38, color=colour, label=label)
+            axes.bar_label(bars, fontsize=9)
+        if objective is not None:
+            axes.axhline(objective, color=STOP, linestyle="--", linewidth=1, label="objective")
+        axes.set_title(title, fontsize=10)
+        axes.set_xticks(list(places), names)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(y=0.15)
+    all_axes[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.84))
+    figure.tight_layout()
+    return figure
+
+
+FIGURES: Final = {
+    "demo": draw_demo,
+    "arrival": draw_arrival,
+    "checkpoints": draw_checkpoints,
+    "controller": draw_controller,
+}
 
 
 def draw_all(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The picture of a real run in README and docs/index.md: `python -m tests.e2e.picture docs/images/real-run.png`.
+"""A picture of the console of a real run: `python -m tests.e2e.picture out/real-run.png`.
 
 Starts the application with the real engine, sends chats that come and go beside a batch, and takes a picture of its
 console. Needs Debian's Chromium. Takes about four minutes.
