@@ -103,6 +103,8 @@ def build_batch_router(get_service: Callable[[], JobService]) -> APIRouter:
 
     @router.post("/v1/batches", responses=describe_errors(429))
     async def create_batch(body: CreateBatch, request: Request, jobs: JobService = service) -> Batch:
+        """Accepts a batch; it is on disk when this answers, and validated afterwards."""
+
         async def create(traceparent: str | None) -> Batch:
             return await jobs.create_batch(
                 body.input_file_id,
@@ -118,26 +120,32 @@ def build_batch_router(get_service: Callable[[], JobService]) -> APIRouter:
 
     @router.get("/v1/batches", responses=describe_errors(404))
     async def list_batches(page: Annotated[BatchPage, Query()], jobs: JobService = service) -> BatchList:
+        """The caller's batches, newest first."""
         return await jobs.list_batches(page.after, page.limit)
 
     @router.get("/v1/batches/{batch_id}", responses=describe_errors(404))
     async def get_batch(batch_id: str, jobs: JobService = service) -> Batch:
+        """A batch as it is now."""
         return await jobs.get_batch(batch_id)
 
     @router.post("/v1/batches/{batch_id}", responses=describe_errors(404, 409))
     async def update_batch(batch_id: str, body: UpdateBatch, jobs: JobService = service) -> Batch:
+        """Gives a batch another priority."""
         return await jobs.prioritise_batch(batch_id, body.priority)
 
     @router.post("/v1/batches/{batch_id}/cancel", responses=describe_errors(404, 409))
     async def cancel_batch(batch_id: str, jobs: JobService = service) -> Batch:
+        """Cancels a batch; what is done so far is kept. Again is no error."""
         return await jobs.cancel_batch(batch_id)
 
     @router.post("/v1/batches/{batch_id}/pause", responses=describe_errors(404, 409))
     async def pause_batch(batch_id: str, jobs: JobService = service) -> Batch:
+        """Begins no further request of a batch."""
         return await jobs.pause_batch(batch_id)
 
     @router.post("/v1/batches/{batch_id}/resume", responses=describe_errors(404, 409))
     async def resume_batch(batch_id: str, jobs: JobService = service) -> Batch:
+        """Goes on with a batch that was paused."""
         return await jobs.resume_batch(batch_id)
 
     @router.get(
@@ -148,6 +156,7 @@ def build_batch_router(get_service: Callable[[], JobService]) -> APIRouter:
     async def stream_results(
         batch_id: str, query: Annotated[ResultsQuery, Query()], jobs: JobService = service
     ) -> StreamingResponse:
+        """Results as they come, in the order in which they were done."""
         lines = await jobs.stream_results(batch_id, query.after, follow=query.follow)
         return StreamingResponse(lines, media_type=JSON_LINES)
 

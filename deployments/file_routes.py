@@ -73,6 +73,7 @@ def build_file_router(get_service: Callable[[], FileService]) -> APIRouter:
 
     @router.post("/v1/files", responses=describe_errors(408, 413, 429), openapi_extra=_UPLOAD_BODY)
     async def upload_file(request: Request, files: FileService = service) -> FileObject:
+        """Takes a file of batch requests."""
         with files.uploading():
             form = await _parse_form(request, files.max_file_bytes)
             try:
@@ -90,14 +91,17 @@ def build_file_router(get_service: Callable[[], FileService]) -> APIRouter:
 
     @router.get("/v1/files", responses=describe_errors(404))
     async def list_files(page: Annotated[FilePage, Query()], files: FileService = service) -> FileList:
+        """The caller's files."""
         return await files.list_files(page.purpose, page.after, page.limit, page.order)
 
     @router.get("/v1/files/{file_id}", responses=describe_errors(404))
     async def get_file(file_id: str, files: FileService = service) -> FileObject:
+        """A file, without its content."""
         return await files.get_file(file_id)
 
     @router.delete("/v1/files/{file_id}", responses=describe_errors(404, 409))
     async def delete_file(file_id: str, files: FileService = service) -> FileDeleted:
+        """Deletes a file that no unfinished batch uses."""
         return await files.delete_file(file_id)
 
     @router.get(
@@ -106,6 +110,7 @@ def build_file_router(get_service: Callable[[], FileService]) -> APIRouter:
         responses={200: _BINARY, **describe_errors(404)},
     )
     async def get_file_content(file_id: str, files: FileService = service) -> StreamingResponse:
+        """The content of a file."""
         content = await files.file_content(file_id)
         headers = {
             "Content-Length": str(content.file.bytes),

@@ -28,7 +28,7 @@ colours, frames or bars, and a table has one whole line for each row. With `--js
 | `CONSERVE_URL` | where the application listens, in place of `--url` |
 | `CONSERVE_CONFIG` | the configuration, in place of `--file` |
 | `OPENAI_API_KEY` | the key of the tenant, if there are [tenants](tenants.md) |
-| `CONSERVE_...` | settings, as in [README](../README.md#settings) |
+| `CONSERVE_...` | settings, as in [settings](settings.md) |
 | `NO_COLOR` | no colours |
 
 `conserve --install-completion` teaches your shell (bash, zsh, fish, PowerShell) commands, options and the ids of
@@ -60,7 +60,7 @@ def _describe(command: Any, path: str, mark: str) -> str:
     words = [path, *(_name_argument(one) for one in arguments), *(["[OPTIONS]"] if options else [])]
     if command.context_settings.get("allow_extra_args"):
         words.append("[OPTIONS]")
-    lines = [f"{mark} {path}", "```", " ".join(words), "```", _join(command.help)]
+    lines = [f"{mark} {path}", "```text", " ".join(words), "```", _join(command.help)]
     if arguments or options:
         lines += ["", "| | |", "| --- | --- |"]
         lines += [f"| `{_name_argument(one)}` | {_join(one.help)} |" for one in arguments]

@@ -14,7 +14,7 @@ EMBEDDED_REDIS = "embedded"
 class HarvestSettings(_Section):
     """How much batch work runs beside online work."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="Whether batch work runs at all.")
     max_window: int = Field(8, ge=0, le=4096, description="Offline requests in flight on one replica, at most.")
     shut_at_online_requests: int = Field(
         8,

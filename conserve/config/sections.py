@@ -66,7 +66,7 @@ class EngineSettings(_Section):
         "auto", description="`auto` takes GPUs when the Ray cluster has any, otherwise CPUs."
     )
     accelerator_type: str | None = Field(None, description="Ray's accelerator type, such as `H100`, when GPUs differ.")
-    tensor_parallel_size: int = Field(1, ge=1, le=64)
+    tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs of a replica, which divide each layer.")
     max_model_len: int | None = Field(None, ge=64, description="Context length in tokens; the model's own by default.")
     max_num_seqs: int = Field(16, ge=1, le=4096, description="Sequences in one iteration.")
     max_num_batched_tokens: int = Field(512, ge=16, le=1_048_576, description="Tokens in one iteration.")
@@ -80,7 +80,9 @@ class EngineSettings(_Section):
     host_copy_share: float = Field(
         0.1, gt=0, le=1.0, description="Part of the time in which KV blocks may be copied to host memory."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Numbers of weights and KV cache; `auto`: those that the model was published in."
+    )
     cpu_threads_bind: str = Field(
         "auto",
         pattern=r"^(auto|nobind|\d+(-\d+)?(,\d+(-\d+)?)*(\|\d+(-\d+)?(,\d+(-\d+)?)*)*)$",

@@ -88,6 +88,7 @@ def build_console_router(get_feed: Callable[[], ConsoleFeed]) -> APIRouter:
         },
     )
     async def stream_events(request: Request) -> StreamingResponse:
+        """What the console shows, as server-sent events."""
         events = await get_feed().open(request.headers.get("authorization"))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return EventStream(events, media_type="text/event-stream", headers=headers)

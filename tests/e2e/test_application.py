@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,9 +28,11 @@ from typer.testing import CliRunner
 from conserve import Client
 from conserve.cli.main import app
 from conserve.launch.paths import ray_temp_dir
+from conserve.models import cache_folder
 from conserve.telemetry.spans import QUEUE_TIME
 from deployments.protos import conserve_pb2 as pb
 from deployments.protos.conserve_pb2_grpc import GenerationServiceStub
+from tests.documented_commands import COMMANDS, Live, list_blocks, list_commands
 from tests.e2e.conftest import CONFIG, MODEL, TIMEOUT_S, Application, make_lines
 from tests.e2e.prometheus import list_panel_queries, list_rule_queries, scraping
 from tests.traces import CLIENT_SPAN, CLIENT_TRACE, TRACEPARENT, Collector
@@ -256,6 +259,45 @@ def test_the_python_client_and_the_command_line(application: Application) -> Non
     found = json.loads(runner.invoke(app, ["doctor", "--json", *config]).stdout)
     states = {one["what"]: one["state"] for one in found}
     assert {states[name] for name in ("Stack", "Ray Serve", "Redis", "vLLM", "Model")} == {"fine"}, found
+
+
+def test_what_the_documentation_says_can_be_done(application: Application, tmp_path: Path) -> None:
+    """Its commands and programs as they stand, but for addresses and the id of a batch."""
+    binaries = Path(sys.executable).parent
+    environ = os.environ | {
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "CONSERVE_URL": application.base_url,
+        "CONSERVE_CONFIG": str(CONFIG),
+        "CONSERVE_STATE_DIR": str(application.state_dir),
+        "HF_HUB_OFFLINE": "1",
+        "MODEL": str(cache_folder() / "models" / MODEL),
+    }
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=False
+        )
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        return done.stdout
+
+    def localise(text: str) -> str:
+        text = text.replace("http://127.0.0.1:8000", application.base_url).replace(".venv/bin/", "")
+        return text.replace("127.0.0.1:9000", application.grpc_address)
+
+    batch_id = ""
+    commands = list_commands()
+    for name in (name for name, treatment in COMMANDS.items() if isinstance(treatment, Live)):
+        said = run("bash", "-c", localise(commands[name]).replace("BATCH", batch_id))
+        if name.startswith("conserve batch submit"):
+            (batch_id,) = set(re.findall(r"batch_\w+", said))
+        elif not name.startswith("cat"):
+            assert said.strip(), name
+    for block in list_blocks():
+        if block.language == "python" and block.page.name in ("README.md", "serve.md", "objectives.md"):
+            assert "127.0.0.1:8000" in block.text
+            assert run(sys.executable, "-c", localise(block.text)).strip()
 
 
 def test_a_batch_is_worked_off_while_chats_arrive(application: Application) -> None:
