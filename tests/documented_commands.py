@@ -125,7 +125,7 @@ COMMANDS: Final[dict[str, Treatment]] = {
     "--out out/plan": Here("--duration 60"),
     "conserve plan --rate 20 --prompt-tokens 800 --output-tokens 200 --burst-cv 2 --ttft-slo-ms 500 --tbt-slo-ms 60 "
     "--batch-requests 1000000 --batch-prompt-tokens 1000:3000 --batch-output-tokens 200 "
-    "--dollars-per-hour 3.5": Here("--duration 60 --rate 2"),
+    "--dollars-per-hour 3.5": Here("--duration 60 --rate 3"),
     "conserve compile": ByTest(
         "tests/integration/simulator/test_compiled.py::test_compiled_modules_give_the_same_figures"
     ),
