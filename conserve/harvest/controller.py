@@ -146,9 +146,15 @@ class HarvestController:
             RedisError: Redis does not answer; the replicas go by their last allotment, then alone.
         """
         began_s = time.perf_counter()
-        reading = await self._board.read()
-        reports_s = time.perf_counter()
-        batches = await self._queue.active_summaries()
+        # The server reads the batches while what it has said of the replicas is taken in here.
+        of_batches = asyncio.create_task(self._queue.active_summaries())
+        try:
+            reading = await self._board.read()
+            reports_s = time.perf_counter()
+            batches = await of_batches
+        finally:
+            of_batches.cancel()
+            await asyncio.gather(of_batches, return_exceptions=True)
         if not self._is_restored:
             await self._restore(reading.replicas)
         batches_s = time.perf_counter()

@@ -105,7 +105,8 @@ def test_a_chat_over_http_is_one_trace(traced: Traced) -> None:
     wait_for_chat(traced.collector, trace, "POST /v1/chat/completions")
     for span in traced.collector.find(lambda span: span.trace == trace and span.name != "route"):
         assert span.events == ["first chunk"]
-        assert 0 <= span.attributes["gen_ai.response.time_to_first_chunk"] <= span.duration_s
+        # Counted from just before the span begins, by another clock.
+        assert 0 <= span.attributes["gen_ai.response.time_to_first_chunk"] <= span.duration_s + 0.1
 
 
 def test_a_chat_over_grpc_is_one_trace(traced: Traced) -> None:

@@ -21,6 +21,7 @@ from conserve.jobs.files import FileStore
 from conserve.jobs.flex import FlexService
 from conserve.jobs.keys import Keys
 from conserve.jobs.lifecycle import BatchKeeper
+from conserve.jobs.queue import JobQueue
 from tests.integration.bench import MODEL, TIMEOUT_S, URL, Bench, make_input, stream
 from tests.integration.harvest.conftest import running, wait_until
 from tests.integration.harvest.test_flex import ask, change, clean_up, wait_until_nothing_is_left
@@ -52,6 +53,12 @@ async def lose(redis: Redis, settings: Settings) -> None:
     async with running(service.run()):
         waiting = asyncio.create_task(service.answer(DEFAULT_TENANT, URL, ask("x")))
         await wait_for(redis, settings, 1)
+
+        async def is_recorded() -> bool:
+            return len(await JobQueue(redis, settings).active_summaries()) == 1
+
+        # It takes up room before it is there; one that is lost in between is forgotten only after a minute.
+        await wait_until(is_recorded)
     await abandon(waiting)
 
 
