@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import secrets
 import socket
 
@@ -11,6 +10,7 @@ import structlog
 
 from conserve.config import EMBEDDED_REDIS, Settings
 from conserve.harvest.board import CapacityBoard
+from conserve.harvest.collector import rest_collector
 from conserve.harvest.controller import HarvestController, weights_of
 from conserve.harvest.deadline_watch import DeadlineWatch
 from conserve.jobs import embedded
@@ -51,8 +51,7 @@ class ConServeController:
         self._models = models
         self._recorder = RayRecorder()
         self._cluster = cluster or find_cluster() or f"{socket.gethostname()}-{secrets.token_hex(8)}"
-        # A collection goes through all that imports have made, which takes longer than a round.
-        gc.freeze()
+        rest_collector()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def check_health(self) -> None:

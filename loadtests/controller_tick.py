@@ -28,6 +28,7 @@ from rich.table import Table
 
 from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
+from conserve.harvest.collector import rest_collector
 from conserve.harvest.controller import HarvestController, TickTimes
 from conserve.harvest.messages import CapacityReport
 from conserve.jobs import embedded
@@ -229,9 +230,8 @@ async def measure(redis: Any, settings: Settings, sizes: tuple[int, int, int], r
     all_written: list[float] = []
     cpu_ms: list[float] = []
     server_ms = 0.0
-    # What was made before is of no interest to the garbage collector, as in the controller's own process.
-    gc.collect()
-    gc.freeze()
+    threshold = gc.get_threshold()
+    rest_collector()  # As in the controller's own process.
     for number in range(rounds):
         await bench.change()
         is_new = number % 4 == 3
@@ -267,6 +267,7 @@ async def measure(redis: Any, settings: Settings, sizes: tuple[int, int, int], r
         allotment_bytes=await bench.measure_entry("allotment"),
     )
     gc.unfreeze()
+    gc.set_threshold(*threshold)
     await redis.flushdb()
     return report
 
