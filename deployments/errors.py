@@ -15,6 +15,7 @@ from conserve.engine.contract import InvalidRequest
 from conserve.engine.vllm_compat import VLLMClientError
 from conserve.jobs.errors import ApiError
 from deployments.api_errors import install_api_error_handlers, to_validation_error
+from deployments.pulse import NoReplicaTook
 from deployments.ray_compat import BackPressureError, ErrorInfo, ErrorResponse, OpenAIHTTPException
 from deployments.replica_loss import LOST_CODE, LOST_MESSAGE, ReplicaLost
 
@@ -63,6 +64,9 @@ def to_api_error(error: Exception) -> ApiError:
             return _make(429, message, code="rate_limit_exceeded", retry_after_s=RETRY_AFTER_S)
         case ReplicaLost():
             return _make(503, LOST_MESSAGE, code=LOST_CODE, retry_after_s=RETRY_AFTER_S)
+        case NoReplicaTook():
+            message = "No replica has had room for the request in the time that it may wait; try again later."
+            return _make(503, message, code="no_replica", retry_after_s=RETRY_AFTER_S)
         case _:
             return _make(500, "The server had an error while processing your request.")
 
@@ -86,6 +90,13 @@ def install_error_handlers(app: FastAPI) -> None:
         headers = (error.headers if isinstance(error, StarletteHTTPException) else None) or {}
         return JSONResponse(found.body(), status_code=found.status, headers={**found.headers(), **headers})
 
-    known = (OpenAIHTTPException, VLLMClientError, StarletteHTTPException, BackPressureError, ReplicaLost)
+    known = (
+        OpenAIHTTPException,
+        VLLMClientError,
+        StarletteHTTPException,
+        BackPressureError,
+        ReplicaLost,
+        NoReplicaTook,
+    )
     for kind in (*known, Exception):
         app.exception_handler(kind)(answer)

@@ -32,6 +32,7 @@ from deployments.flex_routes import answer_flex, is_flex
 from deployments.grpc_front.methods import GrpcMethods
 from deployments.online_metrics import class_of
 from deployments.online_trace import begin_front, carry_on, follow_answer
+from deployments.pulse import ATTEMPTS, listen, number_attempt
 from deployments.ray_cluster import find_cluster
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from deployments.ray_metrics import RayRecorder
@@ -157,11 +158,24 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         span = begin_front(call_method, body, raw_request, self._settings.slo)
         traced_request = carry_on(raw_request, span)
 
-        def ask() -> AsyncGenerator[Any, None]:
-            answer: AsyncGenerator[Any, None] = super(ConServeIngress, self)._get_response(
-                body=body, call_method=call_method, raw_request=traced_request
-            )
-            return answer
+        limits = self._settings.http
+
+        async def ask() -> AsyncGenerator[Any, None]:
+            number, attempt = ATTEMPTS.begin()
+
+            def send() -> AsyncGenerator[Any, None]:
+                answer: AsyncGenerator[Any, None] = super(ConServeIngress, self)._get_response(
+                    body=body, call_method=call_method, raw_request=number_attempt(traced_request, number)
+                )
+                return answer
+
+            try:
+                answer = listen(send, attempt, limits.replica_silence_s, limits.replica_wait_s)
+                async with aclosing(answer):
+                    async for response in answer:
+                        yield response
+            finally:
+                ATTEMPTS.end(number)
 
         def count_retry() -> None:
             self._recorder.add(FRONT_RETRIES, 1)

@@ -32,6 +32,7 @@ from deployments.harvesting import HeldChecks, ReplicaHarvest
 from deployments.online_metrics import OnlineMetrics
 from deployments.online_trace import trace_engine
 from deployments.prompt_text import measure_request
+from deployments.pulse import ATTEMPT_HEADER, beat
 from deployments.ray_compat import RawRequestInfo, find_client, find_engine, has_died
 from deployments.ray_metrics import RayRecorder
 from deployments.routing_report import MARK_HEADER, Mark, Received, RoutingReport
@@ -44,6 +45,7 @@ log = structlog.get_logger(__name__)
 MEASURE_PERIOD_S: Final = 1.0
 """Between two reports of what the engine has counted."""
 
+HeadedAnswer = Callable[[RawRequestInfo | None], Awaitable[AsyncGenerator[Any, None]]]
 Answer = Callable[[Any, RawRequestInfo | None], Awaitable[AsyncGenerator[Any, None]]]
 
 
@@ -93,21 +95,27 @@ class ConServeReplica(LLMServer):
     async def chat(self, request: Any, raw_request_info: RawRequestInfo | None = None) -> AsyncGenerator[Any, None]:
         """Answers an online chat request."""
         answer = partial(self._answer_online, super().chat, request)
-        return await trace_engine("chat", request, raw_request_info, answer)
+        return await self._trace("chat", request, raw_request_info, answer)
 
     async def completions(
         self, request: Any, raw_request_info: RawRequestInfo | None = None
     ) -> AsyncGenerator[Any, None]:
         """Answers an online completion request."""
         answer = partial(self._answer_online, super().completions, request)
-        return await trace_engine("completions", request, raw_request_info, answer)
+        return await self._trace("completions", request, raw_request_info, answer)
 
     async def embeddings(
         self, request: Any, raw_request_info: RawRequestInfo | None = None
     ) -> AsyncGenerator[Any, None]:
         """Answers an online embedding request, where the model can."""
         answer = partial(self._answer_online, super().embeddings, request)
-        return await trace_engine("embeddings", request, raw_request_info, answer)
+        return await self._trace("embeddings", request, raw_request_info, answer)
+
+    async def _trace(
+        self, method: str, request: Any, info: RawRequestInfo | None, answer: HeadedAnswer
+    ) -> AsyncGenerator[Any, None]:
+        traced = await trace_engine(method, request, info, answer)
+        return beat(traced, self._settings.http.replica_silence_s)
 
     async def _answer_online(
         self, answer: Answer, request: Any, raw_request_info: RawRequestInfo | None
@@ -195,7 +203,7 @@ def drop_own_headers(raw_request_info: RawRequestInfo | None) -> RawRequestInfo 
     """The same without the header that vLLM takes a priority from, in place of the request's own, and the router's."""
     if raw_request_info is None:
         return None
-    dropped = (PRIORITY_HEADER.lower(), MARK_HEADER)
+    dropped = (PRIORITY_HEADER.lower(), MARK_HEADER, ATTEMPT_HEADER)
     headers = {name: value for name, value in raw_request_info.headers.items() if name.lower() not in dropped}
     return dataclasses.replace(raw_request_info, headers=headers)
 

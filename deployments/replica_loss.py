@@ -1,4 +1,7 @@
-"""Online requests whose replica ends: asked once more if nothing was sent yet, otherwise ended with an error event."""
+"""What becomes of online requests whose replica ends or falls silent.
+
+They are asked once more if nothing was sent yet, and otherwise end with an error event.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import structlog
 from ray.exceptions import RayActorError
 
 from conserve.engine.contract import EngineDied, EngineGone
+from deployments.pulse import ReplicaSilent
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +28,7 @@ MOST_GONE: Final = 40
 
 
 class ReplicaLost(RuntimeError):
-    """Each replica that was asked ended before its first token."""
+    """Each replica that was asked ended, or fell silent, before its first token."""
 
 
 class AnswerBroken(RuntimeError):
@@ -56,7 +60,7 @@ async def ask_again(
                     has_begun = True
                     yield response
             return
-        except (RayActorError, EngineDied, EngineGone) as error:
+        except (RayActorError, EngineDied, EngineGone, ReplicaSilent) as error:
             if has_begun:
                 log.warning("a replica ended in the middle of an answer", error=type(error).__name__)
                 raise AnswerBroken(LOST_MESSAGE) from error

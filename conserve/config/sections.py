@@ -198,6 +198,20 @@ class HttpSettings(_Section):
         description="A replica that is told to go ends after so long at the latest, whatever online requests it has.",
     )
 
+    replica_silence_s: float = Field(
+        20.0,
+        ge=1,
+        le=600,
+        description="A replica that says nothing of an online request for so long is taken for lost: another one is "
+        "asked, or an answer that has begun ends with an error.",
+    )
+    replica_wait_s: float = Field(
+        300.0,
+        ge=1,
+        le=3_600,
+        description="An online request for which no replica has had room for so long is refused (503).",
+    )
+
     @field_validator("max_queued_requests")
     @classmethod
     def _check_queue_limit(cls, value: int) -> int:

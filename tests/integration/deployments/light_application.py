@@ -56,6 +56,7 @@ def main() -> None:
     # Nothing listens there: online requests need no Redis.
     jobs = {"redis_url": f"unix://{folder}/nobody.sock"}
     own = {"model": {"name": MODEL}, "jobs": jobs, "state_dir": str(folder), "routing": {"report_period_ms": 500}}
+    own["http"] = {"replica_silence_s": 5}
     settings = load_settings(own | further, {})
     ray.init(
         address="local",

@@ -16,6 +16,7 @@ from conserve.config import Settings
 from conserve.policy.outlook import Outlook
 from conserve.telemetry.spans import QUEUE_TIME, REQUEST_SPAN
 from deployments.online_trace import trace_engine
+from deployments.pulse import beat
 from deployments.ray_compat import ChatCompletionResponse
 from deployments.routing_report import MARK_HEADER, Mark, Received, RoutingReport
 from deployments.tracing import start_tracing, stop_tracing
@@ -26,6 +27,10 @@ ARRIVED = "arrived"
 """The file that says that a client has got the first part."""
 LIMIT_S = 60.0
 DIE_ALWAYS = "die whoever is asked"
+STOP_FIRST = "stop before the first token"
+STOP_MIDDLE = "stop in the middle"
+PAUSE = "pause"
+"""For longer than a replica may say nothing."""
 GO_ON = "go on"
 """Until it is cancelled, which a file of the name `STOPPED` then says."""
 STOPPED = "stopped"
@@ -43,6 +48,7 @@ class LightReplica:
         start_tracing(settings)
         self._folder = Path(folder)
         self._name = serve.get_replica_context().replica_id.unique_id
+        self._silence_s = settings.http.replica_silence_s
         self._received = Received()
         self._reports = 0
         (self._folder / "replicas").mkdir(exist_ok=True)
@@ -57,7 +63,8 @@ class LightReplica:
         async def answer(info: Any) -> AsyncGenerator[Any, None]:
             return self._answer(body, info)
 
-        return await trace_engine("chat", body, raw_request_info, answer)
+        traced = await trace_engine("chat", body, raw_request_info, answer)
+        return beat(traced, self._silence_s)
 
     async def _answer(self, body: Any, raw_request_info: Any) -> AsyncGenerator[Any, None]:
         REQUEST_SPAN.get().set(QUEUE_TIME, 0.0)
@@ -69,6 +76,9 @@ class LightReplica:
         if prompt == DIE_ALWAYS or (prompt == DIE_FIRST and not killed.exists()):
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if prompt == STOP_FIRST and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
         if not body.stream:
             yield await self._answer_whole(body, prompt)
             return
@@ -78,6 +88,10 @@ class LightReplica:
                     while not (self._folder / ARRIVED).exists():
                         await asyncio.sleep(0.02)
                 os.kill(os.getpid(), signal.SIGKILL)
+            if prompt == STOP_MIDDLE and number:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if prompt == PAUSE and number:
+                await asyncio.sleep(2 * self._silence_s)
             yield to_event(body, {"delta": {"content": text}})
             if prompt == GO_ON:
                 await self._go_on()
@@ -87,6 +101,8 @@ class LightReplica:
     async def _answer_whole(self, body: Any, prompt: str) -> Any:
         if prompt == GO_ON:
             await self._go_on()
+        if prompt == PAUSE:
+            await asyncio.sleep(2 * self._silence_s)
         choice = {"index": 0, "message": {"role": "assistant", "content": self._name}, "finish_reason": "stop"}
         usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
         return ChatCompletionResponse(id="light", model=body.model, choices=[choice], usage=usage)

@@ -4,9 +4,18 @@ import json
 
 import pytest
 
+from deployments.pulse import PULSE
 from deployments.replica_loss import LOST_CODE
 from tests.integration.deployments.conftest import Front, read_events
-from tests.integration.deployments.light_replica import ARRIVED, DIE_ALWAYS, DIE_FIRST, DIE_MIDDLE
+from tests.integration.deployments.light_replica import (
+    ARRIVED,
+    DIE_ALWAYS,
+    DIE_FIRST,
+    DIE_MIDDLE,
+    PAUSE,
+    STOP_FIRST,
+    STOP_MIDDLE,
+)
 
 # The application starts within the first test; on a busy machine that takes minutes.
 pytestmark = pytest.mark.timeout(600)
@@ -62,3 +71,23 @@ def test_a_request_that_kills_two_replicas_is_not_asked_a_third_time(front: Fron
     assert response.status_code == 503
     assert response.json()["error"]["code"] == LOST_CODE
     assert response.headers["retry-after"]
+
+
+def test_a_request_whose_replica_stops_before_the_first_token_is_asked_again(front: Front) -> None:
+    events = read_events(front.chat(STOP_FIRST))
+    assert [event["choices"][0]["delta"].get("content") for event in events][1:] == [" done", None]
+
+
+def test_an_answer_whose_replica_stops_ends_with_an_error_event(front: Front) -> None:
+    *_, last, end = [line for line in front.chat(STOP_MIDDLE).text.splitlines() if line]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == LOST_CODE
+    assert end == "data: [DONE]"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_replica_that_works_is_waited_for_and_clients_see_no_pulse(front: Front, stream: bool) -> None:
+    response = front.chat(PAUSE, stream=stream)
+    assert response.status_code == 200
+    assert PULSE.strip() not in response.text
+    if stream:
+        assert [event["choices"][0]["delta"].get("content") for event in read_events(response)][1:] == [" done", None]

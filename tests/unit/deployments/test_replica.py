@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -64,7 +65,8 @@ def server(monkeypatch: pytest.MonkeyPatch, asked: list[Asked]) -> ConServeRepli
     server = object.__new__(UnstartedReplica)
     engine: Any = None
     server._co_engine = CoServeEngine(engine, {"default": 500.0, "fast": 100.0})
-    server._online = OnlineMetrics(NO_RECORDER, load_settings({}).slo)
+    server._settings = load_settings({}, {})
+    server._online = OnlineMetrics(NO_RECORDER, server._settings.slo)
     server._sizes, server._received, server._reports = SIZES, Received(), 0
     return server
 
@@ -108,6 +110,14 @@ async def test_what_is_on_the_way_is_reported_until_its_first_token(
         def routing_stats(self) -> dict[str, Any]:
             return {"of Ray": 1}
 
+    async def answer(self: Any, request: Any, raw_request_info: Any = None) -> AsyncGenerator[str, None]:
+        async def stream() -> AsyncGenerator[str, None]:
+            yield "hello"
+            await asyncio.Event().wait()
+
+        return stream()
+
+    monkeypatch.setattr(LLMServer, "chat", answer)
     monkeypatch.setattr(replica, "count_queued_tokens", lambda client: 0)
     monkeypatch.setattr(replica, "find_client", lambda engine: None)
     server.engine = Engine()
