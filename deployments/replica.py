@@ -23,8 +23,9 @@ from conserve.engine.contract import EngineDied, EngineGone, InvalidRequest
 from conserve.engine.engine import CoServeEngine
 from conserve.engine.engine_outlook import EngineSizes, describe_outlook
 from conserve.engine.vllm_compat import PRIORITY_HEADER
-from conserve.engine.vllm_front_compat import count_kv_tokens, count_queued_tokens
+from conserve.engine.vllm_front_compat import count_kv_tokens, count_queued_tokens, count_unfinished
 from conserve.harvest.engine_metrics import EngineMetrics
+from conserve.policy.stall import StallWatch
 from conserve.telemetry.logs import configure_service_logs
 from deployments.departure import Departure
 from deployments.errors import is_error, refusal
@@ -66,8 +67,9 @@ class ConServeReplica(LLMServer):
         choose_runner(settings.engine)
         await super().__init__(llm_config, engine_cls=ServingEngine)
         engine: ServingEngine = find_engine(self)
+        self._stall = StallWatch(settings.engine.stall_s)
         classes = {name: kind.ttft_slo_ms for name, kind in settings.slo.by_priority().items()}
-        self._co_engine = CoServeEngine(engine, classes, engine.page, engine.board, lambda: has_died(engine))
+        self._co_engine = CoServeEngine(engine, classes, engine.page, engine.board, self._has_ended)
         self._sizes = EngineSizes(
             settings.engine.max_num_seqs,
             settings.engine.max_num_batched_tokens,
@@ -80,7 +82,7 @@ class ConServeReplica(LLMServer):
             engine.outputs.watcher = self._online
         self._received = Received()
         self._reports = 0
-        departure = Departure(lambda: has_died(engine))
+        departure = Departure(self._has_ended)
         self._harvest = ReplicaHarvest(
             self._co_engine,
             settings,
@@ -146,9 +148,18 @@ class ConServeReplica(LLMServer):
                     raise EngineDied("the engine has ended")
                 yield response
 
+    def _has_ended(self) -> bool:
+        return self._stall.is_stalled or has_died(find_engine(self))
+
     async def _measure(self, metrics: EngineMetrics) -> NoReturn:
         while True:
-            metrics.report(self._co_engine.stats(), self._co_engine.scheduler_counters())
+            stats, counters = self._co_engine.stats(), self._co_engine.scheduler_counters()
+            metrics.report(stats, counters)
+            if counters is not None:
+                # A client that is slow to fetch its answer keeps the request here, but the engine does not work on it.
+                waits = count_unfinished(find_client(find_engine(self))) > 0
+                has_online = waits and stats.online_running + stats.online_waiting > 0
+                self._stall.look(counters.iterations, has_online, time.monotonic())
             self._online.report()
             await asyncio.sleep(MEASURE_PERIOD_S)
 

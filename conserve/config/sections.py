@@ -88,6 +88,13 @@ class EngineSettings(_Section):
         pattern=r"^(auto|nobind|\d+(-\d+)?(,\d+(-\d+)?)*(\|\d+(-\d+)?(,\d+(-\d+)?)*)*)$",
         description="Cores of a CPU replica: `auto` divides those of its node by `replicas`; or `0-3`, or `nobind`.",
     )
+    stall_s: float = Field(
+        120.0,
+        ge=10,
+        le=3_600,
+        description="An engine with online requests that ends no iteration for so long is taken for dead; its replica "
+        "is replaced.",
+    )
     extra_args: dict[str, Any] = Field(
         default_factory=dict, description="Further vLLM engine arguments, passed on as they are."
     )

@@ -16,3 +16,8 @@ def count_kv_tokens(client: AsyncLLM) -> float:
 def count_queued_tokens(client: AsyncLLM) -> int:
     """Prompt tokens of all requests that have no token yet; of those that are half computed, too, all count."""
     return int(client.get_num_queued_tokens())
+
+
+def count_unfinished(client: AsyncLLM) -> int:
+    """Requests that the engine has not finished; those do not count whose client is slow to fetch the end."""
+    return int(client.output_processor.get_num_unfinished_requests())
