@@ -24,9 +24,9 @@ from ray.serve.request_router import (
 
 from conserve.policy.prefix_memory import Prompt
 from conserve.policy.routing import TtftRouter
+from deployments import pulse
 from deployments.online_trace import trace_routing
 from deployments.prompt_text import measure_request
-from deployments.pulse import ATTEMPT_HEADER, ATTEMPTS
 from deployments.ray_compat import PowerOfTwoChoicesRequestRouter, RawRequestInfo
 from deployments.routing_report import MARK_HEADER, Mark, RoutingReport
 
@@ -78,7 +78,8 @@ class TtftRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
         for info in _list_infos(pending_request):
             info.headers.pop(MARK_HEADER, None)  # A client's, or that of an earlier choice.
             if self.select_available_replicas(candidate_replicas):
-                ATTEMPTS.note_sent(info.headers.get(ATTEMPT_HEADER), self._clock())
+                # By the module's name: an object named here would be a copy, see above.
+                pulse.ATTEMPTS.note_sent(info.headers.get(pulse.ATTEMPT_HEADER), self._clock())
         if pending_request.metadata.multiplexed_model_id:
             return others
         with_room = {replica.replica_id: replica for replica in self.select_available_replicas(candidate_replicas)}

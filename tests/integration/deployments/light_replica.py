@@ -24,11 +24,12 @@ from deployments.tracing import start_tracing, stop_tracing
 DIE_FIRST = "die before the first token"
 DIE_MIDDLE = "die in the middle"
 ARRIVED = "arrived"
-"""The file that says that a client has got the first part."""
+"""With the prompt the file that says that a client has got the first part."""
 LIMIT_S = 60.0
 DIE_ALWAYS = "die whoever is asked"
 STOP_FIRST = "stop before the first token"
 STOP_MIDDLE = "stop in the middle"
+END_MIDDLE = {DIE_MIDDLE: signal.SIGKILL, STOP_MIDDLE: signal.SIGSTOP}
 PAUSE = "pause"
 """For longer than a replica may say nothing."""
 GO_ON = "go on"
@@ -83,13 +84,11 @@ class LightReplica:
             yield await self._answer_whole(body, prompt)
             return
         for number, text in enumerate([self._name, " done"]):
-            if prompt == DIE_MIDDLE and number:
+            if prompt in END_MIDDLE and number:
                 async with asyncio.timeout(LIMIT_S):
-                    while not (self._folder / ARRIVED).exists():
+                    while not (self._folder / f"{ARRIVED} {prompt}").exists():
                         await asyncio.sleep(0.02)
-                os.kill(os.getpid(), signal.SIGKILL)
-            if prompt == STOP_MIDDLE and number:
-                os.kill(os.getpid(), signal.SIGSTOP)
+                os.kill(os.getpid(), END_MIDDLE[prompt])
             if prompt == PAUSE and number:
                 await asyncio.sleep(2 * self._silence_s)
             yield to_event(body, {"delta": {"content": text}})
