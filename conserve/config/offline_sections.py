@@ -77,7 +77,7 @@ class JobsSettings(_Section):
         EMBEDDED_REDIS,
         repr=False,
         description="`embedded` (a server in the state folder), or a `redis://`, `rediss://` (TLS) or `unix://` URL. "
-        "A password may be in the variable's, not in the file's: see `jobs.redis_password_file`.",
+        "Its password may stand in the variable, not in the file: see `jobs.redis_password_file`.",
     )
     redis_password_file: Path | None = Field(
         None,

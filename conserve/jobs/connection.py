@@ -79,7 +79,7 @@ def explain_refusal(url: str, error: AuthenticationError | NoPermissionError) ->
     if isinstance(error, NoPermissionError):
         return (
             f"Redis at {where} does not let its user do what is needed: {error}. "
-            "Give it the rules of cluster/redis/users.acl, with the `jobs.namespace` of this deployment."
+            "Give it the rules of cluster/redis/valkey.conf, with the `jobs.namespace` of this deployment."
         )
     return (
         f"Redis at {where} takes neither this user nor this password: {error}. "

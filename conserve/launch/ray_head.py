@@ -1,4 +1,4 @@
-"""A Ray head of our own: one process that holds the cluster's, on loopback and free ports."""
+"""A Ray head of our own: one process that holds the cluster's, on free ports."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def read_auth_token(environ: Mapping[str, str]) -> str | None:
 def start_ray_head(state_dir: Path, environ: Mapping[str, str]) -> int:
     """Starts a head with everything it starts below it, and does not wait; see `wait_for_ray_head`.
 
-    It outlives the caller. Ports are on loopback; the dashboard's is 8265 when that is free.
+    It outlives the caller. The dashboard is on loopback, on port 8265 when that is free; Ray 2.60 puts others on the
+    machine's own address, and asks for its token there.
 
     Returns:
         Its process id.
