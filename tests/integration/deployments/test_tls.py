@@ -145,14 +145,17 @@ def test_who_has_no_token_has_nothing_unpickled(encrypted: Encrypted) -> None:
         if address.ip != "127.0.0.1" and "ServeReplica" in " ".join(process.cmdline())
     }
     assert beyond
-    answers = set()
+    answers = []
     for port in beyond:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
             with pytest.raises(grpc.RpcError) as refused:
                 call(b"", timeout=30)
-            answers.add((port, refused.value.code(), refused.value.details()))
-    assert answers == set()
+            answers.append((refused.value.code(), refused.value.details()))
+    # Ray's own servers do not have that method.
+    codes = {code for code, _ in answers}
+    assert grpc.StatusCode.UNAUTHENTICATED in codes, answers
+    assert codes <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}, answers
 
 
 def test_what_clients_send_is_in_no_log(encrypted: Encrypted, monkeypatch: pytest.MonkeyPatch) -> None:
