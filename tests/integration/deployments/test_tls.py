@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 import subprocess
 import sys
 import uuid
@@ -82,15 +84,8 @@ def test_our_client_and_command_take_an_authority_from_the_environment(encrypted
     with Client(encrypted.front.url) as client, pytest.raises(UntrustedError, match="SSL_CERT_FILE"):
         client.status()
     command = [
-        sys.executable,
-        "-m",
-        "conserve.cli.program",
-        "chat",
-        "--url",
-        encrypted.front.url,
-        "--model",
-        MODEL,
-        "hi",
+        *(sys.executable, "-c", "from conserve.cli.program import main; main()"),
+        *("chat", "--url", encrypted.front.url, "--model", MODEL, "hi"),
     ]
     for authority, code, said in ((None, 1, "SSL_CERT_FILE"), (encrypted.files.authority, 0, " done")):
         environ = os.environ | ({} if authority is None else {"SSL_CERT_FILE": str(authority)})
@@ -106,19 +101,32 @@ def test_grpc_is_encrypted(encrypted: Encrypted) -> None:
     assert pieces[-1].choices[0].finish_reason == "stop"
 
 
-@pytest.mark.parametrize("version", ["TLSv1_1", None])
-def test_neither_plain_text_nor_old_versions_are_answered(encrypted: Encrypted, version: str | None) -> None:
-    plain = encrypted.front.url.replace("https:", "http:")
-    if version is None:
-        with pytest.raises(httpx.TransportError):
-            httpx.get(f"{plain}/health", timeout=WAIT_S)
-        with grpc.insecure_channel(encrypted.front.grpc_address) as channel, pytest.raises(grpc.RpcError):
-            stubs.GenerationServiceStub(channel).Generate(pb.GenerateRequest(model=MODEL), timeout=30)
-        return
-    port = encrypted.front.url.rpartition(":")[2]
-    command = ["openssl", "s_client", "-tls1_1", "-connect", f"127.0.0.1:{port}"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode != 0
+def test_plain_text_is_not_answered(encrypted: Encrypted) -> None:
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{encrypted.front.url.replace('https:', 'http:')}/health", timeout=WAIT_S)
+    with grpc.insecure_channel(encrypted.front.grpc_address) as channel, pytest.raises(grpc.RpcError):
+        stubs.GenerationServiceStub(channel).Generate(pb.GenerateRequest(model=MODEL), timeout=30)
+
+
+@pytest.mark.parametrize(("version", "spoken"), [("TLSv1_1", None), ("TLSv1_2", "TLSv1.2"), ("TLSv1_3", "TLSv1.3")])
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
+def test_old_versions_are_not_answered(encrypted: Encrypted, version: str, spoken: str | None) -> None:
+    context = ssl.create_default_context(cafile=str(encrypted.files.authority))
+    context.set_ciphers("ALL:@SECLEVEL=0")  # So that it is the server who refuses.
+    context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+    for address in (encrypted.front.url.removeprefix("https://"), encrypted.front.grpc_address):
+        assert find_version(context, address) == spoken
+
+
+def find_version(context: ssl.SSLContext, address: str) -> str | None:
+    """What is spoken at an address; None where no agreement is found."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        try:
+            with context.wrap_socket(connection, server_hostname=host) as wrapped:
+                return wrapped.version()
+        except ssl.SSLError:
+            return None
 
 
 def test_nothing_that_serves_clients_listens_beyond_loopback(encrypted: Encrypted) -> None:
