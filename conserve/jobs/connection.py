@@ -117,7 +117,8 @@ async def _check_schema(redis: Redis, keys: Keys) -> None:
         await redis.set(keys.schema, SCHEMA_VERSION, nx=True)
         found = await redis.get(keys.schema)
     if found != SCHEMA_VERSION:
-        is_older = str(found).isdigit() and int(found) < int(SCHEMA_VERSION)
+        text = str(found)
+        is_older = text.isdigit() and int(text) < int(SCHEMA_VERSION)
         mend = (
             "Let the version of the program that wrote them finish them, or use another `jobs.namespace`"
             if is_older
