@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 VENV := .venv/bin
 
-.PHONY: setup test baselines lint docs demo bench loadtest lock clean
+.PHONY: setup test baselines lint audit docs demo bench loadtest lock clean
 
 setup: ## make .venv and unpack the default model; DEVICE=cpu or DEVICE=gpu instead of what is found
 	@test -n "$(PYTHON)" || { echo "set-up: error: Python 3.11 is needed: neither python3.11 nor python3 is one" >&2; exit 1; }
@@ -26,6 +26,11 @@ lint: setup ## style, types, and which package imports which
 	$(VENV)/mypy
 	$(VENV)/mypy --follow-imports=silent tests/integration/jobs/test_openai_client.py
 	$(VENV)/lint-imports
+	$(VENV)/bandit --quiet --configfile pyproject.toml --recursive conserve deployments loadtests requirements/install.py
+
+audit: ## known faults of the locked packages; asks the network
+	@test -n "$(PYTHON)" || { echo "audit: error: Python 3.11 is needed" >&2; exit 1; }
+	@"$(PYTHON)" requirements/install.py --audit
 
 docs: setup ## docs/ as pages, in out/site; SERVE=1 shows them on http://127.0.0.1:8001, and again after each change
 	NO_MKDOCS_2_WARNING=1 $(VENV)/mkdocs $(if $(SERVE),serve --dev-addr 127.0.0.1:8001,build --quiet)

@@ -18,6 +18,8 @@ from typing import Final
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.serve_compat import confine_grpc
+
 RATE_BYTES_PER_S: Final = 64e6
 """Of all large bodies of a proxy together."""
 FREE_BYTES: Final = 8_000_000
@@ -77,5 +79,6 @@ class PacedBodies:
 
 
 def build_middlewares() -> list[Middleware]:
-    """What a proxy puts before everything else."""
+    """What a proxy puts before everything else. Fronts call it, too, both before they open ports."""
+    confine_grpc()
     return [Middleware(PacedBodies, pace=Pace(RATE_BYTES_PER_S))]

@@ -5,7 +5,10 @@ Tested with Ray 2.60; `tests/unit/deployments/test_serve_compat.py` says which o
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+from conserve.launch.serve_proxy import GRPC_HOST_VARIABLE
 
 
 def find_serve_replica() -> Any:
@@ -42,3 +45,21 @@ def count_nothing(counter: Any, tags: dict[str, str]) -> None:
     Prometheus sees no increase where a series begins with its first event.
     """
     counter._record(0.0, tags=tags)
+
+
+def confine_grpc() -> None:
+    """Has Serve's servers of gRPC in this process listen where the environment says; without a word of it, everywhere.
+
+    Serve 2.60 puts those of proxies and fronts on all interfaces, and has no setting for it; HAProxy asks those of its
+    own node on loopback.
+    """
+    from ray.serve._private import default_impl
+
+    host = os.environ.get(GRPC_HOST_VARIABLE)
+    if host is None:
+        return
+
+    def add_address(server: Any, address: str) -> None:
+        server.add_insecure_port(f"{host}:{address.rpartition(':')[2]}")
+
+    default_impl.add_grpc_address = add_address

@@ -37,6 +37,7 @@ STAMP = VENV / "setup.json"
 PROTO = ROOT / "deployments" / "protos" / "conserve.proto"
 STUBS = [PROTO.with_name(f"conserve_{ending}") for ending in ("pb2.py", "pb2.pyi", "pb2_grpc.py")]
 DEVICES = ("cpu", "gpu")
+AUDITOR = "pip-audit==2.10.1"  # Of no lock: it is run on its own, and only by `make audit`.
 INSTALL_TIMEOUT_S = 1_800
 PROBE_TIMEOUT_S = 60
 # Another active environment, and a PyTorch other than the one chosen here.
@@ -430,6 +431,37 @@ def lock_requirements(upgrade: bool) -> None:
         run([*command, "pyproject.toml", "-o", f"requirements/{device}.txt"], f"{device}.txt not resolved", found)
 
 
+def audit_requirements() -> None:
+    """Asks the network for known faults of what the lock files name.
+
+    Raises:
+        SetupError: there are some, or nobody answers.
+    """
+    environ = dict(os.environ)
+    python = base_python()
+    pip = read_pip_settings(environ, python)
+    environ = uv_environment(pip, environ)
+    uv = get_uv(environ, python)
+    audit = [
+        uv,
+        "tool",
+        "run",
+        *uv_options(pip, environ),
+        "--python",
+        python,
+        AUDITOR,
+        "--disable-pip",
+        "--require-hashes",
+    ]
+    for path in (REQUIREMENTS / "uv.txt", *(REQUIREMENTS / f"{device}.txt" for device in DEVICES)):
+        say(f"known faults of {path.relative_to(ROOT)}")
+        run(
+            [*audit, "--requirement", str(path)],
+            f"{path.name} has packages with known faults, or nobody answers",
+            environ,
+        )
+
+
 @contextlib.contextmanager
 def hold_lock() -> Iterator[None]:
     """Lets one set-up of this folder run at a time: `make test` and `make demo` may be started together."""
@@ -484,12 +516,17 @@ def main() -> int:
         help="auto, cpu or gpu (auto: gpu if there is one)",
     )
     parser.add_argument("--lock", action="store_true", help="resolve the lock files anew instead")
+    parser.add_argument(
+        "--audit", action="store_true", help="ask the network for known faults of locked packages instead"
+    )
     parser.add_argument("--upgrade", action="store_true", help="with --lock: take the newest versions")
     arguments: Any = parser.parse_args()
     try:
         check_machine()
         if arguments.lock:
             lock_requirements(arguments.upgrade)
+        elif arguments.audit:
+            audit_requirements()
         else:
             set_up(arguments.device)
     except (SetupError, OSError, subprocess.TimeoutExpired) as error:

@@ -66,6 +66,7 @@ COMMANDS: Final[dict[str, Treatment]] = {
     "make lint": NotRun("looks at the code as it is, and is run before the tests"),
     "make baselines": ByTest("tests/unit/simulator/test_baselines.py::test_figures_are_those_that_are_kept"),
     "make lock": NotRun("asks the package index for newer packages"),
+    "make audit": NotRun("asks the network for known faults"),
     "python -m loadtests.queue_cost --help": Here(),
     "make docs": ByTest("tests/unit/docs/test_site.py::test_every_page_is_built"),
     "make bench": _BENCH,

@@ -11,6 +11,7 @@ import typer
 
 from conserve.cli.console import JsonOption, UrlOption, fail, nothing_answers, out, read_url, show_json
 from conserve.client.async_client import DEFAULT_URL, find_key
+from conserve.client.transport import explain_untrusted, is_untrusted
 
 
 def chat(
@@ -64,7 +65,7 @@ def _explain_errors(url: str) -> Iterator[None]:
     except openai.APIStatusError as error:
         body = error.body if isinstance(error.body, dict) else {}
         raise fail(f"{body.get('message') or error.message} (HTTP {error.status_code})") from None
-    except (openai.APIConnectionError, httpx.TransportError):
-        raise fail(nothing_answers(url)) from None
+    except (openai.APIConnectionError, httpx.TransportError) as error:
+        raise fail(explain_untrusted(url) if is_untrusted(error) else nothing_answers(url)) from None
     except openai.APIError as error:  # an error in the middle of a stream, or an answer that is none of the API's
         raise fail(error.message) from None

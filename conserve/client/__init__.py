@@ -20,6 +20,7 @@ from conserve.client.errors import (
     StatusError,
     UnavailableError,
     UnreachableError,
+    UntrustedError,
     WaitTimeoutError,
 )
 from conserve.client.results import Answer, Failure, Result, TokenUsage
@@ -54,5 +55,6 @@ __all__ = [
     "TokenUsage",
     "UnavailableError",
     "UnreachableError",
+    "UntrustedError",
     "WaitTimeoutError",
 ]

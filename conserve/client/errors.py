@@ -28,6 +28,10 @@ class UnreachableError(ConServeError):
     is_passing = True
 
 
+class UntrustedError(ConServeError):
+    """The server's certificate is not trusted here. The variable `SSL_CERT_FILE` names who is."""
+
+
 class BrokenAnswerError(ConServeError):
     """What has answered is not ConServe, or an answer broke off."""
 

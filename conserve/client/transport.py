@@ -8,6 +8,7 @@ loop and no thread, and the blocking client works wherever it is called from, in
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -15,7 +16,13 @@ from typing import Any, Protocol, TypeVar
 
 import httpx
 
-from conserve.client.errors import BrokenAnswerError, ConServeError, UnreachableError, make_status_error
+from conserve.client.errors import (
+    BrokenAnswerError,
+    ConServeError,
+    UnreachableError,
+    UntrustedError,
+    make_status_error,
+)
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -35,6 +42,7 @@ class Transport(Protocol):
 
         Raises:
             UnreachableError: nothing answers.
+            UntrustedError: what answers has a certificate that is not trusted.
             StatusError: the answer is an error.
         """
 
@@ -43,6 +51,7 @@ class Transport(Protocol):
 
         Raises:
             UnreachableError: nothing answers, or the connection breaks.
+            UntrustedError: what answers has a certificate that is not trusted.
             StatusError: the answer is an error.
         """
 
@@ -116,6 +125,24 @@ class BlockingTransport:
         self._http.close()
 
 
+def is_untrusted(error: BaseException) -> bool:
+    """Whether a connection failed since the server's certificate is not trusted, or is another host's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def explain_untrusted(url: str) -> str:
+    """What to say then."""
+    return (
+        f"the certificate of {url} is not trusted here, or is another host's; the variable SSL_CERT_FILE may name the "
+        "file of its authority"
+    )
+
+
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """The result of a coroutine over `BlockingTransport`."""
     try:
@@ -158,6 +185,8 @@ def _named_errors(base_url: httpx.URL) -> Iterator[None]:
     except ConServeError:
         raise
     except httpx.TransportError as error:
+        if is_untrusted(error):
+            raise UntrustedError(explain_untrusted(str(base_url))) from error
         raise UnreachableError(f"nothing answers at {base_url}: {error or type(error).__name__}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise BrokenAnswerError(f"the answer of {base_url} cannot be read: {error}") from error

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from conserve.config.autoscaling import AutoscalingSettings, SpotSettings
 from conserve.config.loading import ENV_NOT_SETTINGS, ENV_PREFIX, ENV_TEST_PREFIX, SettingsError, load_settings
-from conserve.config.offline_sections import EMBEDDED_REDIS, HarvestSettings, JobsSettings
+from conserve.config.offline_sections import HarvestSettings, JobsSettings
+from conserve.config.redis_url import EMBEDDED_REDIS
 from conserve.config.sections import (
     DEFAULT_CLASS,
     EngineSettings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
+from conserve.config.redis_url import has_password
 from conserve.config.sections import Settings
 
 ENV_PREFIX = "CONSERVE_"
@@ -23,13 +26,20 @@ ENV_NOT_SETTINGS = frozenset(
         "CONSERVE_CACHE",
         "CONSERVE_CONFIG",
         "CONSERVE_DEVICE",
+        "CONSERVE_GRPC_HOST",
+        "CONSERVE_PROXY_METRICS_HOST",
         "CONSERVE_STACK_ID",
+        "CONSERVE_TLS_CERTIFICATE",
+        "CONSERVE_TLS_KEY",
         "CONSERVE_TRACES",
         "CONSERVE_URL",
         "CONSERVE_UV",
     }
 )
 ENV_TEST_PREFIX = "CONSERVE_TEST_"
+
+_SECRET = re.compile("@|password|secret|token", re.IGNORECASE)
+"""In URLs with a user, and in options of URLs."""
 
 
 class SettingsError(ValueError):
@@ -42,11 +52,27 @@ def load_settings(args: Mapping[str, Any] | None = None, environ: Mapping[str, s
     Raises:
         SettingsError: a key is unknown or a value is not allowed.
     """
+    _refuse_password(args or {})
     merged = _merge(dict(args or {}), _read_environment(os.environ if environ is None else environ))
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
+
+
+def _refuse_password(args: Mapping[str, Any]) -> None:
+    """Refuses one where everybody sees it who sees the configuration: at Ray's dashboard, and in what Serve logs.
+
+    Raises:
+        SettingsError: there is one.
+    """
+    jobs = args.get("jobs")
+    url = jobs.get("redis_url") if isinstance(jobs, Mapping) else None
+    if isinstance(url, str) and has_password(url):
+        raise SettingsError(
+            "jobs.redis_url: no password in the configuration, which Ray's dashboard shows. Name a file that has it in "
+            "jobs.redis_password_file, or set the variable CONSERVE_JOBS__REDIS_URL"
+        )
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,15 +134,18 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"{path}: there is no such setting.{_hint(path, names)}")
         else:
             what = problem["msg"].removeprefix("Value error, ")
-            is_hidden = isinstance(problem["input"], dict | BaseModel) or _may_hold_keys(problem["loc"])
+            is_hidden = isinstance(problem["input"], dict | BaseModel) or _may_hold_secret(problem)
             value = "" if is_hidden else f" (it is {problem['input']!r})"
             lines.append(f"{path or 'settings'}: {what}{value}")
     return "\n".join(lines)
 
 
-def _may_hold_keys(path: tuple[int | str, ...]) -> bool:
-    """Whether what stands there may be an API key, or hold one: it is not to be seen in any log."""
-    return path[:1] == ("tenants",) and (len(path) <= 2 or path[2] == "api_keys")
+def _may_hold_secret(problem: ErrorDetails) -> bool:
+    """Whether what stands there may be a key or password, or hold one: it is not to be seen in any log."""
+    path, value = problem["loc"], problem["input"]
+    if path[:1] == ("tenants",) and (len(path) <= 2 or path[2] == "api_keys"):
+        return True
+    return path[:2] == ("engine", "extra_args") or (isinstance(value, str) and _SECRET.search(value) is not None)
 
 
 def _hint(name: str, known: Any) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from conserve.config.redis_url import EMBEDDED_REDIS, check_redis_url, find_password
 from conserve.config.section import Section as _Section
-
-EMBEDDED_REDIS = "embedded"
 
 
 class HarvestSettings(_Section):
@@ -75,7 +75,14 @@ class JobsSettings(_Section):
 
     redis_url: str = Field(
         EMBEDDED_REDIS,
-        description="`embedded` (a server in the state folder), or a `redis://`, `rediss://` or `unix://` URL.",
+        repr=False,
+        description="`embedded` (a server in the state folder), or a `redis://`, `rediss://` (TLS) or `unix://` URL. "
+        "Its password may stand in the variable, not in the file: see `jobs.redis_password_file`.",
+    )
+    redis_password_file: Path | None = Field(
+        None,
+        description="File with the password of Redis, on each node, of the user that `jobs.redis_url` names. Read at "
+        "each connect.",
     )
     namespace: str = Field(
         "conserve", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="Prefix of every key, one per deployment."
@@ -156,9 +163,21 @@ class JobsSettings(_Section):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: str) -> str:
-        if value != EMBEDDED_REDIS and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError(f"must be `{EMBEDDED_REDIS}` or start with redis://, rediss:// or unix://")
-        return value
+        return check_redis_url(value)
+
+    @field_validator("redis_password_file")
+    @classmethod
+    def _make_absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _check_password(self) -> JobsSettings:
+        if self.redis_password_file is not None:
+            if self.redis_url == EMBEDDED_REDIS:
+                raise ValueError("`redis_password_file` is for a `redis_url` of your own; the embedded server has none")
+            if find_password(self.redis_url) is not None:
+                raise ValueError("the password is in `redis_url`, too: leave it out there, or `redis_password_file`")
+        return self
 
     @model_validator(mode="after")
     def _check_delays(self) -> JobsSettings:

@@ -17,6 +17,7 @@ from pydantic import (
 
 from conserve.config.autoscaling import MOST_REPLICAS, AutoscalingSettings, SpotSettings
 from conserve.config.offline_sections import HarvestSettings, JobsSettings
+from conserve.config.redis_url import drop_password
 from conserve.config.section import Section as _Section
 from conserve.config.tenants import FlexSettings, TenantSettings, check_tenants
 
@@ -328,6 +329,18 @@ class Settings(_Section):
         """The same settings with another Redis."""
         return self.model_copy(update={"jobs": self.jobs.model_copy(update={"redis_url": redis_url})})
 
+    def with_password_file(self, path: Path | None) -> Settings:
+        """The same settings with the password of Redis in a file, if one was in the URL, and in no case there."""
+        url = drop_password(self.jobs.redis_url)
+        if url == self.jobs.redis_url:
+            return self
+        return self.model_copy(
+            update={"jobs": self.jobs.model_copy(update={"redis_url": url, "redis_password_file": path})}
+        )
+
     def to_args(self) -> dict[str, Any]:
-        """The settings as plain values, as they stand in the `args` block of a Serve configuration."""
-        return self.model_dump(mode="json")
+        """The settings as plain values, as they stand in the `args` block of a Serve configuration, which many see.
+
+        The password of Redis is not among them.
+        """
+        return self.with_password_file(None).model_dump(mode="json")

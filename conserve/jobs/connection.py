@@ -9,13 +9,15 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from conserve.config import EMBEDDED_REDIS, Settings
+from conserve.config.redis_url import describe_server
 from conserve.jobs import embedded
 from conserve.jobs.cancellation import honour_cancellation
+from conserve.jobs.credentials import read_credentials
 from conserve.jobs.errors import UnsuitableServerError
 from conserve.jobs.identity import check_identity
 from conserve.jobs.keys import SCHEMA_VERSION, Keys
@@ -34,8 +36,9 @@ async def connect(settings: Settings) -> Redis:
     Commands are tried again a few times when a connection breaks, so scripts are written to be repeatable.
 
     Raises:
-        UnsuitableServerError: the server is too old, is part of a cluster, or holds data of another schema version
-            or of another deployment.
+        UnsuitableServerError: the server is too old, is part of a cluster, does not take the user and password, does
+            not let the user do what is needed, or holds data of another schema version or of another deployment; or
+            the file of the password cannot be read.
         EmbeddedServerError: the embedded server did not start.
         redis.exceptions.RedisError: the server cannot be reached or refuses the commands.
         OSError: the storage of the files is away, and whether they belong to this server is not known.
@@ -45,6 +48,7 @@ async def connect(settings: Settings) -> Redis:
         url = await asyncio.to_thread(embedded.ensure_running, settings.state_dir)
     redis = Redis.from_url(
         url,
+        **read_credentials(settings.jobs),
         decode_responses=True,
         socket_connect_timeout=_CONNECT_TIMEOUT_S,
         socket_timeout=_ANSWER_TIMEOUT_S,
@@ -61,10 +65,27 @@ async def connect(settings: Settings) -> Redis:
         await check_identity(redis, keys, settings.files_url)
         await _check_eviction(redis)
         await _prepare_durability(redis)
-    except BaseException:
+    except BaseException as error:
         await redis.aclose()
+        if isinstance(error, AuthenticationError | NoPermissionError):
+            raise UnsuitableServerError(explain_refusal(url, error)) from None
         raise
     return redis
+
+
+def explain_refusal(url: str, error: AuthenticationError | NoPermissionError) -> str:
+    """What to do about a server that does not take a user and password, or does not let the user do something."""
+    where = describe_server(url)
+    if isinstance(error, NoPermissionError):
+        return (
+            f"Redis at {where} does not let its user do what is needed: {error}. "
+            "Give it the rules of cluster/redis/valkey.conf, with the `jobs.namespace` of this deployment."
+        )
+    return (
+        f"Redis at {where} takes neither this user nor this password: {error}. "
+        "The user stands in `jobs.redis_url`, the password there (in the variable CONSERVE_JOBS__REDIS_URL) or in the "
+        "file `jobs.redis_password_file`."
+    )
 
 
 def is_new_enough(version: str) -> bool:
@@ -96,10 +117,16 @@ async def _check_schema(redis: Redis, keys: Keys) -> None:
         await redis.set(keys.schema, SCHEMA_VERSION, nx=True)
         found = await redis.get(keys.schema)
     if found != SCHEMA_VERSION:
+        text = str(found)
+        is_older = text.isdigit() and int(text) < int(SCHEMA_VERSION)
+        mend = (
+            "Let the version of the program that wrote them finish them, or use another `jobs.namespace`"
+            if is_older
+            else "A newer version of the program wrote them: use that one, or another `jobs.namespace`"
+        )
         raise UnsuitableServerError(
             f"Redis holds batches of schema version {found!r} (key '{keys.schema}'); "
-            f"this program needs {SCHEMA_VERSION!r}. "
-            "Use the matching version of the program, or another `jobs.namespace`."
+            f"this program needs {SCHEMA_VERSION!r}. {mend}. Nothing was changed."
         )
 
 

@@ -34,6 +34,7 @@ _LOAD_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 20.0
 _PID_TIMEOUT_S = 5.0  # From the fork of the server to its pid file.
 _POLL_S = 0.02
+_UNREADABLE = "Bad file format reading the append only file"
 _SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path less its final zero byte, unix(7).
 
 
@@ -181,7 +182,7 @@ def _wait_until_ready(folder: Path, socket: Path) -> None:
             if waited_s > limit_s:
                 raise EmbeddedServerError(f"The embedded Redis does not answer.\n{_tail(folder)}")
             if waited_s > _PID_TIMEOUT_S and _find_process(folder) is None:
-                raise EmbeddedServerError(f"The embedded Redis ended while starting.\n{_tail(folder)}")
+                raise EmbeddedServerError(f"The embedded Redis ended while starting.{_mend(folder)}\n{_tail(folder)}")
             time.sleep(_POLL_S)
     finally:
         client.close()
@@ -211,6 +212,18 @@ def _ends_in_time(process: psutil.Process) -> bool:
             return True
         time.sleep(_POLL_S)
     return False
+
+
+def _mend(folder: Path) -> str:
+    """What to do about data that it cannot read; nothing where it did not say so."""
+    if _UNREADABLE not in _tail(folder):
+        return ""
+    data = folder / "appendonlydir"
+    return (
+        f" Its data in {data} are damaged. Copy that folder first. Then cut off what is behind the damage with "
+        f"`valkey-check-aof --fix {data}/appendonly.aof.manifest` (Debian: valkey-tools), or put an older copy in its "
+        "place; what was done since is done again. Or move it away: the batches in it are lost, their files are not."
+    )
 
 
 def _tail(folder: Path) -> str:

@@ -54,9 +54,9 @@ def _printable(text: str) -> str:
 
 
 class UnsuitableServerError(RuntimeError):
-    """The Redis server cannot be used: too old, in cluster mode, or holding other data.
+    """The Redis server cannot be used: too old, in cluster mode, closed to us, or holding other data.
 
-    That is data of another schema version, or of another deployment.
+    That is data of another schema version, or of another deployment. Its password may be missing here, too.
     """
 
 

@@ -9,6 +9,9 @@ from redis.retry import Retry
 
 from conserve.config import EMBEDDED_REDIS, Settings
 from conserve.jobs import embedded
+from conserve.jobs.connection import explain_refusal
+from conserve.jobs.credentials import read_credentials
+from conserve.jobs.errors import UnsuitableServerError
 from conserve.jobs.keys import SCHEMA_VERSION, Keys
 
 TIMEOUT_S = 5.0
@@ -30,7 +33,7 @@ def survey_server(settings: Settings) -> RedisSurvey | None:
     """Looks at the server of these settings; None for an embedded one that does not run.
 
     Raises:
-        RedisAwayError: it does not answer, or not as Redis does.
+        RedisAwayError: it does not answer, not as Redis does, or refuses the user and password.
     """
     url = settings.jobs.redis_url
     if url == EMBEDDED_REDIS:
@@ -41,6 +44,7 @@ def survey_server(settings: Settings) -> RedisSurvey | None:
     try:
         client = redis.Redis.from_url(
             url,
+            **read_credentials(settings.jobs),
             decode_responses=True,
             socket_connect_timeout=TIMEOUT_S,
             socket_timeout=TIMEOUT_S,
@@ -56,7 +60,9 @@ def survey_server(settings: Settings) -> RedisSurvey | None:
                 eviction_policy=str(info.get("maxmemory_policy", "noeviction")),
                 found_schema=client.get(Keys(settings.jobs.namespace).schema),
             )
-    except (redis.RedisError, OSError, ValueError) as error:
+    except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
+        raise RedisAwayError(explain_refusal(url, error)) from None
+    except (redis.RedisError, OSError, ValueError, UnsuitableServerError) as error:
         raise RedisAwayError(str(error) or type(error).__name__) from error
 
 

@@ -1,4 +1,4 @@
-"""A Ray head of our own: one process that holds the cluster's, on loopback and free ports."""
+"""A Ray head of our own: one process that holds the cluster's, on free ports."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import httpx
 
 from conserve.launch.paths import ray_temp_dir
 from conserve.launch.ports import find_free_ports, is_free
+from conserve.launch.private_file import make_private_folder, write_private
 from conserve.launch.processes import is_alive, start_daemon
 from conserve.launch.serve_proxy import make_proxy_environment
 
@@ -60,7 +61,8 @@ def read_auth_token(environ: Mapping[str, str]) -> str | None:
 def start_ray_head(state_dir: Path, environ: Mapping[str, str]) -> int:
     """Starts a head with everything it starts below it, and does not wait; see `wait_for_ray_head`.
 
-    It outlives the caller. Ports are on loopback; the dashboard's is 8265 when that is free.
+    It outlives the caller. The dashboard is on loopback, on port 8265 when that is free; Ray 2.60 puts others on the
+    machine's own address, and asks for its token there.
 
     Returns:
         Its process id.
@@ -73,7 +75,7 @@ def start_ray_head(state_dir: Path, environ: Mapping[str, str]) -> int:
     if is_free(DEFAULT_DASHBOARD_PORT):
         dashboard = DEFAULT_DASHBOARD_PORT
     temp_dir = ray_temp_dir(state_dir)
-    temp_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_folder(temp_dir)
     _ensure_auth_token(environ)
     log_path = state_dir / "ray_head.log"
     (state_dir / "ray_head.ports").write_text(f"{gcs} {dashboard}\n", encoding="utf-8")
@@ -86,7 +88,7 @@ def start_ray_head(state_dir: Path, environ: Mapping[str, str]) -> int:
         *("--min-worker-port", "0", "--max-worker-port", "0"),
         *("--object-store-memory", str(OBJECT_STORE_BYTES), "--temp-dir", str(temp_dir)),
     ]
-    log_path.write_bytes(b"")
+    write_private(log_path, "")
     return start_daemon(command, log_path, {**RAY_ENVIRONMENT, **make_proxy_environment(state_dir), **environ})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +20,20 @@ from conserve.config import (
     SettingsError,
     load_settings,
 )
+from conserve.launch.haproxy_config import ProxyConfigError, Tls, read_tls
 
 IMPORT_PATH = "deployments.app:build_app"
 DEFAULT_HTTP_HOST = "127.0.0.1"
 DEFAULT_HTTP_PORT = 8000
 DEFAULT_GRPC_PORT = 9000
+_TLS_OPTIONS = ("ssl_certfile", "ssl_keyfile")
 
 
 @dataclass(frozen=True)
 class ServeConfig:
     """A checked configuration. `content` is what Ray Serve gets, with all settings resolved.
 
-    `grpc_port` is None where it names no gRPC services.
+    `grpc_port` is None where it names no gRPC services, `tls` where HTTP and gRPC are not encrypted.
     """
 
     content: dict[str, Any]
@@ -39,6 +42,7 @@ class ServeConfig:
     http_host: str
     http_port: int
     grpc_port: int | None
+    tls: Tls | None = None
 
     def __post_init__(self) -> None:
         if self.grpc_port == self.http_port:
@@ -65,9 +69,27 @@ class ServeConfig:
             self, content=content, http_port=http_port or self.http_port, grpc_port=grpc_port or self.grpc_port
         )
 
+    def with_password_file(self, path: Path) -> ServeConfig:
+        """The same configuration, which names a file that has the password of Redis."""
+        settings = self.settings.with_password_file(path)
+        content = copy.deepcopy(self.content)
+        for application in content["applications"]:
+            if application.get("import_path") == IMPORT_PATH:
+                application["args"] = settings.to_args()
+        return dataclasses.replace(self, content=content, settings=settings)
+
+    def without_tls(self) -> ServeConfig:
+        """The same configuration for a Serve that leaves encryption to HAProxy."""
+        content = copy.deepcopy(self.content)
+        for name in _TLS_OPTIONS:
+            content["http_options"].pop(name, None)
+        return dataclasses.replace(self, content=content)
+
 
 def read_serve_config(path: Path, environ: Mapping[str, str] | None = None) -> ServeConfig:
     """Reads and checks a configuration; `CONSERVE_...` variables of `environ` override its settings.
+
+    The password of Redis is in its settings, not in its content, which Ray's dashboard shows.
 
     Raises:
         SettingsError: the file is missing or no YAML, has no ConServe application, or a setting is wrong.
@@ -76,8 +98,10 @@ def read_serve_config(path: Path, environ: Mapping[str, str] | None = None) -> S
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: is not valid YAML: {error}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: is no text in UTF-8") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: is not valid YAML: {_explain(error)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("applications"), list):
         raise SettingsError(f"{path}: `applications` must be a list, as in a Ray Serve configuration")
     applications = [app for app in content["applications"] if isinstance(app, dict)]
@@ -96,7 +120,34 @@ def read_serve_config(path: Path, environ: Mapping[str, str] | None = None) -> S
     grpc_port: int | None = _read_port(path, content, "grpc_options", DEFAULT_GRPC_PORT)
     if not content["grpc_options"].get("grpc_servicer_functions"):
         grpc_port = None  # Serve opens no port then.
-    return ServeConfig(content, settings, str(ours[0].get("name", "default")), str(host), port, grpc_port)
+    tls = _read_tls(path, content["http_options"], os.environ if environ is None else environ)
+    return ServeConfig(content, settings, str(ours[0].get("name", "default")), str(host), port, grpc_port, tls)
+
+
+def _read_tls(path: Path, http_options: Mapping[str, Any], environ: Mapping[str, str]) -> Tls | None:
+    """The files of Ray Serve's own options, or else those that the environment names."""
+    certificate, key = (http_options.get(name) for name in _TLS_OPTIONS)
+    if http_options.get("ssl_keyfile_password"):
+        raise SettingsError(
+            f"{path}: `http_options.ssl_keyfile_password`: give a key file without a password, mode 600"
+        )
+    if http_options.get("ssl_ca_certs"):
+        raise SettingsError(f"{path}: `http_options.ssl_ca_certs`: clients' certificates need a proxy of your own")
+    if bool(certificate) != bool(key):
+        raise SettingsError(f"{path}: `http_options` needs both of {' and '.join(_TLS_OPTIONS)}, or neither")
+    try:
+        if certificate and key:
+            return read_tls(Tls(Path(str(certificate)), Path(str(key))).to_environment())
+        return read_tls(environ)
+    except ProxyConfigError as error:
+        raise SettingsError(f"TLS: {error}") from None
+
+
+def _explain(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the line itself, which may have a key in it."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    return type(error).__name__
 
 
 def _read_port(path: Path, content: dict[str, Any], section: str, default: int) -> int:

@@ -8,6 +8,7 @@ of somebody else's it is as its owner has set it.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -25,10 +26,13 @@ GRPC_MESSAGE_BYTES: Final = 32 << 20
 """Longest message; by default it is 2 GiB, and each stands in the memory of the front."""
 FRONT_PORTS: Final = 100
 """That the fronts of a stack choose from, for HTTP and for gRPC; a front that goes keeps its own for a while."""
+GRPC_HOST_VARIABLE: Final = "CONSERVE_GRPC_HOST"
+"""Where Serve's own servers of gRPC listen, behind HAProxy or without it; see `deployments/serve_compat.py`."""
+SWITCH: Final = "RAY_SERVE_ENABLE_HA_PROXY"
 PROXY_ENVIRONMENT: Final = {
     **PACING,
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_MESSAGE_BYTES),
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    SWITCH: "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(HEALTH_CHECK_PERIOD_S),
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAINING_S),
 }
@@ -66,6 +70,17 @@ def make_proxy_environment(state_dir: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
     }
+
+
+def has_haproxy(environ: Mapping[str, str]) -> bool:
+    """Whether HAProxy stands in front with this environment: unless Ray's variable takes it out."""
+    return environ.get(SWITCH, "1") == "1"
+
+
+def find_grpc_environment(http_host: str) -> dict[str, str]:
+    """Variables with which gRPC is on loopback where HTTP is; of Serve only HAProxy has one host for both."""
+    is_loopback = http_host == "localhost" or http_host.startswith("127.") or http_host == "::1"
+    return {GRPC_HOST_VARIABLE: http_host} if is_loopback else {}
 
 
 def remove_proxy_dir(state_dir: Path) -> None:

@@ -21,13 +21,18 @@ from conserve.config import EMBEDDED_REDIS
 from conserve.jobs import embedded
 from conserve.jobs.errors import UnsuitableServerError
 from conserve.jobs.preflight import check_server
+from conserve.launch.deployed_config import check_tls, make_content, name_certificate
+from conserve.launch.health import ask_health
 from conserve.launch.paths import ray_temp_dir
 from conserve.launch.ports import is_free
+from conserve.launch.private_file import write_private
 from conserve.launch.processes import STACK_ID_VARIABLE, find_processes
 from conserve.launch.ray_head import start_ray_head, wait_for_ray_head
 from conserve.launch.record import StackError, StackRecord, read_record, record_path, remove_record, write_record
 from conserve.launch.serve_api import ApplicationStatus, ServeApi, ServeApiError, ServeUnreachableError
 from conserve.launch.serve_config import IMPORT_PATH, ServeConfig, drop_settings, read_serve_config
+from conserve.launch.serve_proxy import find_grpc_environment
+from conserve.launch.start_check import check_folder, check_start
 from conserve.launch.teardown import (
     POLL_PERIOD_S,
     Progress,
@@ -115,14 +120,18 @@ class LocalStack:
             StackError, RayHeadError, ServeApiError, EmbeddedServerError, OSError: it does not come up. Call `undo`
                 then, or `down`.
         """
+        check_folder(self._config.settings)
         self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _hold(self._state_dir):
             self._started = _Started()
             running = self._find_running(on_progress)
             cluster_url = running.dashboard_url if running is not None else self._ray_dashboard_url
             is_foreign = cluster_url is not None and (running is None or not running.owns_ray)
+            check_tls(self._config, self._environ, running, is_foreign=is_foreign)
             is_deployed = is_foreign and self._look_around(ServeApi(str(cluster_url), self._environ), running)
             keeps_running = is_deployed if is_foreign else running is not None
+            if running is None and not is_foreign:
+                check_start(self._config.settings, on_progress)
             self._start_redis(on_progress, keep=keeps_running)
             self._check_redis(on_progress)
             record = running or (self._use_ray() if is_foreign else self._start_ray(on_progress))
@@ -253,6 +262,7 @@ class LocalStack:
             dashboard_url=dashboard_url,
             owns_ray=owns_ray,
             finish_requests_s=self._config.settings.http.finish_requests_s,
+            tls_certificate=name_certificate(self._config),
         )
 
     def _start_ray(self, on_progress: Progress) -> StackRecord:
@@ -270,7 +280,12 @@ class LocalStack:
         self._started.record = record
         write_record(self._state_dir, record)
         # The settings stand in what is deployed. As variables of Ray they would win over every later deployment.
-        environ = {**drop_settings(self._environ), STACK_ID_VARIABLE: record.stack_id}
+        environ = {
+            **find_grpc_environment(host),
+            **drop_settings(self._environ),
+            **({} if self._config.tls is None else self._config.tls.to_environment()),
+            STACK_ID_VARIABLE: record.stack_id,
+        }
         pid = start_ray_head(self._state_dir, environ)
         head = wait_for_ray_head(pid, self._state_dir, environ)
         self._started.record = record.model_copy(update={"dashboard_url": head.dashboard_url})
@@ -283,7 +298,7 @@ class LocalStack:
 
     @property
     def _base_url(self) -> str:
-        return f"http://{self._host}:{self._config.http_port}"
+        return f"{'http' if self._config.tls is None else 'https'}://{self._host}:{self._config.http_port}"
 
     @property
     def _grpc_address(self) -> str | None:
@@ -301,12 +316,12 @@ class LocalStack:
     def _deploy(self, record: StackRecord, on_progress: Progress, *, is_new: bool) -> RunningStack:
         dashboard_url = str(record.dashboard_url)
         api = ServeApi(dashboard_url, self._environ)
-        resolved = self._state_dir / "serve_config.yaml"
-        resolved.write_text(yaml.safe_dump(self._config.content, sort_keys=False), encoding="utf-8")
+        content = make_content(self._config, self._environ, record, self._state_dir, on_progress)
+        write_private(self._state_dir / "serve_config.yaml", yaml.safe_dump(content, sort_keys=False))
         on_progress("Ray Serve: deploying the application")
         self._started.application = is_new
         try:
-            api.deploy(self._config.content)
+            api.deploy(content)
         except ServeUnreachableError:  # it may have been accepted
             raise
         except ServeApiError:
@@ -338,7 +353,7 @@ class LocalStack:
         last = "no answer"
         while time.monotonic() < deadline_s:
             try:
-                response = httpx.get(f"{base_url}/health", timeout=5)
+                response = ask_health(base_url, None if self._config.tls is None else self._config.tls.certificate)
                 if response.status_code == httpx.codes.OK:
                     return
                 last = f"status {response.status_code}"

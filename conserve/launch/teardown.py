@@ -16,6 +16,8 @@ from conserve.launch.serve_proxy import remove_proxy_dir
 DRAIN_EXTRA_S = 5.0
 """So much longer than the requests of replicas may take is waited for the replicas."""
 POLL_PERIOD_S = 0.5
+CREDENTIAL_FILE = "redis.password"
+"""In the state folder of a Ray of our own, while it runs: the password that was in the URL of Redis."""
 _END_ROUNDS = 3
 
 Progress = Callable[[str], None]
@@ -44,6 +46,7 @@ def stop_application(state_dir: Path, record: StackRecord, on_progress: Progress
         on_progress("Ray: stopping")
         end_all_processes(record.stack_id)
         remove_proxy_dir(state_dir)
+        (state_dir / CREDENTIAL_FILE).unlink(missing_ok=True)
     elif record.dashboard_url:
         on_progress(f"Ray Serve: removing the application from {record.dashboard_url}")
         _remove_application(state_dir, record, record.dashboard_url, environ)

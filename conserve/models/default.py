@@ -126,13 +126,14 @@ def _unpack(gguf: Path, folder: Path) -> None:
 
     source = str(gguf.parent)
     with _quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(
+        # The folder is on this machine: nothing is fetched.
+        model = AutoModelForCausalLM.from_pretrained(  # nosec B615
             source,
             gguf_file=gguf.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)  # nosec B615
         # GGUF does not carry it, and without it the tokenizer allows any length.
         tokenizer.model_max_length = model.config.max_position_embeddings
         model.generation_config.update(**SAMPLING)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -92,6 +93,29 @@ def test_chat_answers_whole_and_streamed(application: Application) -> None:
     pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     assert "Paris" in "".join(pieces)
     assert len(pieces) > 3
+
+
+def test_texts_are_in_no_log_and_nothing_for_clients_listens_beyond_loopback(application: Application) -> None:
+    marker = f"marker {uuid.uuid4().hex}"
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": marker}]
+    application.client().chat.completions.create(model=MODEL, messages=messages, max_tokens=2)
+    line = {"custom_id": "marked", "method": "POST", "url": "/v1/chat/completions"}
+    batch = application.submit([{**line, "body": {"model": MODEL, "messages": messages, "max_tokens": 2}}])
+    assert application.wait_for(batch.id).status == "completed"
+    for folder in (application.stack.log_dir, application.state_dir):
+        logs = [
+            path for path in folder.rglob("*") if path.is_file() and path.suffix in (".log", ".out", ".err", ".json")
+        ]
+        assert logs
+        assert [path for path in logs if marker in path.read_text(errors="replace")] == []
+    own = (application.http_port, application.grpc_port)
+    for process in application.processes():
+        title = " ".join(process.cmdline())
+        for connection in process.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.ip != "127.0.0.1":
+                # What Ray's own processes have open asks for Ray's token.
+                assert process.name() != "haproxy", connection.laddr
+                assert connection.laddr.port not in own, title
 
 
 def test_completions_answer(application: Application) -> None:

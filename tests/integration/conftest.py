@@ -21,6 +21,7 @@ from conserve.jobs.connection import connect
 from conserve.jobs.files import FileStore
 from conserve.jobs.queue import JobQueue
 from tests.integration.bench import LONG_MS, TIMEOUT_S, Bench
+from tests.redis_users import OF_TESTS, add_user
 
 SERVERS = ["embedded"]
 if shutil.which("redis-server"):
@@ -31,13 +32,16 @@ if os.environ.get("CONSERVE_TEST_REDIS_URL"):
 
 @pytest.fixture(scope="session", params=SERVERS)
 def server_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """As the user with the rules of cluster/redis: what they do not allow fails whatever needs it."""
     if request.param == "url":
         yield os.environ["CONSERVE_TEST_REDIS_URL"]
     elif request.param == "embedded":
-        yield from run_embedded(tmp_path_factory.mktemp("state"))
+        for url in run_embedded(tmp_path_factory.mktemp("state")):
+            yield add_user(url, extra=OF_TESTS)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            yield from run_redis_server(Path(folder))
+            for url in run_redis_server(Path(folder)):
+                yield add_user(url, extra=OF_TESTS)
 
 
 def run_embedded(state_dir: Path) -> Iterator[str]:

@@ -20,6 +20,8 @@ CPU_REPLICA_GIB, GPU_REPLICA_GIB = 2.0, 8.0
 """Of a CPU replica with the default model, beside its KV cache (measured: 3 GB in all with one of 1 GiB); of a GPU
 replica's processes (docs/deployment.md)."""
 RAY_GIB = 1.4
+LEAST_SHARE = 0.5
+"""So much of the memory that is needed by that rough count has to be there: with less, processes are killed."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at only
 LEAST_DISK_BYTES = 2 * GIB
 _PROBE_TIMEOUT_S = 20.0
@@ -62,8 +64,11 @@ def check_memory(settings: Settings | None, gpus: list[str]) -> Iterator[Finding
         replica_gib = GPU_REPLICA_GIB if is_on_gpu else CPU_REPLICA_GIB + settings.engine.kv_cache_gib
         needed_gib += settings.replicas * replica_gib
     found = f"{free_gib:.1f} GiB available, about {needed_gib:.1f} are needed"
-    if free_gib < needed_gib:
-        yield warning("Memory", found, "stop other programs, or set less `replicas` or `engine.kv_cache_gib`")
+    mend = "stop other programs, or set less `replicas` or `engine.kv_cache_gib`"
+    if free_gib < LEAST_SHARE * needed_gib:
+        yield problem("Memory", found, mend)
+    elif free_gib < needed_gib:
+        yield warning("Memory", found, mend)
     else:
         yield fine("Memory", found)
 
@@ -88,6 +93,13 @@ def check_state_folder(settings: Settings) -> Iterator[Finding]:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         yield problem("State folder", f"{folder}: {there} cannot be written", "set `state_dir` to a folder of yours")
+        return
+    if folder == there and folder.stat().st_uid == os.getuid() and folder.stat().st_mode & 0o077:
+        yield warning(
+            "State folder",
+            f"other users may enter {folder}, where prompts and answers are",
+            f"run `chmod 700 {folder}`",
+        )
         return
     free_bytes = shutil.disk_usage(there).free
     found = f"{folder}{'' if folder == there else ' (is made at the start)'}, {free_bytes / GIB:.1f} GiB free"

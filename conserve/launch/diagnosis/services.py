@@ -8,18 +8,18 @@ from pathlib import Path
 import httpx
 
 from conserve.config import Settings, SettingsError
+from conserve.config.redis_url import describe_server
 from conserve.jobs.connection import OLDEST_VERSION, is_new_enough
 from conserve.jobs.survey import RedisAwayError, survey_server
 from conserve.launch.diagnosis.finding import Finding, fine, problem, warning
+from conserve.launch.health import ask_health
 from conserve.launch.ports import is_free
 from conserve.launch.processes import find_processes
 from conserve.launch.ray_head import DEFAULT_DASHBOARD_PORT
-from conserve.launch.record import StackRecord, read_record
+from conserve.launch.record import StackError, StackRecord, read_record
 from conserve.launch.serve_api import ServeApi, ServeApiError
 from conserve.launch.serve_config import ServeConfig, read_serve_config
 from conserve.models import DEFAULT_MODEL, ModelError, default_model_folder, find_default_model_damage, resolve_model
-
-_ANSWER_TIMEOUT_S = 5.0
 
 
 def check_config(path: Path, environ: Mapping[str, str]) -> tuple[ServeConfig | None, Finding]:
@@ -36,7 +36,11 @@ def check_config(path: Path, environ: Mapping[str, str]) -> tuple[ServeConfig | 
 
 def check_stack(config: ServeConfig, environ: Mapping[str, str]) -> Iterator[Finding]:
     """Whether a stack is up, or could come up: its port is free."""
-    record = read_record(config.settings.state_dir)
+    try:
+        record = read_record(config.settings.state_dir)
+    except (StackError, OSError) as error:
+        yield problem("Stack", str(error), "see there")
+        return
     if record is not None and (not record.owns_ray or find_processes(record.stack_id)):
         yield from _check_running(record, environ)
         return
@@ -52,7 +56,7 @@ def check_stack(config: ServeConfig, environ: Mapping[str, str]) -> Iterator[Fin
 
 def check_redis(settings: Settings) -> Iterator[Finding]:
     """Whether the queue's server answers and keeps what it is given."""
-    where = settings.jobs.redis_url.rpartition("@")[2]
+    where = describe_server(settings.jobs.redis_url)
     try:
         found = survey_server(settings)
     except RedisAwayError as error:
@@ -104,9 +108,9 @@ def check_model(settings: Settings) -> Iterator[Finding]:
 
 def _check_running(record: StackRecord, environ: Mapping[str, str]) -> Iterator[Finding]:
     try:
-        answer = httpx.get(f"{record.base_url}/health", timeout=_ANSWER_TIMEOUT_S)
+        answer = ask_health(record.base_url, Path(record.tls_certificate) if record.tls_certificate else None)
         said = "answers" if answer.is_success else f"is not ready (HTTP {answer.status_code})"
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, OSError) as error:
         answer, said = None, f"does not answer: {error}"
     if answer is not None and answer.is_success:
         yield fine("Stack", f"up, {record.base_url} answers")

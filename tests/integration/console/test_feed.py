@@ -154,7 +154,7 @@ async def test_a_tenant_cannot_take_all_streams(
     redis: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feeds, "MOST_STREAMS", 2)
-    stand = Stand(redis, Settings.model_validate(settings.to_args() | {"tenants": TENANTS}))
+    stand = Stand(redis, Settings.model_validate(settings.model_dump(mode="json") | {"tenants": TENANTS}))
     of_a = await stand.feed.open("Bearer sk-a")
     with pytest.raises(ApiError, match="with this key"):
         await stand.feed.open("Bearer sk-a")
@@ -162,7 +162,7 @@ async def test_a_tenant_cannot_take_all_streams(
 
 
 async def test_a_tenant_is_told_of_its_own_batches(redis: Redis, settings: Settings, bench: Bench) -> None:
-    settings = Settings.model_validate(settings.to_args() | {"tenants": TENANTS})
+    settings = Settings.model_validate(settings.model_dump(mode="json") | {"tenants": TENANTS})
     stand = Stand(redis, settings)
     service = Bench(redis, bench.store, settings).service
     ids = {}

@@ -241,7 +241,7 @@ async def test_it_says_when_its_figures_are_old(console: Console) -> None:
 
 async def test_a_tenant_names_its_key_and_sees_its_own(settings: Settings, browser: Browser) -> None:
     tenants = {"a": {"api_keys": ["sk-of-a"]}, "b": {"api_keys": ["sk-of-b"]}}
-    settings = Settings.model_validate(settings.to_args() | {"tenants": tenants})
+    settings = Settings.model_validate(settings.model_dump(mode="json") | {"tenants": tenants})
     async with open_console(settings, browser) as console:
         ids, files = {}, {}
         for tenant in tenants:

@@ -45,7 +45,7 @@ def ask(content: str, **more: Any) -> dict[str, Any]:
 
 
 def change(settings: Settings, **sections: Any) -> Settings:
-    return Settings.model_validate(settings.to_args() | sections)
+    return Settings.model_validate(settings.model_dump(mode="json") | sections)
 
 
 def build_front(settings: Settings) -> FastAPI:

@@ -72,7 +72,7 @@ async def test_however_it_has_ended(bench: Bench, how: str) -> None:
 
 async def test_the_settings_say_for_how_long(bench: Bench, redis: Redis) -> None:
     batch_id = await run_to_its_end(bench)
-    raw = bench.settings.to_args()
+    raw = bench.settings.model_dump(mode="json")
 
     async def sweep(kept_s: int | None) -> None:
         settings = Settings.model_validate(raw | {"jobs": raw["jobs"] | {"batches_kept_s": kept_s}})

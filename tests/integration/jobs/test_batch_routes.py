@@ -225,7 +225,7 @@ async def test_an_upload_that_is_no_form_is_refused(http: httpx.AsyncClient) -> 
 
 
 def with_limits(bench: Bench, **jobs: Any) -> httpx.AsyncClient:
-    raw = bench.settings.to_args()
+    raw = bench.settings.model_dump(mode="json")
     return serve(bench, Settings.model_validate(raw | {"jobs": raw["jobs"] | jobs}))
 
 
@@ -236,7 +236,7 @@ def serve(bench: Bench, settings: Settings) -> httpx.AsyncClient:
 
 async def test_a_model_that_embeds_is_asked_for_embeddings_only(bench: Bench) -> None:
     changed = {"model": {"source": "m", "task": "embed"}, "engine": {"mode": "stock"}}
-    async with serve(bench, Settings.model_validate(bench.settings.to_args() | changed)) as http:
+    async with serve(bench, Settings.model_validate(bench.settings.model_dump(mode="json") | changed)) as http:
         client = AsyncOpenAI(api_key="none", base_url=f"{BASE}/v1", http_client=http, max_retries=0)
         line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": MODEL, "input": "x"}}
         file_id = await upload(client, json.dumps(line).encode())

@@ -115,6 +115,24 @@ def test_a_server_that_cannot_start_says_why(state_dir: Path, monkeypatch: pytes
         embedded.ensure_running(state_dir)
 
 
+def test_damaged_data_are_said_with_what_to_do_and_stay_as_they_are(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_PID_TIMEOUT_S", 0.5)
+    with redis.Redis.from_url(embedded.ensure_running(state_dir)) as client:
+        for number in range(100):
+            client.set(f"key{number}", "value" * 20)
+    embedded.stop(state_dir)
+    (written,) = (state_dir / "redis" / "appendonlydir").glob("*.incr.aof")
+    content = bytearray(written.read_bytes())
+    content[1_000:1_010] = b"\x00garbage\xff"[:10]
+    written.write_bytes(content)
+    with pytest.raises(EmbeddedServerError, match=r"(?s)are damaged\. Copy that folder first.*valkey-check-aof --fix"):
+        embedded.ensure_running(state_dir)
+    assert not embedded.is_running(state_dir)
+    assert written.read_bytes() == content
+
+
 def test_a_start_that_takes_too_long_is_an_error(
     state_dir: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

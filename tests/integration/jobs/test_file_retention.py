@@ -50,7 +50,7 @@ async def test_input_files_expire_when_the_client_or_the_settings_say(bench: Ben
     assert await bench.service.get_file(file.id) == file
     file = await bench.service.upload_file("in.jsonl", "batch", stream(b"x"))
     assert file.expires_at == file.created_at + 30 * 86_400
-    raw = bench.settings.to_args()
+    raw = bench.settings.model_dump(mode="json")
     forever = Settings.model_validate(raw | {"jobs": raw["jobs"] | {"input_files_kept_s": None}})
     file = await JobService(redis, bench.store, forever, [MODEL]).upload_file("in.jsonl", "batch", stream(b"x"))
     assert file.expires_at is None

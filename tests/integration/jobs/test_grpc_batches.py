@@ -176,7 +176,7 @@ async def test_what_there_is_not_is_not_found(batches: BatchServiceStub, bench: 
 
 async def test_tenants_have_keys_and_quotas(bench: Bench) -> None:
     tenants = {"a": {"api_keys": ["sk-of-a"], "max_queued_requests": 3}, "b": {"api_keys": ["sk-of-b"]}}
-    settings = Settings.model_validate(bench.settings.to_args() | {"tenants": tenants})
+    settings = Settings.model_validate(bench.settings.model_dump(mode="json") | {"tenants": tenants})
     jobs = JobService(bench.redis, bench.store, settings, [MODEL])
     async with serve_methods(Front(jobs)) as channel:
         batches = BatchServiceStub(channel)

@@ -20,11 +20,16 @@ from conserve.jobs.keys import SCHEMA_VERSION, Keys
 from conserve.jobs.storage import Storage
 
 
-async def test_another_schema_is_refused(redis: Redis, settings: Settings) -> None:
-    assert await redis.get(f"{settings.jobs.namespace}:schema") == SCHEMA_VERSION
-    await redis.set(f"{settings.jobs.namespace}:schema", "99")
-    with pytest.raises(UnsuitableServerError, match=r"'99'.*jobs\.namespace"):
+@pytest.mark.parametrize(
+    ("found", "said"), [("99", "A newer version"), ("1", "that wrote them finish them"), ("x", "")]
+)
+async def test_another_schema_is_refused(redis: Redis, settings: Settings, found: str, said: str) -> None:
+    key = f"{settings.jobs.namespace}:schema"
+    assert await redis.get(key) == SCHEMA_VERSION
+    await redis.set(key, found)
+    with pytest.raises(UnsuitableServerError, match=rf"'{found}'.*{said}.*jobs\.namespace"):
         await connect(settings)
+    assert await redis.get(key) == found
 
 
 async def test_another_deployment_is_refused_by_name(redis: Redis, settings: Settings, tmp_path: Path) -> None:

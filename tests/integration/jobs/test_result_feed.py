@@ -181,7 +181,7 @@ async def test_results_that_are_not_kept_any_more(bench: Bench, redis: Redis) ->
 
 async def test_streams_are_limited(bench: Bench, redis: Redis) -> None:
     batch_id = await bench.start(1)
-    raw = bench.settings.to_args()
+    raw = bench.settings.model_dump(mode="json")
     settings = Settings.model_validate(raw | {"jobs": raw["jobs"] | {"max_result_streams": 1}})
     service = JobService(redis, bench.store, settings, [MODEL])
     lines = await service.stream_results(batch_id, follow=True)

@@ -33,7 +33,7 @@ def with_tenants(settings: Settings, **of_a: Any) -> Settings:
         "b": {"api_keys": [f"sha256:{digest}"]},
         "default": {"api_keys": ["sk-old"]},
     }
-    return Settings.model_validate(settings.to_args() | {"tenants": tenants})
+    return Settings.model_validate(settings.model_dump(mode="json") | {"tenants": tenants})
 
 
 class World:
@@ -274,7 +274,9 @@ async def test_batches_that_begin_alike_are_known(world: World) -> None:
 
 
 async def test_one_tenant_cannot_take_all_batches(redis: Redis, store: FileStore, settings: Settings) -> None:
-    few = Settings.model_validate(settings.to_args() | {"jobs": settings.jobs.model_dump() | {"max_active_batches": 4}})
+    few = Settings.model_validate(
+        settings.model_dump(mode="json") | {"jobs": settings.jobs.model_dump() | {"max_active_batches": 4}}
+    )
     async with make_world(redis, store, with_tenants(few)) as world:
         a, b = await world.client(KEYS["a"]), await world.client(KEYS["b"])
         batch_id = await submit(a)
@@ -295,7 +297,9 @@ async def test_one_tenant_cannot_take_all_batches(redis: Redis, store: FileStore
 
 
 async def test_one_tenant_cannot_take_all_streams(redis: Redis, store: FileStore, settings: Settings) -> None:
-    few = Settings.model_validate(settings.to_args() | {"jobs": settings.jobs.model_dump() | {"max_result_streams": 3}})
+    few = Settings.model_validate(
+        settings.model_dump(mode="json") | {"jobs": settings.jobs.model_dump() | {"max_result_streams": 3}}
+    )
     async with make_world(redis, store, with_tenants(few, max_result_streams=1)) as world:
         streams = {}
         for name in KEYS:

@@ -39,7 +39,7 @@ class SlowFile:
 
 
 def serve(bench: Bench) -> httpx.AsyncClient:
-    raw = bench.settings.to_args()
+    raw = bench.settings.model_dump(mode="json")
     settings = Settings.model_validate(raw | {"jobs": raw["jobs"] | {"max_uploads": 1}})
     app = make_app(JobService(bench.redis, bench.store, settings, [MODEL]))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE)

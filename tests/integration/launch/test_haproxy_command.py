@@ -20,6 +20,7 @@ TIMEOUT_S = 30
 CLIENTS = 12
 CONFIG = """
 global
+    stats socket {socket} mode 666 level admin
     nbthread 4
 defaults
     mode http
@@ -28,11 +29,15 @@ defaults
     timeout server 600s
     option abortonclose
     option splice-request
-frontend clients
+frontend prometheus
+    bind :{metrics_port}
+frontend http_frontend
     bind 127.0.0.1:{port}
     default_backend servers
 backend servers
     server first 127.0.0.1:{server_port}
+listen stats
+    bind *:{stats_port}
 """
 
 
@@ -84,9 +89,10 @@ def test_the_server_hears_of_clients_that_leave_and_no_core_is_spent(tmp_path: P
         writer.close()
 
     async def run() -> float:
-        port, server_port = find_free_ports(2)
+        port, server_port, metrics_port, stats_port = find_free_ports(4)
         config = tmp_path / "haproxy.cfg"
-        config.write_text(CONFIG.format(port=port, server_port=server_port))
+        ports = {"port": port, "server_port": server_port, "metrics_port": metrics_port, "stats_port": stats_port}
+        config.write_text(CONFIG.format(socket=tmp_path / "admin.sock", **ports))
         async with await asyncio.start_server(serve, "127.0.0.1", server_port):
             with haproxy(config) as process:
                 (await connect(port)).close()

@@ -34,11 +34,13 @@ class SecretSource(Resource):
 
 
 class RedisCredential(Resource):
-    valueFrom: SecretSource  # noqa: N815
+    value: str | None = None
+    valueFrom: SecretSource | None = None  # noqa: N815
 
 
 class GcsFaultToleranceOptions(Resource):
     redisAddress: str = Field(pattern=r"^[a-z0-9.-]+:\d+$")  # noqa: N815
+    redisUsername: RedisCredential  # noqa: N815
     redisPassword: RedisCredential  # noqa: N815
 
 

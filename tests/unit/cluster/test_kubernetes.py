@@ -105,21 +105,28 @@ def test_versions_are_those_of_the_lock(service: RayService) -> None:
 def test_every_pod_is_unprivileged_and_probed() -> None:
     for pod in pods():
         assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        writable = {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume}
         for container in pod["containers"]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             }
+            mounted = {mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] in writable}
+            assert mounted in ({"/tmp", "/home/conserve", "/dev/shm"}, {"/run/conserve"})
             assert {"livenessProbe", "readinessProbe", "resources"} <= container.keys()
 
 
 def test_what_pods_refer_to_is_there() -> None:
+    maps = {one["metadata"]["name"] for one in DOCUMENTS.values() if one["kind"] == "ConfigMap"}
     claims = {one["metadata"]["name"] for one in DOCUMENTS.values() if one["kind"] == "PersistentVolumeClaim"}
     secrets = {one["metadata"]["name"]: one["stringData"] for one in DOCUMENTS.values() if one["kind"] == "Secret"}
     for pod in pods():
         volumes = {volume["name"] for volume in pod.get("volumes", [])} | {"data"}
         for volume in pod.get("volumes", []):
             assert volume.get("persistentVolumeClaim", {}).get("claimName") in claims | {None}
+            assert volume.get("configMap", {}).get("name") in maps | {None}
         for container in pod["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
             for source in container.get("envFrom", []):
@@ -144,23 +151,34 @@ def test_settings_in_the_secrets_and_pods_are_settings(service: RayService) -> N
     (container,) = service.spec.rayClusterConfig.workerGroupSpecs[0].template.spec["containers"]
     plain = {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
     settings = load_settings({}, {**secret, **plain})
-    assert settings.jobs.redis_url == "redis://:$(QUEUE_PASSWORD)@redis:6379/0"
+    assert settings.jobs.redis_url == "redis://conserve:$(QUEUE_PASSWORD)@redis:6379/0"
     assert list(settings.tenants) == ["acme"]
 
 
 def test_redis_keeps_what_it_is_given_and_is_where_it_is_looked_for(service: RayService) -> None:
     stateful = find("StatefulSet")["spec"]
     (container,) = stateful["template"]["spec"]["containers"]
-    options = dict(zip(container["args"][1::2], container["args"][2::2], strict=True))
-    assert (options["--appendonly"], options["--maxmemory-policy"], options["--dir"]) == ("yes", "noeviction", "/data")
-    assert container["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
+    options = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert options["--dir"] == "/data"
+    assert (mounts["/data"], mounts["/etc/conserve"], mounts["/run/conserve"]) == ("data", "config", "run")
     assert stateful["volumeClaimTemplates"][0]["metadata"]["name"] == "data"
     megabytes = int(options["--maxmemory"].removesuffix("mb"))
     assert megabytes < 1024 * int(container["resources"]["limits"]["memory"].removesuffix("Gi"))
     headless = find("Service")
     assert headless["spec"]["selector"].items() <= stateful["template"]["metadata"]["labels"].items()
     address = f"{headless['metadata']['name']}:{headless['spec']['ports'][0]['port']}"
-    assert service.spec.rayClusterConfig.gcsFaultToleranceOptions.redisAddress == address
+    of_ray = service.spec.rayClusterConfig.gcsFaultToleranceOptions
+    assert (of_ray.redisAddress, of_ray.redisUsername.value) == (address, "ray")
+    assert of_ray.redisPassword.valueFrom is not None
+    of_server = {one["name"]: one["valueFrom"]["secretKeyRef"]["key"] for one in container["env"]}
+    assert of_server["RAY_REDIS_PASSWORD"] == of_ray.redisPassword.valueFrom.secretKeyRef.key
+
+
+def test_the_server_of_redis_has_the_users_of_the_repository() -> None:
+    folder = REPOSITORY / "cluster" / "redis"
+    found = find("ConfigMap", "redis")["data"]
+    assert found == {path.name: path.read_text() for path in folder.iterdir()}
 
 
 def test_prometheus_finds_every_pod_of_ray(service: RayService) -> None:

@@ -95,5 +95,5 @@ def test_the_example_of_its_environment_has_settings_only() -> None:
     found = dict(line.split("=", 1) for line in lines if re.match(r"[A-Z_]+=", line))
     found["CONSERVE_TENANTS"] = found["CONSERVE_TENANTS"].replace("64 hexadecimal digits", "0" * 64)
     settings = load_settings({}, found)
-    assert settings.jobs.redis_url.startswith("redis://")
+    assert settings.jobs.redis_url.startswith("rediss://")
     assert list(settings.tenants) == ["acme"]

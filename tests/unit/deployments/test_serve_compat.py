@@ -10,9 +10,10 @@ from unittest import mock
 import pytest
 from ray._private.state import GlobalState
 from ray._private.worker import Worker
-from ray.serve._private import replica
+from ray.serve._private import default_impl, grpc_util, proxy, replica
 from ray.util.metrics import Counter
 
+from conserve.launch.serve_proxy import GRPC_HOST_VARIABLE
 from deployments import serve_compat
 
 
@@ -50,3 +51,27 @@ def test_a_counter_records_what_its_inc_refuses() -> None:
 def test_it_does_without_vllm() -> None:
     code = "import sys, deployments.harvesting; sys.exit('vllm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("host", "listens"), [("127.0.0.1", "127.0.0.1:9000"), (None, "[::]:9000")])
+def test_grpc_listens_where_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, host: str | None, listens: str
+) -> None:
+    monkeypatch.setattr(default_impl, "add_grpc_address", default_impl.add_grpc_address)
+    if host is not None:
+        monkeypatch.setenv(GRPC_HOST_VARIABLE, host)
+    serve_compat.confine_grpc()
+    server = mock.Mock()
+    default_impl.add_grpc_address(server, "[::]:9000")
+    server.add_insecure_port.assert_called_once_with(listens)
+
+
+def test_serve_looks_up_how_to_listen_when_it_does() -> None:
+    assert "import add_grpc_address" in inspect.getsource(grpc_util.start_grpc_server)
+
+
+def test_servers_of_grpc_start_after_middlewares_are_built() -> None:
+    source = inspect.getsource(replica.Replica._maybe_start_direct_ingress_servers)
+    assert 0 < source.index("configure_http_middlewares") < source.index("start_grpc_server(")
+    source = inspect.getsource(proxy)
+    assert 0 < source.index("= configure_http_middlewares(") < source.index("start_grpc_server(\n")

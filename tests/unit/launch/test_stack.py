@@ -2,98 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import uuid
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
-
 import pytest
 import yaml
 from filelock import FileLock
 
-from conserve.config import Settings
-from conserve.jobs import embedded
 from conserve.jobs.errors import UnsuitableServerError
 from conserve.launch import stack as stack_module
 from conserve.launch.ports import find_free_ports
 from conserve.launch.processes import STACK_ID_VARIABLE, find_processes
-from conserve.launch.ray_head import RayHead, RayHeadError
-from conserve.launch.record import StackError, StackRecord, read_record, write_record
+from conserve.launch.ray_head import RayHeadError
+from conserve.launch.record import StackError, read_record
 from conserve.launch.serve_api import ServeApi, ServeApiError, ServeUnreachableError
-from conserve.launch.stack import LocalStack
-
-SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
-
-
-class World:
-    """A state folder, and what runs for it."""
-
-    def __init__(self, folder: Path, serve: Any) -> None:
-        self.state, self.serve = folder / "state", serve
-        self.state.mkdir()
-        self.config = folder / "serve_config.yaml"
-        ours = {"name": "conserve", "import_path": "deployments.app:build_app"}
-        self.config.write_text(yaml.safe_dump({"applications": [ours]}))
-        self.redis_runs = False
-        self.redis_trouble: str | UnsuitableServerError | None = None
-        self.started: list[subprocess.Popen[bytes]] = []
-        self.head_environ: Mapping[str, str] = {}
-        self.head_error: BaseException | None = None
-
-    def stack(self, address: str | None = None, **environ: str) -> LocalStack:
-        environ = {"RAY_AUTH_TOKEN": "t", **environ}
-        return LocalStack(self.config, self.state, environ, http_port=self.serve.port, ray_dashboard_url=address)
-
-    def start_process(self, stack_id: str) -> subprocess.Popen[bytes]:
-        self.started.append(subprocess.Popen(SLEEP, env={STACK_ID_VARIABLE: stack_id}))
-        return self.started[-1]
-
-    def start_head(self, state_dir: Path, environ: Mapping[str, str]) -> int:
-        self.head_environ = environ
-        return self.start_process(environ[STACK_ID_VARIABLE]).pid
-
-    def wait_for_head(self, pid: int, state_dir: Path, environ: Mapping[str, str]) -> RayHead:
-        if self.head_error is not None:
-            raise self.head_error
-        return RayHead(pid, "127.0.0.1:1", self.serve.url, state_dir)
-
-    def start_redis(self, state_dir: Path) -> str:
-        self.redis_runs = True
-        return "unix:///x"
-
-    def stop_redis(self, state_dir: Path) -> bool:
-        self.redis_runs = False
-        return True
-
-    def check_redis(self, settings: Settings) -> str | None:
-        if isinstance(self.redis_trouble, UnsuitableServerError):
-            raise self.redis_trouble
-        return self.redis_trouble
-
-    def record(self, **values: Any) -> StackRecord:
-        values = {"stack_id": uuid.uuid4().hex, "application": "conserve", "base_url": "http://b"} | values
-        record = StackRecord(**values)
-        write_record(self.state, record)
-        return record
-
-
-@pytest.fixture
-def world(tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    world = World(tmp_path, serve)
-    monkeypatch.setattr(stack_module, "start_ray_head", world.start_head)
-    monkeypatch.setattr(stack_module, "wait_for_ray_head", world.wait_for_head)
-    monkeypatch.setattr(stack_module, "is_free", lambda port, host: True)
-    monkeypatch.setattr(stack_module, "check_server", world.check_redis)
-    monkeypatch.setattr(embedded, "ensure_running", world.start_redis)
-    monkeypatch.setattr(embedded, "is_running", lambda state_dir: world.redis_runs)
-    monkeypatch.setattr(embedded, "stop", world.stop_redis)
-    monkeypatch.setattr("conserve.launch.teardown.POLL_PERIOD_S", 0.02)
-    yield world
-    for process in world.started:
-        process.kill()
-        process.wait(60)
+from tests.unit.launch.conftest import World
 
 
 def test_own_stack_comes_up_and_goes_down(world: World) -> None:
@@ -104,7 +24,8 @@ def test_own_stack_comes_up_and_goes_down(world: World) -> None:
     assert record is not None
     assert (record.dashboard_url, record.finish_requests_s) == (world.serve.url, 7.0)
     ours = {name: value for name, value in world.head_environ.items() if name.startswith("CONSERVE_")}
-    assert ours == {"CONSERVE_CACHE": "/c", "CONSERVE_TEST_X": "1", STACK_ID_VARIABLE: record.stack_id}
+    own = {"CONSERVE_GRPC_HOST": "127.0.0.1", STACK_ID_VARIABLE: record.stack_id}
+    assert ours == {"CONSERVE_CACHE": "/c", "CONSERVE_TEST_X": "1", **own}
     assert world.head_environ["OTHER"] == "o"
     assert world.redis_runs
     assert stack.down()
