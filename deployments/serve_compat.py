@@ -42,3 +42,13 @@ def count_nothing(counter: Any, tags: dict[str, str]) -> None:
     Prometheus sees no increase where a series begins with its first event.
     """
     counter._record(0.0, tags=tags)
+
+
+def find_http_host() -> str | None:
+    """The address that Serve's proxies listen on, gRPC's behind HAProxy among them; None: it is not known."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    # It would start a cluster otherwise.
+    client = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
+    return None if client is None else client.http_config.host

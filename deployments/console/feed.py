@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
+from conserve.jobs.api_keys import Scope
 from conserve.jobs.batch import ENDPOINTS_BY_TASK
 from conserve.jobs.errors import ApiError, NoPlaceError
 from conserve.jobs.link import OUTAGES
@@ -93,17 +94,17 @@ class ConsoleFeed:
         """How many pages are open."""
         return self._places.taken
 
-    async def open(self, authorization: str | None) -> AsyncGenerator[str, None]:
+    async def open(self, authorization: str | None, *, is_local: bool = True) -> AsyncGenerator[str, None]:
         """The events for one page, in the form of server-sent events. It has its place before this returns.
 
         Args:
             authorization: The header of the request.
+            is_local: Whether that comes from this machine.
 
         Raises:
-            ApiError: 401, the key is not known; 429, as many pages as allowed are open.
+            ApiError: as `TenantDirectory.admit`, or 429, as many pages as allowed are open.
         """
-        tenant = self._tenants.identify(authorization)
-        events = self._follow(tenant)
+        events = self._follow(self._tenants.admit(authorization, Scope.OFFLINE, is_local=is_local).tenant)
         try:
             await anext(events)
         except NoPlaceError as error:
