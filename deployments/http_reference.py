@@ -22,7 +22,7 @@ Every route of the front, with what it takes and gives. This page is made from i
 at `/docs`.
 
 [Batches over HTTP](batches.md) says how files and batches behave, [requests that can wait](flex.md) what
-`service_tier: flex` does. Where [tenants](tenants.md) have keys, send one as `Authorization: Bearer KEY`. The
+`service_tier: flex` does. Where [keys](tenants.md#keys) are needed, send one as `Authorization: Bearer KEY`. The
 [console](console.md) is at `/console`; `/-/healthz` is Serve's own and says whether the front is there.
 
 Errors of every route have the body [ErrorBody](#errorbody).

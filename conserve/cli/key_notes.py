@@ -14,8 +14,8 @@ from conserve.launch.serve_config import ServeConfig
 def note_on_keys(config: ServeConfig) -> str | None:
     """That callers need no key, or have none; None where all is as it should be, or cannot be known."""
     settings = config.settings
-    if settings.http.keys == "off":
-        return "Nobody is asked for an API key (`http.keys: off`): something in front has to check who calls."
+    if settings.http.keys == "none":
+        return "Nobody is asked for an API key (`http.keys: none`): something in front has to check who calls."
     if any(one.api_keys for one in settings.tenants.values()):
         return None
     try:

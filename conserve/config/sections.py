@@ -185,10 +185,10 @@ class HttpSettings(_Section):
         256, description="Online requests that may wait for a replica; further ones get 429. -1: no limit."
     )
 
-    keys: Literal["auto", "required", "off"] = Field(
+    keys: Literal["auto", "required", "none"] = Field(
         "auto",
         description="Who needs an API key. `auto`: everybody, unless there has never been a key, the front listens on "
-        "loopback and the caller is on this machine; `required`: everybody; `off`: nobody, since something in front "
+        "loopback and the caller is on this machine; `required`: everybody; `none`: nobody, since something in front "
         "checks who calls.",
     )
     keys_for_online: bool = Field(True, description="Whether online requests need a key, too, where keys are needed.")

@@ -116,7 +116,7 @@ class KeyRing:
     @property
     def is_open(self) -> bool:
         """Whether callers of other machines need no key, either."""
-        return self._mode == "off"
+        return self._mode == "none"
 
     def find(self, key: str, now_s: float | None = None) -> KeyEntry | None:
         """What a key is good for; None where it is good for nothing: it is not known, has expired or was revoked.

@@ -211,7 +211,7 @@ async def test_redis_that_has_lost_its_data_opens_nothing(keys: ApiKeyStore, red
         ("auto", True, False, False),
         ("auto", False, True, False),
         ("required", True, True, False),
-        ("off", False, False, True),
+        ("none", False, False, True),
     ],
 )
 def test_without_any_key_only_this_machine_gets_in(

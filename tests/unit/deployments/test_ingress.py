@@ -97,5 +97,5 @@ async def test_without_keys_other_machines_are_not_let_in(
     with nullcontext() if status == 200 else pytest.raises(ApiError) as refused:
         assert (await ingress.chat(chat(), make_request(peer=peer))).status_code == status
     assert refused is None or refused.value.status == status
-    open_to_all = make_ingress(monkeypatch, http={"keys": "off"})
+    open_to_all = make_ingress(monkeypatch, http={"keys": "none"})
     assert (await open_to_all.chat(chat(), make_request(peer=peer))).status_code == 200
