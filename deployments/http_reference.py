@@ -36,8 +36,6 @@ Further ones are `slo_class`, whose [objectives](objectives.md) hold, and `servi
 # Bodies of `ray.serve.llm`, whose fields are vLLM's to explain.
 _GENERATING: Final = ("ChatCompletionRequest", "CompletionRequest")
 _OF_VLLM: Final = (*_GENERATING, "EmbeddingCompletionRequest", "EmbeddingChatRequest")
-# Which says this of them: "OpenAI API-compliant endpoint to get all rayllm models."
-_TITLES: Final = {"Models": "The models that are served", "Model Data": "One of these models"}
 _MORE: Final = {"ReplicaStatus": inspect.cleandoc(CapacityReport.__doc__ or "").partition("\n\n")[2]}
 
 Schema = Mapping[str, Any]
@@ -191,7 +189,7 @@ def _write_default(schema: Schema) -> str:
 
 def _title(operation: Schema) -> str:
     """The first paragraph of what the code says."""
-    said = _TITLES.get(operation["summary"]) or operation["description"].partition("\n\n")[0]
+    said = operation["description"].partition("\n\n")[0]
     return " ".join(said.split()).removesuffix(".").replace("|", "\\|")
 
 

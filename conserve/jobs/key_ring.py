@@ -213,6 +213,7 @@ class KeyRing:
             return
         except (OSError, ValidationError) as error:
             log.warning("the copy of the API keys cannot be read", path=str(path), reason=type(error).__name__)
+            self._has_had_keys = True
             return
         self._take(copy.version, copy.records)
         self._renewed_at_s = saved_at_s

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from conserve.config import DEFAULT_TENANT, Settings, TenantSettings
 from conserve.jobs.api_keys import EVERYDAY, Scope
 from conserve.jobs.errors import ApiError
-from conserve.jobs.key_ring import KeyRing, KeysUnknownError, LimitReachedError
+from conserve.jobs.key_ring import KeyEntry, KeyRing, KeysUnknownError, LimitReachedError
 from conserve.jobs.ledger import NO_LIMITS, Limits, limits_of
 from conserve.jobs.places import Places
 
@@ -70,8 +70,27 @@ class TenantDirectory:
             ApiError: 401, it names no key, or one that is not known, or no longer; 403, the key is not good for that;
                 429, its limit is reached; 503, which keys there are is not known. What it has named is not repeated.
         """
-        if not self._ring.needs_keys and (is_local or self._ring.is_open):
+        entry = self._find(authorization, scope, is_local=is_local)
+        if entry is None:
             return ANYBODY
+        try:
+            self._ring.count(entry, tokens)
+        except LimitReachedError as error:
+            raise _over_limit(error) from None
+        return Caller(entry.tenant, entry.scopes)
+
+    def still_admits(self, authorization: str | None, scope: Scope, *, is_local: bool = True) -> bool:
+        """Whether who was admitted would be so still; counts nothing. True also where that cannot be known."""
+        try:
+            self._find(authorization, scope, is_local=is_local)
+        except ApiError as error:
+            return error.status == 503
+        return True
+
+    def _find(self, authorization: str | None, scope: Scope | None, *, is_local: bool) -> KeyEntry | None:
+        """The key of a call; None where none is needed. Raises ApiError."""
+        if not self._ring.needs_keys and (is_local or self._ring.is_open):
+            return None
         if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME:
             raise _unauthorized("No API key was provided. Send it in the header 'Authorization: Bearer YOUR_KEY'.")
         try:
@@ -83,11 +102,7 @@ class TenantDirectory:
         if scope is not None and scope not in entry.scopes:
             message = f"The API key is not good for that: it lacks the scope '{scope}'."
             raise ApiError(403, message, code="insufficient_scope")
-        try:
-            self._ring.count(entry, tokens)
-        except LimitReachedError as error:
-            raise _over_limit(error) from None
-        return Caller(entry.tenant, entry.scopes)
+        return entry
 
     def limits(self, tenant: str) -> Limits:
         """What a tenant may have at once."""

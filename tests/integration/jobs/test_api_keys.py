@@ -121,10 +121,12 @@ async def test_a_front_lets_a_key_in_and_then_not_any_more(keys: ApiKeyStore, re
         caller = tenants.admit(f"bearer {key}", Scope.ONLINE)
         assert (caller.tenant, caller.is_admin) == ("research", False)
         assert (refuse(settings, ring, key, Scope.OFFLINE).status, refuse(settings, ring, None).status) == (403, 401)
+        assert tenants.still_admits(f"Bearer {key}", Scope.ONLINE)
         await keys.revoke(["ci"])
         revoked_s = time.monotonic()
         await wait_until(is_out)
         assert time.monotonic() - revoked_s < 5
+        assert not tenants.still_admits(f"Bearer {key}", Scope.ONLINE)
         # Nor is anybody let in without one, now that there is none.
         assert refuse(settings, ring, None).status == 401
 
@@ -223,3 +225,10 @@ def test_without_any_key_only_this_machine_gets_in(
         assert find_tenants(settings, ring).admit(None, Scope.OFFLINE, is_local=is_local).tenant == "default"
     else:
         assert refuse(settings, ring, None, Scope.OFFLINE, is_local=is_local).status == 401
+
+
+def test_a_copy_that_cannot_be_read_opens_nothing(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"state_dir": tmp_path})
+    (tmp_path / COPY_NAME).write_text("{")
+    assert refuse(settings, follow(settings), None).status == 401
+    assert refuse(settings, follow(settings), "sk-a").status == 503
