@@ -33,22 +33,23 @@ class ErrorBody(BaseModel):
 
 _DESCRIPTIONS = {
     400: "A parameter is missing, unknown, or has a value that is not allowed; `param` names it.",
-    401: "An API key is needed, or this one is not known.",
+    401: "An API key is needed, or this one is not known, has expired or was revoked.",
+    403: "The API key lacks the scope for that.",
     404: "There is no such object.",
     409: "That cannot be done in the state that the object is in.",
     410: "What is asked for is not kept any more.",
     413: "The file is too large.",
     408: "The request was not done in time.",
-    429: "Too many at once, or a quota is used up; `Retry-After` says when to come back, if that may help.",
+    429: "Too many at once, or a limit or a quota is used up; `Retry-After` says when to come back, if that may help.",
     503: "Redis or the file storage is away or full; `Retry-After` says when to come back.",
 }
 
 
 def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error answers of a route, for its description. 400, 401, 503 can always come, 4xx stands for HTTP's own."""
+    """The error answers of a route, for its description. 400, 401, 403, 429, 503 can always come, 4xx is HTTP's own."""
     # With `4XX` FastAPI leaves its own 422 out, in whose place we answer 400.
     described: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody, "description": "The request is refused."}}
-    for status in (400, 401, *statuses, 503):
+    for status in sorted({400, 401, 403, 429, 503, *statuses}):
         described[status] = {"model": ErrorBody, "description": _DESCRIPTIONS[status]}
     return described
 

@@ -12,8 +12,10 @@ import structlog
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from conserve.jobs.api_keys import Scope
 from conserve.jobs.errors import ApiError
-from conserve.jobs.flex import TIER, FlexService
+from conserve.jobs.flex import TIER, FlexService, guess_tokens
+from deployments.tenancy import admit
 
 _log = structlog.get_logger(__name__)
 
@@ -36,10 +38,10 @@ async def answer_flex(service: FlexService, endpoint: str, request: Request) -> 
     """Answers a request on harvested capacity; when its client goes, it is let go.
 
     Raises:
-        ApiError: what is wrong with it, 401, 408, 429 or 503. A stream that has begun says so in its last event.
+        ApiError: what is wrong with it, 401, 403, 408, 429 or 503. A stream that has begun says so in its last event.
     """
-    tenant = service.tenants.identify(request.headers.get("authorization"))
     body = await request.json()
+    tenant = admit(service.tenants, request, Scope.OFFLINE, guess_tokens(body, len(await request.body()))).tenant
     if not body.get("stream"):
         answer = await _while_connected(service.answer(tenant, endpoint, body), request)
         return Response(status_code=CLIENT_GONE) if answer is None else JSONResponse(answer)

@@ -22,7 +22,7 @@ Every route of the front, with what it takes and gives. This page is made from i
 at `/docs`.
 
 [Batches over HTTP](batches.md) says how files and batches behave, [requests that can wait](flex.md) what
-`service_tier: flex` does. Where [tenants](tenants.md) have keys, send one as `Authorization: Bearer KEY`. The
+`service_tier: flex` does. Where [keys](tenants.md#keys) are needed, send one as `Authorization: Bearer KEY`. The
 [console](console.md) is at `/console`; `/-/healthz` is Serve's own and says whether the front is there.
 
 Errors of every route have the body [ErrorBody](#errorbody).
@@ -36,8 +36,6 @@ Further ones are `slo_class`, whose [objectives](objectives.md) hold, and `servi
 # Bodies of `ray.serve.llm`, whose fields are vLLM's to explain.
 _GENERATING: Final = ("ChatCompletionRequest", "CompletionRequest")
 _OF_VLLM: Final = (*_GENERATING, "EmbeddingCompletionRequest", "EmbeddingChatRequest")
-# Which says this of them: "OpenAI API-compliant endpoint to get all rayllm models."
-_TITLES: Final = {"Models": "The models that are served", "Model Data": "One of these models"}
 _MORE: Final = {"ReplicaStatus": inspect.cleandoc(CapacityReport.__doc__ or "").partition("\n\n")[2]}
 
 Schema = Mapping[str, Any]
@@ -191,7 +189,7 @@ def _write_default(schema: Schema) -> str:
 
 def _title(operation: Schema) -> str:
     """The first paragraph of what the code says."""
-    said = _TITLES.get(operation["summary"]) or operation["description"].partition("\n\n")[0]
+    said = operation["description"].partition("\n\n")[0]
     return " ".join(said.split()).removesuffix(".").replace("|", "\\|")
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from ray import serve
@@ -16,14 +17,17 @@ from ray.serve.llm.ingress import OpenAiIngress
 
 from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
+from conserve.jobs.api_keys import Scope
 from conserve.jobs.batch import BatchEndpoint
 from conserve.jobs.errors import ApiError
 from conserve.jobs.files import FileStore
 from conserve.jobs.flex import FlexService
+from conserve.jobs.key_ring import KeyRing
 from conserve.jobs.link import OUTAGES, RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
-from conserve.jobs.tenants import TenantDirectory
+from conserve.jobs.tenants import find_tenants
+from conserve.launch.ports import is_loopback
 from conserve.telemetry.logs import configure_service_logs
 from conserve.telemetry.online_metrics import FRONT_RETRIES, FRONT_TTFT
 from deployments.console.feed import ConsoleFeed, Sources
@@ -34,13 +38,16 @@ from deployments.online_metrics import class_of
 from deployments.online_trace import begin_front, carry_on, follow_answer
 from deployments.pulse import ATTEMPTS, listen, number_attempt
 from deployments.ray_cluster import find_cluster
-from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
+from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, ModelCard, ModelList
 from deployments.ray_metrics import RayRecorder
 from deployments.readiness import ReadinessProbe
 from deployments.replica_loss import AnswerBroken, ask_again, lost_event
-from deployments.serve_compat import find_serve_replica, is_told_to_stop
+from deployments.serve_compat import find_http_host, find_serve_replica, is_told_to_stop
 from deployments.status import Status, build_status
+from deployments.tenancy import admit, guess_model_tokens
 from deployments.tracing import start_tracing, stop_tracing
+
+log = structlog.get_logger(__name__)
 
 STOP_TIMEOUT_S = 5.0
 
@@ -82,7 +89,11 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         self._settings = settings
         self._recorder = RayRecorder()
         self._recorder.add(FRONT_RETRIES, 0)
-        self._tenants = TenantDirectory(settings.tenants)
+        host = find_http_host()
+        self._ring = KeyRing.following(settings, listens_on_loopback=host is not None and is_loopback(host))
+        self._tenants = find_tenants(settings, self._ring)
+        if not self._tenants.needs_keys:
+            log.warning("no API key is needed here", http_host=host, keys=settings.http.keys)
         self._probe = ReadinessProbe(llm_deployments.values())
         self._jobs: JobService | None = None
         self._flex: FlexService | None = None
@@ -95,7 +106,9 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
             self._tenants,
             lambda: serve_replica is not None and is_told_to_stop(serve_replica),
         )
-        self._link = asyncio.get_running_loop().create_task(keep_connected(settings, self._offer_jobs))
+        loop = asyncio.get_running_loop()
+        self._link = loop.create_task(keep_connected(settings, self._offer_jobs))
+        self._key_link = loop.create_task(keep_connected(settings, self._follow_keys))
 
     @property
     def console(self) -> ConsoleFeed:
@@ -133,7 +146,7 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         """Answers a chat: by a replica at once, or on harvested capacity if it asks for that tier."""
         if is_flex(body):
             return await answer_flex(self.flex, BatchEndpoint.CHAT_COMPLETIONS, request)
-        self._check_key(request)
+        await self._admit(body, request)
         answer: Response = await super().chat(body, request)
         return answer
 
@@ -141,15 +154,27 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         """Answers a completion: by a replica at once, or on harvested capacity if it asks for that tier."""
         if is_flex(body):
             return await answer_flex(self.flex, BatchEndpoint.COMPLETIONS, request)
-        self._check_key(request)
+        await self._admit(body, request)
         answer: Response = await super().completions(body, request)
         return answer
 
     async def embeddings(self, body: EmbeddingRequest, request: Request) -> Response:
         """Answers with embeddings, where the model can."""
-        self._check_key(request)
+        await self._admit(body, request)
         answer: Response = await super().embeddings(body, request)
         return answer
+
+    async def models(self, request: Request) -> ModelList:
+        """The models that are served."""
+        self._admit_to_models(request)
+        found: ModelList = await super().models()
+        return found
+
+    async def model_data(self, model: str, request: Request) -> ModelCard:
+        """One of these models."""
+        self._admit_to_models(request)
+        found: ModelCard = await super().model_data(model)
+        return found
 
     async def _get_response(
         self, *, body: Any, call_method: str, raw_request: Request | None = None
@@ -205,45 +230,49 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         )
 
     async def status(self, request: Request) -> Status:
-        """Replicas with their harvest windows, and the caller's batches that have not ended."""
+        """Replicas with their harvest windows, and the caller's batches that have not ended; an admin's are all."""
+        caller = admit(self._tenants, request, None)
         board, queue = self._board, self._queue
         if board is None or queue is None:
             raise _no_queue()
-        tenant = self._find_tenant(request)
         try:
             reports, batches = await board.read_reports(), await queue.active_summaries()
             controller = await queue.leader()
         except OUTAGES:
             raise _no_queue() from None
-        return build_status(reports, batches, tenant, controller=controller, cluster=find_cluster())
+        seen = None if caller.is_admin else caller.tenant
+        return build_status(reports, batches, seen, controller=controller, cluster=find_cluster())
 
     def _find_sources(self) -> Sources | None:
         board, queue = self._board, self._queue
         return None if board is None or queue is None else Sources(board, queue)
 
-    def _find_tenant(self, request: Request) -> str | None:
-        """Whose batches the caller may see; None: nobody's."""
-        try:
-            return self._tenants.identify(request.headers.get("authorization"))
-        except ApiError:
-            return None
-
-    def _check_key(self, request: Request) -> None:
+    async def _admit(self, body: Any, request: Request) -> None:
         if self._settings.http.keys_for_online:
-            self._tenants.identify(request.headers.get("authorization"))
+            tokens = await guess_model_tokens(body, request) if self._tenants.needs_keys else 0
+            admit(self._tenants, request, Scope.ONLINE, tokens)
+
+    def _admit_to_models(self, request: Request) -> None:
+        if self._settings.http.keys_for_online:
+            admit(self._tenants, request, None)
 
     async def __del__(self) -> None:
-        self._link.cancel()
-        await asyncio.wait([self._link], timeout=STOP_TIMEOUT_S)
+        links = [self._link, self._key_link]
+        for link in links:
+            link.cancel()
+        await asyncio.wait(links, timeout=STOP_TIMEOUT_S)
         await stop_tracing()
+
+    async def _follow_keys(self, redis: RedisClient) -> None:
+        await self._ring.follow(redis, self._settings.jobs.namespace)
 
     async def _offer_jobs(self, redis: RedisClient) -> None:
         settings = self._settings
         self._queue = JobQueue(redis, settings)
         self._board = CapacityBoard(redis, settings.jobs.namespace, settings.harvest.allotment_ttl_ms)
         store = FileStore(settings.files_url)
-        self._jobs = JobService(redis, store, settings, self._models)
-        self._flex = FlexService(redis, store, settings, self._models)
+        self._jobs = JobService(redis, store, settings, self._models, self._tenants)
+        self._flex = FlexService(redis, store, settings, self._models, self._tenants)
         try:
             await self._flex.run()
         finally:

@@ -15,6 +15,8 @@ from ray.llm._internal.serve.core.configs.openai_api_models import (
     EmbeddingRequest,
     ErrorInfo,
     ErrorResponse,
+    ModelCard,
+    ModelList,
     OpenAIHTTPException,
     to_model_metadata,
 )
@@ -33,6 +35,8 @@ __all__ = [
     "EmbeddingRequest",
     "ErrorInfo",
     "ErrorResponse",
+    "ModelCard",
+    "ModelList",
     "OpenAIHTTPException",
     "PowerOfTwoChoicesRequestRouter",
     "RawRequestInfo",

@@ -63,3 +63,13 @@ def confine_grpc() -> None:
         server.add_insecure_port(f"{host}:{address.rpartition(':')[2]}")
 
     default_impl.add_grpc_address = add_address
+
+
+def find_http_host() -> str | None:
+    """The address that Serve's proxies listen on, gRPC's behind HAProxy among them; None: it is not known."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    # It would start a cluster otherwise.
+    client = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
+    return None if client is None else client.http_config.host

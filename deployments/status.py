@@ -49,7 +49,7 @@ class BatchLine(BaseModel):
 
 
 class ReplicaStatus(CapacityReport):
-    """What a replica says of itself, and in words what it is doing. Of `stopped` it has the caller's batches alone."""
+    """What a replica says of itself, and in words what it is doing; of batches that are stopped, the caller's alone."""
 
     doing: str
 
@@ -57,11 +57,14 @@ class ReplicaStatus(CapacityReport):
     def of(cls, report: CapacityReport, batch_ids: Container[str]) -> ReplicaStatus:
         """The status of the replica that has made the report, for who may see these batches."""
         seen = tuple(batch_id for batch_id in report.stopped if batch_id in batch_ids)
-        return cls(**dict(report) | {"stopped": seen}, doing=describe(report))
+        shown = report.model_copy(update={"stopped": seen})
+        return cls(**dict(shown), doing=describe(shown))
 
 
 class Status(BaseModel):
-    """The whole answer. `flex_waiting` are requests of all tenants that wait for harvested capacity.
+    """The whole answer. Batches, and `flex_waiting`, requests that wait for harvested capacity, are the caller's.
+
+    An admin's are those of all tenants.
 
     `controller` is the cluster whose controller is at work (null: none is). With `controller_elsewhere` that is another
     one, whose deployment has the same namespace by mistake, and the controller of this one waits.
@@ -83,10 +86,10 @@ def build_status(
     controller: str | None = None,
     cluster: str | None = None,
 ) -> Status:
-    """Puts the answer together, with the batches of one tenant (None: of nobody), as seen from a cluster."""
-    own = [batch for batch in batches if batch.tenant == tenant]
+    """Puts the answer together, with the batches of one tenant (None: of all), as seen from a cluster."""
+    own = [batch for batch in batches if tenant in (None, batch.tenant)]
     own_ids = {batch.batch_id for batch in own}
-    waiting = sum(batch.flex is not None and batch.outcome is None for batch in batches)
+    waiting = sum(batch.flex is not None and batch.outcome is None for batch in own)
     return Status(
         replicas=[ReplicaStatus.of(report, own_ids) for report in reports],
         batches=[BatchLine.of(batch) for batch in own if batch.flex is None],

@@ -56,6 +56,7 @@ _BENCH: Final = ByTest("tests/unit/loadtests/test_coserving_bench.py::test_all_r
 _LOAD: Final = ByTest("tests/integration/loadtests/test_locust_load.py::test_a_whole_load_test")
 _DEMO: Final = ByTest("tests/integration/loadtests/test_demo.py::test_a_whole_demonstration")
 _UP: Final = ByTest("tests/e2e/test_application.py::test_everything_killed_in_the_middle_and_nothing_lost")
+_KEYS: Final = ByTest("tests/integration/jobs/test_key_commands.py::test_a_key_is_made_shown_and_revoked")
 _LOCUST: Final = "locust -f loadtests/front/locustfile.py --host http://127.0.0.1:8000"
 
 COMMANDS: Final[dict[str, Treatment]] = {
@@ -92,6 +93,10 @@ COMMANDS: Final[dict[str, Treatment]] = {
     "conserve batch results BATCH --follow": Live(),
     "curl -N 'http://127.0.0.1:8000/v1/batches/BATCH/results?follow=true'": Live(),
     "conserve status": Live(),
+    "conserve keys create ci --tenant research --scope online --expires 30d --requests-per-minute 600 "
+    "--tokens-per-minute 200000": _KEYS,
+    "conserve keys list": _KEYS,
+    "conserve keys revoke ci": _KEYS,
     "python docs/examples/grpc_client.py 127.0.0.1:9000": Live(),
     f"{_LOCUST} --headless --only-summary --online-s 60 --rate 1 --arrivals gamma --cv 3 --batches 2 "
     "--batch-requests 50 --summary out/summary.json": _LOAD,

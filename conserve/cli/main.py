@@ -11,6 +11,7 @@ from conserve.cli import (
     compile_command,
     doctor_command,
     grafana_commands,
+    key_commands,
     plan_command,
     profile_command,
     simulate_command,
@@ -38,6 +39,7 @@ app.add_typer(batch_commands.app, name="batch")
 app.add_typer(bench_command.app, name="bench")
 app.add_typer(doctor_command.config_app, name="config")
 app.add_typer(grafana_commands.app, name="grafana")
+app.add_typer(key_commands.app, name="keys")
 
 
 @app.callback()

@@ -27,7 +27,7 @@ colours, frames or bars, and a table has one whole line for each row. With `--js
 | --- | --- |
 | `CONSERVE_URL` | where the application listens, in place of `--url` |
 | `CONSERVE_CONFIG` | the configuration, in place of `--file` |
-| `OPENAI_API_KEY` | the key of the tenant, if there are [tenants](tenants.md) |
+| `OPENAI_API_KEY` | an API key, where [they are needed](tenants.md#keys) |
 | `CONSERVE_...` | settings, as in [settings](settings.md) |
 | `NO_COLOR` | no colours |
 

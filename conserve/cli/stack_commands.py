@@ -22,6 +22,7 @@ from conserve.cli.console import (
     show_json,
     show_table,
 )
+from conserve.cli.key_notes import note_on_keys
 from conserve.client import BatchStatusLine, ReplicaStatus
 from conserve.client.async_client import DEFAULT_URL
 from conserve.config import SettingsError
@@ -132,6 +133,8 @@ def _say_up(stack: LocalStack, running: RunningStack) -> None:
     if running.grpc_address is not None:
         out.print(f"gRPC: {running.grpc_address}", soft_wrap=True)
     out.print(f"Ray dashboard: {running.dashboard_url}   logs: {running.log_dir}", soft_wrap=True)
+    if (note := note_on_keys(stack.config)) is not None:
+        err.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
     hint = "" if running.base_url == DEFAULT_URL else f" --url {running.base_url}"
     if stack.config.settings.model.task == "generate":
         out.print(f"Try: conserve chat{hint} 'What is the capital of France?'", soft_wrap=True)

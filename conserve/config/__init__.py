@@ -14,13 +14,14 @@ from conserve.config.redis_url import EMBEDDED_REDIS
 from conserve.config.sections import (
     DEFAULT_CLASS,
     EngineSettings,
+    HttpSettings,
     RequestClass,
     RoutingSettings,
     Settings,
     SloSettings,
     TracingSettings,
 )
-from conserve.config.tenants import DEFAULT_TENANT, FlexSettings, TenantSettings, digest_key
+from conserve.config.tenants import DEFAULT_TENANT, NAME_PATTERN, FlexSettings, TenantSettings, digest_key
 
 __all__ = [
     "DEFAULT_CLASS",
@@ -29,10 +30,12 @@ __all__ = [
     "ENV_NOT_SETTINGS",
     "ENV_PREFIX",
     "ENV_TEST_PREFIX",
+    "NAME_PATTERN",
     "AutoscalingSettings",
     "EngineSettings",
     "FlexSettings",
     "HarvestSettings",
+    "HttpSettings",
     "JobsSettings",
     "RequestClass",
     "RoutingSettings",

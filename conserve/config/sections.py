@@ -193,9 +193,13 @@ class HttpSettings(_Section):
         256, description="Online requests that may wait for a replica; further ones get 429. -1: no limit."
     )
 
-    keys_for_online: bool = Field(
-        False, description="Whether online requests need the key of a tenant, too, if there are any keys."
+    keys: Literal["auto", "required", "none"] = Field(
+        "auto",
+        description="Who needs an API key. `auto`: everybody, unless there has never been a key, the front listens on "
+        "loopback and the caller is on this machine; `required`: everybody; `none`: nobody, since something in front "
+        "checks who calls.",
     )
+    keys_for_online: bool = Field(True, description="Whether online requests need a key, too, where keys are needed.")
     fronts: int = Field(
         1, ge=1, le=64, description="Processes of the front; with two or more, on several nodes, one may be lost."
     )
@@ -277,7 +281,7 @@ class Settings(_Section):
     tenants: dict[str, TenantSettings] = Field(
         default_factory=dict,
         max_length=10_000,
-        description="Tenants by name. As soon as one has a key, batches, files and flex requests need one.",
+        description="Tenants by name: what those may have that are not to have the defaults.",
     )
     http: HttpSettings = HttpSettings()
     routing: RoutingSettings = RoutingSettings()

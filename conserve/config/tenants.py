@@ -15,7 +15,8 @@ DEFAULT_TENANT = "default"
 """Whose everything is where no keys are set, and what was there before any were."""
 
 _DIGEST = "sha256:"
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+"""Names of tenants and of keys."""
 
 
 def digest_key(key: str) -> str:
@@ -46,7 +47,8 @@ class TenantSettings(Section):
     api_keys: list[ApiKey] = Field(
         default_factory=list,
         max_length=1_000,
-        description="Its API keys, each as it is or as `sha256:` and the hexadecimal SHA-256 of it.",
+        description="Keys of its that are set here, beside those of `conserve keys create`: each as it is, or as "
+        "`sha256:` and the hexadecimal SHA-256 of it.",
     )
     weight: float = Field(
         1.0, gt=0, le=1_000, description="Its share of harvested tokens, beside the weights of the others with work."
@@ -85,20 +87,18 @@ class FlexSettings(Section):
 
 
 def check_tenants(tenants: Mapping[str, TenantSettings]) -> None:
-    """Refuses names that cannot be, a key of two tenants, and a tenant that no key leads to.
+    """Refuses names that cannot be, and a key of two tenants.
 
     Raises:
         ValueError: what is wrong, without naming a key.
     """
     owners: dict[str, str] = {}
     for name, tenant in tenants.items():
-        if _NAME.fullmatch(name) is None:
+        if NAME_PATTERN.fullmatch(name) is None:
             raise ValueError(
                 f"{name[:80]!r} is no name for a tenant: at most 64 lower-case letters, digits, `_` and `-`, a letter "
                 "or digit first"
             )
-        if not tenant.api_keys and name != DEFAULT_TENANT:
-            raise ValueError(f"tenant `{name}` has no key: set `tenants.{name}.api_keys`")
         for key in tenant.api_keys:
             other = owners.setdefault(key.get_secret_value(), name)
             if other != name:

@@ -30,10 +30,11 @@ _ANSWER_TIMEOUT_S = 10.0
 _RETRIES = 3
 
 
-async def connect(settings: Settings) -> Redis:
+async def connect(settings: Settings, *, check_files: bool = True) -> Redis:
     """Returns a client (decoding to `str`) of the Redis of these settings; starts the embedded server if need be.
 
-    Commands are tried again a few times when a connection breaks, so scripts are written to be repeatable.
+    Commands are tried again a few times when a connection breaks, so scripts are written to be repeatable. Who has
+    nothing to do with files need not have them within reach: then it is not checked whose the batches are.
 
     Raises:
         UnsuitableServerError: the server is too old, is part of a cluster, does not take the user and password, does
@@ -62,7 +63,8 @@ async def connect(settings: Settings) -> Redis:
         await _check_cluster(redis)
         keys = Keys(settings.jobs.namespace)
         await _check_schema(redis, keys)
-        await check_identity(redis, keys, settings.files_url)
+        if check_files:
+            await check_identity(redis, keys, settings.files_url)
         await _check_eviction(redis)
         await _prepare_durability(redis)
     except BaseException as error:

@@ -32,7 +32,7 @@ from conserve.jobs.files import FileStore
 from conserve.jobs.ledger import Holding
 from conserve.jobs.line_count import LineCount
 from conserve.jobs.retention import FileRetention
-from conserve.jobs.tenants import find_tenants
+from conserve.jobs.tenants import TenantDirectory, find_tenants
 
 _log = structlog.get_logger(__name__)
 
@@ -56,13 +56,15 @@ class FileService:
         tenants: Who may be whose client.
     """
 
-    def __init__(self, redis: Redis, store: FileStore, settings: Settings) -> None:
+    def __init__(
+        self, redis: Redis, store: FileStore, settings: Settings, tenants: TenantDirectory | None = None
+    ) -> None:
         self._redis = redis
         self._store = store
         self._settings = settings.jobs
         self._catalog = FileCatalog(redis, settings.jobs.namespace)
         self._retention = FileRetention(redis, store, settings)
-        self.tenants = find_tenants(settings)
+        self.tenants = tenants or find_tenants(settings)
         self._uploads = self.tenants.uploads(settings.jobs.max_uploads)
         self._tenant = DEFAULT_TENANT
 

@@ -30,7 +30,7 @@ from conserve.jobs.flex_stream import Numbered, read_entry
 from conserve.jobs.flex_waiters import FlexWaiters
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.segments import SegmentReader
-from conserve.jobs.tenants import find_tenants
+from conserve.jobs.tenants import TenantDirectory, find_tenants
 from conserve.jobs.validation import InputValidator
 from conserve.policy.request_size import EXPECTED_OUTPUT_TOKENS, guess_request_tokens
 
@@ -58,12 +58,20 @@ class FlexService:
         redis, store: Where they are kept.
         settings: ConServe's settings.
         models: Names of the served models.
+        tenants: Who may be whose client; by default as the settings alone say.
 
     Attributes:
         tenants: Who may be whose client.
     """
 
-    def __init__(self, redis: Redis, store: FileStore, settings: Settings, models: Collection[str]) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        store: FileStore,
+        settings: Settings,
+        models: Collection[str],
+        tenants: TenantDirectory | None = None,
+    ) -> None:
         self._store = store
         self._settings = settings
         self._models = models
@@ -73,7 +81,7 @@ class FlexService:
         self._requests = FlexRequests(redis, settings)
         self._feed = FlexFeed(redis, settings.jobs.namespace)
         self._waiters = FlexWaiters(self._requests, settings.jobs.lease_ms)
-        self.tenants = find_tenants(settings)
+        self.tenants = tenants or find_tenants(settings)
 
     async def run(self) -> None:
         """Hears of the requests that are waited for, and says that they are, until cancelled."""
@@ -149,7 +157,7 @@ class FlexService:
                 kind,
                 FlexLine(file_id, len(line), endpoint, found.model or "", found.prefix.digest),
                 tenant=tenant,
-                tokens=_guess_tokens(body, line),
+                tokens=guess_tokens(body, len(line)),
                 limits=self.tenants.limits(tenant),
             )
         except (TooManyWaitingError, QuotaExceededError) as error:
@@ -223,12 +231,13 @@ class FlexService:
             return segments.read(result.segment or "", result.offset, result.length)
 
 
-def _guess_tokens(body: Mapping[str, Any], line: bytes) -> int:
-    """What a request takes, from its length and, if it says so, the most that it may produce."""
+def guess_tokens(body: Mapping[str, Any], length_bytes: int) -> int:
+    """What a request takes, from its length and, if it says so, the most that it may produce, `n` times."""
     named = (body.get("max_completion_tokens"), body.get("max_tokens"))
-    most = next((one for one in named if isinstance(one, int) and one > 0), None)
-    guess = guess_request_tokens(1, len(line))
-    return guess if most is None else guess - EXPECTED_OUTPUT_TOKENS + most
+    most = next((one for one in named if isinstance(one, int) and one > 0), EXPECTED_OUTPUT_TOKENS)
+    count = body.get("n")
+    count = count if isinstance(count, int) and count > 1 else 1
+    return guess_request_tokens(1, length_bytes) - EXPECTED_OUTPUT_TOKENS + most * count
 
 
 async def _once(content: bytes) -> AsyncGenerator[bytes, None]:

@@ -48,6 +48,8 @@ class Keys:
         self.held = f"{namespace}:{{index}}:held"  # hash: batch or file -> tenant and amounts, see `lua/_ledger.lua`
         self.used = f"{namespace}:{{index}}:used"  # hash: tenant and name of a quota -> sum of the amounts
         self.due_files = f"{namespace}:{{index}}:files:due"  # sorted set: file id -> when to look at it, milliseconds
+        self.api_keys = f"{namespace}:{{index}}:api_keys"  # hash: name -> record of an API key, JSON, see `api_keys.py`
+        self.api_keys_version = f"{namespace}:{{index}}:api_keys:version"  # another one after each change; never goes
         self.usage = f"{namespace}:{{seen}}:usage"  # hash: model and endpoint -> what finished requests took, JSON
         self._namespace = namespace
 

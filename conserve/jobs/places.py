@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from conserve.jobs.errors import NoPlaceError
@@ -14,10 +14,10 @@ class Places:
 
     Args:
         total: How many places there are.
-        each: How many a tenant may take; None, or not named: all of them.
+        each: How many a tenant may take at the moment; None: all of them.
     """
 
-    def __init__(self, total: int, each: Mapping[str, int | None]) -> None:
+    def __init__(self, total: int, each: Callable[[str], int | None]) -> None:
         self._total = total
         self._each = each
         self._taken: Counter[str] = Counter()
@@ -34,7 +34,7 @@ class Places:
         Raises:
             NoPlaceError: all are taken, or all that the tenant may take.
         """
-        own = self._each.get(tenant)
+        own = self._each(tenant)
         if own is not None and self._taken[tenant] >= own:
             raise NoPlaceError(own, is_own=True)
         if self.taken >= self._total:

@@ -36,6 +36,7 @@ from conserve.jobs.files import FileStore
 from conserve.jobs.ledger import Holding
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.result_feed import ResultFeed
+from conserve.jobs.tenants import TenantDirectory
 from conserve.jobs.window import parse_window
 from conserve.policy.request_size import guess_request_tokens
 
@@ -51,8 +52,15 @@ class JobService(FileService):
     Every method raises `ApiError` for what a client did wrong and for outages.
     """
 
-    def __init__(self, redis: Redis, store: FileStore, settings: Settings, models: Collection[str]) -> None:
-        super().__init__(redis, store, settings)
+    def __init__(
+        self,
+        redis: Redis,
+        store: FileStore,
+        settings: Settings,
+        models: Collection[str],
+        tenants: TenantDirectory | None = None,
+    ) -> None:
+        super().__init__(redis, store, settings, tenants)
         self._queue = JobQueue(redis, settings)
         self._feed = ResultFeed(self._queue, store)
         self._streams = self.tenants.result_streams(settings.jobs.max_result_streams)

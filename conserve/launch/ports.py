@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
 import socket
 
@@ -9,6 +10,14 @@ import socket
 _RAY_WORKER_PORTS = range(10_002, 20_000)
 # Between those and the ones that systems give to clients.
 _BLOCK_PORTS = range(20_000, 32_000)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens at an address is reached by this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:

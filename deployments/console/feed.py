@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
+from conserve.jobs.api_keys import Scope
 from conserve.jobs.batch import ENDPOINTS_BY_TASK
 from conserve.jobs.errors import ApiError, NoPlaceError
 from conserve.jobs.link import OUTAGES
@@ -93,17 +94,22 @@ class ConsoleFeed:
         """How many pages are open."""
         return self._places.taken
 
-    async def open(self, authorization: str | None) -> AsyncGenerator[str, None]:
+    async def open(self, authorization: str | None, *, is_local: bool = True) -> AsyncGenerator[str, None]:
         """The events for one page, in the form of server-sent events. It has its place before this returns.
 
         Args:
             authorization: The header of the request.
+            is_local: Whether that comes from this machine.
 
         Raises:
-            ApiError: 401, the key is not known; 429, as many pages as allowed are open.
+            ApiError: as `TenantDirectory.admit`, or 429, as many pages as allowed are open.
         """
-        tenant = self._tenants.identify(authorization)
-        events = self._follow(tenant)
+        tenant = self._tenants.admit(authorization, Scope.OFFLINE, is_local=is_local).tenant
+
+        def may_go_on() -> bool:
+            return self._tenants.still_admits(authorization, Scope.OFFLINE, is_local=is_local)
+
+        events = self._follow(tenant, may_go_on)
         try:
             await anext(events)
         except NoPlaceError as error:
@@ -116,23 +122,23 @@ class ConsoleFeed:
             ) from None
         return events
 
-    async def _follow(self, tenant: str) -> AsyncGenerator[str, None]:
+    async def _follow(self, tenant: str, may_go_on: Callable[[], bool]) -> AsyncGenerator[str, None]:
         with self._places.take(tenant):
             self._enter(tenant)
             try:
                 yield ""
                 endpoints = [str(one) for one in ENDPOINTS_BY_TASK[self._settings.model.task]]
                 yield write_event("hello", Hello.of(self._settings, tenant, endpoints, self._period_s))
-                async for event in self._follow_frames(tenant):
+                async for event in self._follow_frames(tenant, may_go_on):
                     yield event
             finally:
                 await self._leave(tenant)
 
-    async def _follow_frames(self, tenant: str) -> AsyncGenerator[str, None]:
+    async def _follow_frames(self, tenant: str, may_go_on: Callable[[], bool]) -> AsyncGenerator[str, None]:
         # A slow page misses frames, and always gets the newest: nothing is kept for it.
         until_s = time.monotonic() + LONGEST_STREAM_S
         seen = 0
-        while time.monotonic() < until_s and not self._is_ending():
+        while time.monotonic() < until_s and not self._is_ending() and may_go_on():
             frames = [one for one in (self._state, self._batches.get(tenant)) if one is not None and one.number > seen]
             if frames:
                 seen = max(one.number for one in frames)

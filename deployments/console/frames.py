@@ -86,7 +86,9 @@ class ReplicaFrame(BaseModel):
     def of(cls, report: CapacityReport) -> ReplicaFrame:
         """What of a report is shown."""
         names = cls.model_fields.keys() - {"doing"}
-        return cls(doing=describe(report), **{name: getattr(report, name) for name in names})
+        # All pages are told the same, so batches that are stopped are not even counted.
+        doing = describe(report.model_copy(update={"stopped": ()}))
+        return cls(doing=doing, **{name: getattr(report, name) for name in names})
 
 
 class Totals(BaseModel):

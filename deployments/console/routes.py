@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from conserve.jobs.errors import ApiError
 from deployments.api_errors import describe_errors
 from deployments.console.feed import ConsoleFeed
+from deployments.tenancy import find_peer, is_local
 
 MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
@@ -89,7 +90,7 @@ def build_console_router(get_feed: Callable[[], ConsoleFeed]) -> APIRouter:
     )
     async def stream_events(request: Request) -> StreamingResponse:
         """What the console shows, as server-sent events."""
-        events = await get_feed().open(request.headers.get("authorization"))
+        events = await get_feed().open(request.headers.get("authorization"), is_local=is_local(find_peer(request)))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return EventStream(events, media_type="text/event-stream", headers=headers)
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any, Final, Protocol, TypeVar
+from urllib.parse import unquote
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from ray.serve.grpc_util import RayServegRPCContext
 
 from conserve.jobs.answers import invalid
+from conserve.jobs.api_keys import Scope
 from conserve.jobs.batch import Batch, BatchEndpoint
 from conserve.jobs.errors import ApiError
 from conserve.jobs.service import JobService
@@ -31,6 +33,7 @@ from deployments.grpc_front.status import set_status
 from deployments.online_trace import GRPC_SCHEME
 from deployments.protos import conserve_pb2 as pb
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest
+from deployments.tenancy import is_local
 from deployments.tracing import trace_batch
 
 FILENAME: Final = "grpc.jsonl"
@@ -208,12 +211,19 @@ async def _create_batch(
 def _find_jobs(front: HttpFront, context: RayServegRPCContext) -> JobService:
     """The offline queue as the caller's tenant sees it."""
     jobs = front.jobs
-    return jobs.for_tenant(jobs.tenants.identify(_find_authorization(context)))
+    authorization, peer = _find_authorization(context), _find_peer(context)
+    return jobs.for_tenant(jobs.tenants.admit(authorization, Scope.OFFLINE, is_local=is_local(peer)).tenant)
 
 
 def _find_authorization(context: RayServegRPCContext) -> str | None:
     found: str | None = dict(context.invocation_metadata()).get("authorization")
     return found
+
+
+def _find_peer(context: RayServegRPCContext) -> str | None:
+    """The address that a call comes from: gRPC has it as `ipv4:127.0.0.1:50000` or `ipv6:%5B::1%5D:50000`."""
+    kind, _, place = unquote(context.peer() or "").partition(":")
+    return place.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else None
 
 
 def _find_trace(context: RayServegRPCContext) -> dict[str, str]:
@@ -235,7 +245,9 @@ def _to_http_request(body: dict[str, Any], context: RayServegRPCContext, method:
         await asyncio.Event().wait()
         raise AssertionError("nobody sets it")
 
-    way = {"type": "http", "scheme": GRPC_SCHEME, "method": "POST", "path": f"/{_SERVICE}/{method}"}
+    peer = _find_peer(context)
+    way: dict[str, Any] = {"type": "http", "scheme": GRPC_SCHEME, "method": "POST", "path": f"/{_SERVICE}/{method}"}
+    way["client"] = None if peer is None else (peer, 0)
     return Request({**way, "query_string": b"", "headers": headers}, receive)
 
 

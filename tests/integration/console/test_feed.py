@@ -13,7 +13,9 @@ from redis.asyncio import Redis
 from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.messages import CapacityReport
+from conserve.jobs.api_keys import ApiKeyStore
 from conserve.jobs.errors import ApiError
+from conserve.jobs.key_ring import KeyRing
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.tenants import find_tenants
 from deployments.console import feed as feeds
@@ -197,3 +199,21 @@ async def test_streams_end_when_their_front_has_to_go(stand: Stand) -> None:
         async for _ in events:
             pass
     assert stand.feed.open_count == 0
+
+
+async def test_a_stream_ends_when_its_key_is_revoked(redis: Redis, settings: Settings, stand: Stand) -> None:
+    store = ApiKeyStore(redis, settings.jobs.namespace)
+    ring = KeyRing.following(settings, listens_on_loopback=True)
+    feed = ConsoleFeed(stand._find, settings, find_tenants(settings, ring), period_s=0.02)
+    _, key = await store.create("ci", "a")
+    await ring.renew(store)
+    events = await feed.open(f"Bearer {key}")
+    await read(events, "replicas")
+    await store.revoke(["ci"])
+    await ring.renew(store)
+    async with asyncio.timeout(TIMEOUT_S):
+        async for _ in events:
+            pass
+    with pytest.raises(ApiError) as refused:
+        await feed.open(f"Bearer {key}")
+    assert refused.value.status == 401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from conserve.config import Settings, load_settings
 from conserve.harvest.board import CapacityBoard
 from conserve.harvest.controller import HarvestController
 from conserve.harvest.harvester import Harvester
+from conserve.jobs.api_keys import Scope
 from conserve.jobs.connection import connect
 from conserve.jobs.files import FileStore
+from conserve.jobs.key_desk import use_keys
 from conserve.jobs.lifecycle import BatchKeeper
 from conserve.jobs.queue import JobQueue
 from conserve.telemetry.otel_spans import OtelTracer, make_exporter
@@ -207,3 +210,35 @@ def test_no_span_has_a_prompt_or_a_key(traced: Traced) -> None:
     assert MODEL.encode() in raw
     assert PROMPT.encode() not in raw
     assert KEY.encode() not in raw
+
+
+def test_a_key_that_is_made_meanwhile_is_needed_from_then_on(traced: Traced) -> None:
+    """Last, and here, since this application has a Redis."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": PROMPT}]}
+
+    def chat(key: str | None) -> int:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        return httpx.post(f"{traced.front.url}{URL}", json=body, headers=headers, timeout=WAIT_S).status_code
+
+    def generate(key: str | None) -> str:
+        request = pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage(role="user", content=PROMPT)]))
+        metadata = [] if key is None else [("authorization", f"Bearer {key}")]
+        with grpc.insecure_channel(traced.front.grpc_address) as channel:
+            try:
+                stubs.GenerationServiceStub(channel).Generate(request, timeout=WAIT_S, metadata=metadata)
+            except grpc.RpcError as error:
+                return str(error.code().name)
+        return "OK"
+
+    assert (chat(None), generate(None)) == (200, "OK")
+    scopes = {Scope.ONLINE}
+    key = asyncio.run(use_keys(traced.settings, lambda store: store.create("ci", "a", scopes=scopes))).key
+    traced.front.wait_until(lambda: chat(None) == 401, "the front does not hear of the key")
+    assert (chat(key), generate(key)) == (200, "OK")
+    assert (chat("sk-other"), generate("sk-other"), generate(None)) == (401, "UNAUTHENTICATED", "UNAUTHENTICATED")
+    answer = httpx.get(f"{traced.front.url}/v1/batches", headers={"authorization": f"Bearer {key}"}, timeout=WAIT_S)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "insufficient_scope")
+    asyncio.run(use_keys(traced.settings, lambda store: store.revoke(["ci"])))
+    traced.front.wait_until(lambda: chat(key) == 401, "the front does not hear that the key was revoked")
+    assert generate(key) == "UNAUTHENTICATED"
+    assert key.encode() not in b"".join(traced.collector.raw)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from ray.serve.llm.ingress import OpenAiIngress
 
 from conserve.config import load_settings
 from conserve.jobs.errors import ApiError
-from conserve.jobs.tenants import TenantDirectory
+from conserve.jobs.tenants import find_tenants
 from conserve.telemetry.metric import NO_RECORDER
 from deployments.flex_routes import is_flex
 from deployments.ingress import ConServeIngress
@@ -36,15 +37,19 @@ def make_ingress(monkeypatch: pytest.MonkeyPatch, **args: Any) -> ConServeIngres
         monkeypatch.setattr(OpenAiIngress, name, answer)
     ingress = Ingress.__new__(Ingress)
     ingress._settings = load_settings(args, {})
-    ingress._tenants = TenantDirectory(ingress._settings.tenants)
+    ingress._tenants = find_tenants(ingress._settings)
     ingress._recorder = NO_RECORDER
     ingress._jobs = ingress._flex = ingress._queue = ingress._board = None
     return ingress
 
 
-def make_request(key: str | None = None) -> Request:
+def make_request(key: str | None = None, peer: str | None = "127.0.0.1") -> Request:
     headers = [] if key is None else [(b"authorization", f"Bearer {key}".encode())]
-    return Request({"type": "http", "method": "POST", "path": "/", "headers": headers})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"{}"}
+
+    return Request({"type": "http", "path": "/", "headers": headers, "client": (peer, 1) if peer else None}, receive)
 
 
 def chat(**more: Any) -> Any:
@@ -68,13 +73,29 @@ async def test_flex_requests_are_told_to_come_back(monkeypatch: pytest.MonkeyPat
         assert (refused.value.status, refused.value.headers()) == (503, {"Retry-After": "5"})
 
 
-async def test_online_requests_need_a_key_only_where_the_settings_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    ingress = make_ingress(monkeypatch, tenants=TENANTS)
+async def test_online_requests_need_a_key_unless_the_settings_say_that_they_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ingress = make_ingress(monkeypatch, tenants=TENANTS, http={"keys_for_online": False})
     assert (await ingress.chat(chat(), make_request())).status_code == 200
-    ingress = make_ingress(monkeypatch, tenants=TENANTS, http={"keys_for_online": True})
+    ingress = make_ingress(monkeypatch, tenants=TENANTS)
     for call in (ingress.chat, ingress.completions, ingress.embeddings):
         assert (await call(chat(), make_request("sk-a"))).status_code == 200
         for key in (None, "sk-b"):
             with pytest.raises(ApiError) as refused:
                 await call(chat(), make_request(key))
             assert refused.value.status == 401
+
+
+@pytest.mark.parametrize(
+    ("peer", "status"), [("127.0.0.1", 200), ("::1", 200), ("::ffff:127.0.0.1", 200), ("10.1.2.3", 401), (None, 401)]
+)
+async def test_without_keys_other_machines_are_not_let_in(
+    monkeypatch: pytest.MonkeyPatch, peer: str | None, status: int
+) -> None:
+    ingress = make_ingress(monkeypatch)
+    with nullcontext() if status == 200 else pytest.raises(ApiError) as refused:
+        assert (await ingress.chat(chat(), make_request(peer=peer))).status_code == status
+    assert refused is None or refused.value.status == status
+    open_to_all = make_ingress(monkeypatch, http={"keys": "none"})
+    assert (await open_to_all.chat(chat(), make_request(peer=peer))).status_code == 200

@@ -11,6 +11,9 @@ import pytest
 from ray._private.state import GlobalState
 from ray._private.worker import Worker
 from ray.serve._private import default_impl, grpc_util, proxy, replica
+from ray.serve._private.client import ServeControllerClient
+from ray.serve._private.haproxy import HAProxyConfig
+from ray.serve.config import HTTPOptions
 from ray.util.metrics import Counter
 
 from conserve.launch.serve_proxy import GRPC_HOST_VARIABLE
@@ -46,6 +49,21 @@ def test_a_counter_records_what_its_inc_refuses() -> None:
     with mock.patch.object(counter, "_metric") as inner:
         serve_compat.count_nothing(counter, {"kind": "x"})
     inner.record.assert_called_once_with(0.0, tags={"kind": "x"})
+
+
+def test_serve_says_where_its_proxies_listen() -> None:
+    assert serve_compat.find_http_host() is None  # There is no cluster.
+    client = ServeControllerClient.__new__(ServeControllerClient)
+    client._http_config = HTTPOptions(host="10.1.2.3")
+    with (
+        mock.patch("ray.is_initialized", return_value=True),
+        mock.patch("ray.serve.context._get_global_client", return_value=client),
+    ):
+        assert serve_compat.find_http_host() == "10.1.2.3"
+
+
+def test_grpc_listens_where_http_does_behind_haproxy() -> None:
+    assert "frontend_host" in HAProxyConfig.grpc_frontend_host.fget.__code__.co_names
 
 
 def test_it_does_without_vllm() -> None:

@@ -46,12 +46,20 @@ def test_a_replica_says_in_words_what_it_is_doing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tenant", "own"), [("a", ["batch_a"]), ("b", ["batch_b1", "batch_b2"]), ("other", []), (None, [])]
+    ("tenant", "own", "said"),
+    [
+        ("a", ["batch_a"], "begins nothing of 1 batch for"),
+        ("b", ["batch_b1", "batch_b2"], "begins nothing of 2 batches for"),
+        ("other", [], ""),
+        (None, ["batch_a", "batch_b1", "batch_b2"], "begins nothing of 3 batches for"),
+    ],
 )
-def test_a_caller_sees_batches_of_its_own_tenant_only(tenant: str | None, own: list[str]) -> None:
+def test_a_caller_sees_batches_of_its_own_tenant_only_unless_it_is_an_admin(
+    tenant: str | None, own: list[str], said: str
+) -> None:
     batches = [make_batch("batch_b1", "b"), make_batch("batch_a", "a"), make_batch("batch_b2", "b")]
     # One has ended since the report, and is nobody's that is known.
-    stopped = ("batch_a", "batch_b1", "batch_ended", "batch_b2")
+    stopped = ("batch_a", "batch_b1", "batch_b2", "batch_ended")
     reports = [
         CapacityReport(replica_id="r1", model="m", state="serving", window=4, stopped=stopped),
         CapacityReport(replica_id="r2", model="m", state="serving", window=4),
@@ -59,4 +67,6 @@ def test_a_caller_sees_batches_of_its_own_tenant_only(tenant: str | None, own: l
     status = build_status(reports, batches, tenant)
     assert sorted(line.id for line in status.batches) == own
     assert [list(replica.stopped) for replica in status.replicas] == [own, []]
+    assert said in status.replicas[0].doing
+    assert bool(own) == ("begins nothing" in status.replicas[0].doing)
     assert all(batch.batch_id in own or batch.batch_id not in status.model_dump_json() for batch in batches)

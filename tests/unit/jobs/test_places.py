@@ -11,7 +11,7 @@ from conserve.jobs.places import Places
 
 
 def test_there_are_so_many_for_all_and_so_many_for_each() -> None:
-    places = Places(3, {"a": 2, "b": None})
+    places = Places(3, {"a": 2, "b": None}.get)
     with ExitStack() as stack:
         for _ in range(2):
             stack.enter_context(places.take("a"))

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from conserve.launch import ports
-from conserve.launch.ports import find_free_block
+from conserve.launch.ports import find_free_block, is_loopback
 
 
 def test_a_block_has_no_port_that_somebody_listens_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +23,22 @@ def test_a_block_has_no_port_that_somebody_listens_on(monkeypatch: pytest.Monkey
         monkeypatch.setattr(ports, "_BLOCK_PORTS", block)
         with pytest.raises(OSError, match="no 10 free ports in a row"):
             find_free_block(10)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_so"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("", False),
+        ("front.example.org", False),
+        ("localhost.example.org", False),
+    ],
+)
+def test_what_only_this_machine_reaches(host: str, is_so: bool) -> None:
+    assert is_loopback(host) is is_so
