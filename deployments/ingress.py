@@ -32,6 +32,7 @@ from deployments.flex_routes import answer_flex, is_flex
 from deployments.grpc_front.methods import GrpcMethods
 from deployments.online_metrics import class_of
 from deployments.online_trace import begin_front, carry_on, follow_answer
+from deployments.overload import raise_overload
 from deployments.ray_cluster import find_cluster
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from deployments.ray_metrics import RayRecorder
@@ -161,7 +162,7 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
             answer: AsyncGenerator[Any, None] = super(ConServeIngress, self)._get_response(
                 body=body, call_method=call_method, raw_request=traced_request
             )
-            return answer
+            return raise_overload(answer)
 
         def count_retry() -> None:
             self._recorder.add(FRONT_RETRIES, 1)

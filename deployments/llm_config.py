@@ -21,6 +21,8 @@ STREAM_BATCHING_INTERVAL_MS = 0
 """Ray Serve LLM gathers tokens for 50 ms by default, which the first token would pay for."""
 
 SPOT_SUFFIX = "--spot"
+SPARE_REQUESTS = 64
+"""A replica is sent so many more requests than it lets in: it refuses at once what Serve would have wait."""
 HEALTH_CHECK_PERIOD_S = 2.0
 """From the beginning of one check to that of the next, at least; replicas hold them, see `harvesting.HeldChecks`."""
 HEALTH_CHECK_TIMEOUT_S = 30.0
@@ -85,7 +87,7 @@ def build_llm_config(settings: Settings, *, spot: bool = False) -> LLMConfig:
         deployment_config={
             "name": settings.model.served_name.replace("/", "--").replace(".", "_") + (SPOT_SUFFIX if spot else ""),
             **(find_spot_scaling(settings) if spot else find_scaling(settings)),
-            "max_ongoing_requests": 4 * engine.max_num_seqs,
+            "max_ongoing_requests": engine.max_num_seqs + settings.overload.max_waiting_requests + SPARE_REQUESTS,
             "max_queued_requests": settings.http.max_queued_requests,
             **find_routing(settings.routing),
             "health_check_period_s": HEALTH_CHECK_PERIOD_S,

@@ -17,6 +17,7 @@ from pydantic import (
 
 from conserve.config.autoscaling import MOST_REPLICAS, AutoscalingSettings, SpotSettings
 from conserve.config.offline_sections import HarvestSettings, JobsSettings
+from conserve.config.online_sections import OverloadSettings
 from conserve.config.section import Section as _Section
 from conserve.config.tenants import FlexSettings, TenantSettings, check_tenants
 
@@ -258,6 +259,7 @@ class Settings(_Section):
         description="Tenants by name. As soon as one has a key, batches, files and flex requests need one.",
     )
     http: HttpSettings = HttpSettings()
+    overload: OverloadSettings = OverloadSettings()
     routing: RoutingSettings = RoutingSettings()
     tracing: TracingSettings = TracingSettings()
     replicas: int = Field(
