@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,6 +24,8 @@ from conserve.jobs.link import OUTAGES, RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
 from conserve.jobs.tenants import TenantDirectory
+from conserve.jobs.validation import make_rules
+from conserve.policy.refused_field import RefusedField
 from conserve.telemetry.logs import configure_service_logs
 from conserve.telemetry.online_metrics import FRONT_RETRIES, FRONT_TTFT
 from deployments.console.feed import ConsoleFeed, Sources
@@ -82,6 +84,8 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         self._settings = settings
         self._recorder = RayRecorder()
         self._recorder.add(FRONT_RETRIES, 0)
+        self._rules = make_rules(settings.requests)
+        self._open = 0
         self._tenants = TenantDirectory(settings.tenants)
         self._probe = ReadinessProbe(llm_deployments.values())
         self._jobs: JobService | None = None
@@ -134,6 +138,7 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         if is_flex(body):
             return await answer_flex(self.flex, BatchEndpoint.CHAT_COMPLETIONS, request)
         self._check_key(request)
+        await self._check_rules(request)
         answer: Response = await super().chat(body, request)
         return answer
 
@@ -142,18 +147,40 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         if is_flex(body):
             return await answer_flex(self.flex, BatchEndpoint.COMPLETIONS, request)
         self._check_key(request)
+        await self._check_rules(request)
         answer: Response = await super().completions(body, request)
         return answer
 
     async def embeddings(self, body: EmbeddingRequest, request: Request) -> Response:
         """Answers with embeddings, where the model can."""
         self._check_key(request)
+        await self._check_rules(request)
         answer: Response = await super().embeddings(body, request)
         return answer
 
     async def _get_response(
         self, *, body: Any, call_method: str, raw_request: Request | None = None
     ) -> AsyncGenerator[Any, None]:
+        with self._take_place():
+            async with aclosing(self._answer(body, call_method, raw_request)) as responses:
+                async for response in responses:
+                    yield response
+
+    @contextmanager
+    def _take_place(self) -> Iterator[None]:
+        most = self._settings.http.max_open_requests
+        if self._open >= most:
+            message = f"{most} online requests are open at this front, which is the limit; try again later."
+            raise ApiError(
+                429, message, error_type="rate_limit_error", code="too_many_requests", retry_after_s=RETRY_AFTER_S
+            )
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    async def _answer(self, body: Any, call_method: str, raw_request: Request | None) -> AsyncGenerator[Any, None]:
         began_s = time.monotonic()
         span = begin_front(call_method, body, raw_request, self._settings.slo)
         traced_request = carry_on(raw_request, span)
@@ -214,6 +241,18 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
             return self._tenants.identify(request.headers.get("authorization"))
         except ApiError:
             return None
+
+    async def _check_rules(self, request: Request) -> None:
+        """Checks the JSON as it was sent, of which the parsed request says what it understands; flex does so itself.
+
+        Raises:
+            ApiError: 400, the field that is not allowed.
+        """
+        body = await request.json()
+        try:
+            self._rules.check(body)
+        except RefusedField as error:
+            raise ApiError(400, str(error), param=error.param, code="not_allowed") from None
 
     def _check_key(self, request: Request) -> None:
         if self._settings.http.keys_for_online:

@@ -63,6 +63,7 @@ class ConServeReplica(LLMServer):
         start_tracing(settings)
         self._settings = settings
         bind_cpu_threads(settings)
+        os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"  # To hosts that `requests.media_domains` does not name.
         choose_runner(settings.engine)
         await super().__init__(llm_config, engine_cls=ServingEngine)
         engine: ServingEngine = find_engine(self)

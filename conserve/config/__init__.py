@@ -10,9 +10,11 @@ from __future__ import annotations
 from conserve.config.autoscaling import AutoscalingSettings, SpotSettings
 from conserve.config.loading import ENV_NOT_SETTINGS, ENV_PREFIX, ENV_TEST_PREFIX, SettingsError, load_settings
 from conserve.config.offline_sections import EMBEDDED_REDIS, HarvestSettings, JobsSettings
+from conserve.config.online_sections import OverloadSettings, RequestSettings
 from conserve.config.sections import (
     DEFAULT_CLASS,
     EngineSettings,
+    HttpSettings,
     RequestClass,
     RoutingSettings,
     Settings,
@@ -32,8 +34,11 @@ __all__ = [
     "EngineSettings",
     "FlexSettings",
     "HarvestSettings",
+    "HttpSettings",
     "JobsSettings",
+    "OverloadSettings",
     "RequestClass",
+    "RequestSettings",
     "RoutingSettings",
     "Settings",
     "SettingsError",
