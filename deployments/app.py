@@ -17,6 +17,7 @@ from deployments.batch_routes import build_batch_router
 from deployments.console.routes import build_console_router
 from deployments.controller import ConServeController
 from deployments.errors import install_error_handlers
+from deployments.http_limits import RequestLimits
 from deployments.ingress import ENDPOINTS, ConServeIngress, find_console, find_jobs
 from deployments.llm_config import build_llm_config
 from deployments.ray_compat import to_model_metadata
@@ -53,7 +54,7 @@ def build_app(args: dict[str, Any]) -> Application:
         spot = build_llm_deployment(build_llm_config(settings, spot=True), name_prefix="", bind_kwargs=own)
     return (
         serve.deployment(
-            make_fastapi_ingress(ConServeIngress, endpoint_map=ENDPOINTS, app=build_fastapi_app()),
+            make_fastapi_ingress(ConServeIngress, endpoint_map=ENDPOINTS, app=build_fastapi_app(settings)),
             name="Ingress",
             num_replicas=settings.http.fronts,
             max_ongoing_requests=INGRESS_ONGOING_REQUESTS,
@@ -68,9 +69,10 @@ def build_app(args: dict[str, Any]) -> Application:
     )
 
 
-def build_fastapi_app() -> FastAPI:
+def build_fastapi_app(settings: Settings) -> FastAPI:
     """The HTTP application that the ingress's routes are added to."""
     app = FastAPI(title="ConServe", docs_url="/docs", redoc_url=None)
+    app.add_middleware(RequestLimits, settings=settings.http)
     install_error_handlers(app)
     app.include_router(build_batch_router(find_jobs))
     app.include_router(build_console_router(find_console))

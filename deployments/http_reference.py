@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ray.serve.llm.ingress import make_fastapi_ingress
 
+from conserve.config import Settings
 from conserve.harvest.messages import CapacityReport
 from deployments.app import build_fastapi_app
 from deployments.ingress import ENDPOINTS, ConServeIngress
@@ -62,7 +63,7 @@ def write_reference() -> str:
 
 def describe_routes() -> dict[str, Any]:
     """The OpenAPI description of the front, as the application answers with at `/openapi.json`."""
-    app = build_fastapi_app()
+    app = build_fastapi_app(Settings())
     make_fastapi_ingress(ConServeIngress, endpoint_map=ENDPOINTS, app=app)
     return app.openapi()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import structlog
@@ -27,7 +27,9 @@ from conserve.jobs.link import OUTAGES, RedisClient, keep_connected
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
 from conserve.jobs.tenants import find_tenants
+from conserve.jobs.validation import make_rules
 from conserve.launch.ports import is_loopback
+from conserve.policy.refused_field import RefusedField
 from conserve.telemetry.logs import configure_service_logs
 from conserve.telemetry.online_metrics import FRONT_RETRIES, FRONT_TTFT
 from deployments.console.feed import ConsoleFeed, Sources
@@ -36,7 +38,8 @@ from deployments.flex_routes import answer_flex, is_flex
 from deployments.grpc_front.methods import GrpcMethods
 from deployments.online_metrics import class_of
 from deployments.online_trace import begin_front, carry_on, follow_answer
-from deployments.pulse import ATTEMPTS, listen, number_attempt
+from deployments.overload import raise_overload
+from deployments.pulse import ask_heard
 from deployments.ray_cluster import find_cluster
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, ModelCard, ModelList
 from deployments.ray_metrics import RayRecorder
@@ -94,6 +97,8 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         self._tenants = find_tenants(settings, self._ring)
         if not self._tenants.needs_keys:
             log.warning("no API key is needed here", http_host=host, keys=settings.http.keys)
+        self._rules = make_rules(settings.requests)
+        self._open = 0
         self._probe = ReadinessProbe(llm_deployments.values())
         self._jobs: JobService | None = None
         self._flex: FlexService | None = None
@@ -179,28 +184,41 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
     async def _get_response(
         self, *, body: Any, call_method: str, raw_request: Request | None = None
     ) -> AsyncGenerator[Any, None]:
+        with self._take_place():
+            async with aclosing(self._answer(body, call_method, raw_request)) as responses:
+                async for response in responses:
+                    yield response
+
+    @contextmanager
+    def _take_place(self) -> Iterator[None]:
+        most = self._settings.http.max_open_requests
+        if self._open >= most:
+            message = f"{most} online requests are open at this front, which is the limit; try again later."
+            raise ApiError(
+                429, message, error_type="rate_limit_error", code="too_many_requests", retry_after_s=RETRY_AFTER_S
+            )
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    async def _answer(self, body: Any, call_method: str, raw_request: Request | None) -> AsyncGenerator[Any, None]:
         began_s = time.monotonic()
         span = begin_front(call_method, body, raw_request, self._settings.slo)
         traced_request = carry_on(raw_request, span)
 
         limits = self._settings.http
 
-        async def ask() -> AsyncGenerator[Any, None]:
-            number, attempt = ATTEMPTS.begin()
+        def send(numbered: Request | None) -> AsyncGenerator[Any, None]:
+            answer: AsyncGenerator[Any, None] = super(ConServeIngress, self)._get_response(
+                body=body, call_method=call_method, raw_request=numbered
+            )
+            return answer
 
-            def send() -> AsyncGenerator[Any, None]:
-                answer: AsyncGenerator[Any, None] = super(ConServeIngress, self)._get_response(
-                    body=body, call_method=call_method, raw_request=number_attempt(traced_request, number)
-                )
-                return answer
-
-            try:
-                answer = listen(send, attempt, limits.replica_silence_s, limits.replica_wait_s)
-                async with aclosing(answer):
-                    async for response in answer:
-                        yield response
-            finally:
-                ATTEMPTS.end(number)
+        def ask() -> AsyncGenerator[Any, None]:
+            heard = ask_heard(send, traced_request, limits.replica_silence_s, limits.replica_wait_s)
+            return raise_overload(heard)
 
         def count_retry() -> None:
             self._recorder.add(FRONT_RETRIES, 1)
@@ -247,10 +265,23 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         board, queue = self._board, self._queue
         return None if board is None or queue is None else Sources(board, queue)
 
+    async def _check_rules(self, request: Request) -> None:
+        """Checks the JSON as it was sent, of which the parsed request says what it understands; flex does so itself.
+
+        Raises:
+            ApiError: 400, the field that is not allowed.
+        """
+        body = await request.json()
+        try:
+            self._rules.check(body)
+        except RefusedField as error:
+            raise ApiError(400, str(error), param=error.param, code="not_allowed") from None
+
     async def _admit(self, body: Any, request: Request) -> None:
         if self._settings.http.keys_for_online:
             tokens = await guess_model_tokens(body, request) if self._tenants.needs_keys else 0
             admit(self._tenants, request, Scope.ONLINE, tokens)
+        await self._check_rules(request)
 
     def _admit_to_models(self, request: Request) -> None:
         if self._settings.http.keys_for_online:

@@ -21,6 +21,10 @@ STREAM_BATCHING_INTERVAL_MS = 0
 """Ray Serve LLM gathers tokens for 50 ms by default, which the first token would pay for."""
 
 SPOT_SUFFIX = "--spot"
+NO_HOST = "none.invalid"
+"""There never is such a host (RFC 6761)."""
+SPARE_REQUESTS = 64
+"""A replica is sent so many more requests than it lets in: it refuses at once what Serve would have wait."""
 HEALTH_CHECK_PERIOD_S = 2.0
 """From the beginning of one check to that of the next, at least; replicas hold them, see `harvesting.HeldChecks`."""
 HEALTH_CHECK_TIMEOUT_S = 30.0
@@ -57,6 +61,8 @@ def build_llm_config(settings: Settings, *, spot: bool = False) -> LLMConfig:
         "max_num_batched_tokens": engine.max_num_batched_tokens,
         "dtype": engine.dtype,
         "disable_log_stats": False,
+        # Without any vLLM would fetch from everywhere.
+        "allowed_media_domains": settings.requests.media_domains or [NO_HOST],
     }
     if settings.model.task == "embed":
         engine_kwargs["runner"] = "pooling"
@@ -69,6 +75,10 @@ def build_llm_config(settings: Settings, *, spot: bool = False) -> LLMConfig:
     else:
         engine_kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
     engine_kwargs = add_extra_arguments(engine_kwargs, engine.extra_args)
+    if settings.requests.max_output_tokens is not None:
+        # For requests that say nothing; those that ask for more are refused before.
+        most = {"max_new_tokens": settings.requests.max_output_tokens}
+        engine_kwargs["override_generation_config"] = engine_kwargs.get("override_generation_config", {}) | most
 
     model = resolve_model(settings.model.source)
     is_folder = Path(model).is_dir()
@@ -85,7 +95,7 @@ def build_llm_config(settings: Settings, *, spot: bool = False) -> LLMConfig:
         deployment_config={
             "name": settings.model.served_name.replace("/", "--").replace(".", "_") + (SPOT_SUFFIX if spot else ""),
             **(find_spot_scaling(settings) if spot else find_scaling(settings)),
-            "max_ongoing_requests": 4 * engine.max_num_seqs,
+            "max_ongoing_requests": engine.max_num_seqs + settings.overload.max_waiting_requests + SPARE_REQUESTS,
             "max_queued_requests": settings.http.max_queued_requests,
             **find_routing(settings.routing),
             "health_check_period_s": HEALTH_CHECK_PERIOD_S,

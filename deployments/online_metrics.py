@@ -10,13 +10,14 @@ from typing import Any, Final
 from conserve.config import DEFAULT_CLASS, SloSettings
 from conserve.engine.offline_request import CLASS_FIELD
 from conserve.harvest.recent_latency import RecentLatency
+from conserve.policy.overload import Reason
 from conserve.telemetry import online_metrics as metrics
 from conserve.telemetry.bounded_label import OTHER
 from conserve.telemetry.metric import Recorder, Totals
 from conserve.telemetry.spans import QUEUE_TIME, REQUEST_SPAN
 from deployments.errors import is_error, is_refusal
 
-OUTCOMES: Final = ("answered", "failed", "abandoned", "refused")
+OUTCOMES: Final = ("answered", "failed", "abandoned", "refused", "overload")
 
 
 def class_of(request: Any, slo: SloSettings) -> str:
@@ -37,6 +38,7 @@ class OnlineMetrics:
 
     Attributes:
         latency: What they have felt in the last seconds.
+        on_gap: Told of the time between two outputs, in seconds.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class OnlineMetrics:
         self._recorder = recorder
         self._clock = clock
         self.latency = RecentLatency()
+        self.on_gap: Callable[[float], None] = lambda gap_s: None
         self._slo = slo
         classes = slo.by_priority()
         self._names = list(classes)
@@ -55,6 +58,8 @@ class OnlineMetrics:
         for name in classes:
             for outcome in OUTCOMES:
                 recorder.add(metrics.ONLINE_REQUESTS, 0, name, outcome)
+            for reason in Reason:
+                recorder.add(metrics.ONLINE_OVERLOAD, 0, name, reason)
             recorder.add(metrics.ONLINE_FIRST_TOKENS, 0, name)
             recorder.add(metrics.ONLINE_LATE_FIRST_TOKENS, 0, name)
         self._totals = Totals(recorder)
@@ -70,6 +75,7 @@ class OnlineMetrics:
         name, recorder = self._name(priority), self._recorder
         recorder.observe(metrics.ONLINE_TBT, gap_s, name)
         self.latency.note_tbt(name, self._clock(), gap_s)
+        self.on_gap(gap_s)
         # Added up, and reported with the others once a second.
         counts = self._next_tokens[name]
         counts[0] += 1
@@ -87,6 +93,12 @@ class OnlineMetrics:
     def refuse(self, request: Any) -> None:
         """A request was refused before the engine has seen it."""
         self._recorder.add(metrics.ONLINE_REQUESTS, 1, class_of(request, self._slo), "refused")
+
+    def note_overload(self, request: Any, reason: Reason) -> None:
+        """A request was refused for want of capacity."""
+        name = class_of(request, self._slo)
+        self._recorder.add(metrics.ONLINE_REQUESTS, 1, name, "overload")
+        self._recorder.add(metrics.ONLINE_OVERLOAD, 1, name, reason)
 
     async def follow(
         self, request: Any, came_s: float, responses: AsyncGenerator[Any, None]

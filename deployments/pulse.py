@@ -122,6 +122,34 @@ class _End(NamedTuple):
     error: Exception | None
 
 
+async def ask_heard(
+    send: Callable[[Request | None], AsyncGenerator[Any, None]],
+    request: Request | None,
+    silence_s: float,
+    wait_s: float,
+) -> AsyncGenerator[Any, None]:
+    """At the front: sends a request, and passes the answer on as long as something is heard of its replica.
+
+    Args:
+        send: Sends it; its argument is the request, with a number for the router.
+        request: How it came.
+        silence_s: How long a replica may say nothing.
+        wait_s: How long no replica may have room for the request.
+
+    Raises:
+        NoReplicaTook: none had room.
+        ReplicaSilent: the replica has said nothing.
+    """
+    number, attempt = ATTEMPTS.begin()
+    answer = listen(lambda: send(number_attempt(request, number)), attempt, silence_s, wait_s)
+    try:
+        async with aclosing(answer):
+            async for response in answer:
+                yield response
+    finally:
+        ATTEMPTS.end(number)
+
+
 async def listen(
     ask: Callable[[], AsyncGenerator[Any, None]],
     attempt: Attempt,

@@ -21,10 +21,11 @@ from conserve.config import Settings
 from conserve.engine.arguments import choose_runner
 from conserve.engine.contract import EngineDied, EngineGone, InvalidRequest
 from conserve.engine.engine import CoServeEngine
-from conserve.engine.engine_outlook import EngineSizes, describe_outlook
+from conserve.engine.engine_outlook import EngineSizes, describe_conditions, describe_outlook
 from conserve.engine.vllm_compat import PRIORITY_HEADER
 from conserve.engine.vllm_front_compat import count_kv_tokens, count_queued_tokens, count_unfinished
 from conserve.harvest.engine_metrics import EngineMetrics
+from conserve.policy.overload import Conditions
 from conserve.policy.stall import StallWatch
 from conserve.telemetry.logs import configure_service_logs
 from deployments.departure import Departure
@@ -32,6 +33,7 @@ from deployments.errors import is_error, refusal
 from deployments.harvesting import HeldChecks, ReplicaHarvest
 from deployments.online_metrics import OnlineMetrics
 from deployments.online_trace import trace_engine
+from deployments.overload import OverloadGuard, Visit
 from deployments.prompt_text import measure_request
 from deployments.pulse import ATTEMPT_HEADER, beat
 from deployments.ray_compat import RawRequestInfo, find_client, find_engine, has_died
@@ -64,6 +66,7 @@ class ConServeReplica(LLMServer):
         start_tracing(settings)
         self._settings = settings
         bind_cpu_threads(settings)
+        os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"  # To hosts that `requests.media_domains` does not name.
         choose_runner(settings.engine)
         await super().__init__(llm_config, engine_cls=ServingEngine)
         engine: ServingEngine = find_engine(self)
@@ -80,6 +83,7 @@ class ConServeReplica(LLMServer):
         self._online = OnlineMetrics(recorder, settings.slo)
         if engine.outputs is not None:
             engine.outputs.watcher = self._online
+        self._guard = OverloadGuard(settings, self._co_engine, self._find_conditions, self._online)
         self._received = Received()
         self._reports = 0
         departure = Departure(self._has_ended)
@@ -126,18 +130,23 @@ class ConServeReplica(LLMServer):
         mark = self._read_mark(raw_request_info)
         if self._co_engine.is_gone:
             raise EngineGone("the engine has ended")
+        tokens = mark.prompt_tokens if mark is not None else measure_request(request).tokens
         try:
-            announcement = self._co_engine.claim_online(request)
+            visit = self._guard.let_in(request, self._co_engine.find_priority(request), tokens)
         except InvalidRequest as error:
             self._online.refuse(request)
             return _answer(refusal(error))
+        if not isinstance(visit, Visit):
+            return _answer(visit)
+        announcement = self._co_engine.claim_online(request)
         try:
             responses = await answer(request, drop_own_headers(raw_request_info))
         except BaseException:
             self._co_engine.withdraw(announcement)
+            visit.end()
             raise
-        tokens = mark.prompt_tokens if mark is not None else measure_request(request).tokens
-        passed_on = self._co_engine.online(self._watch(responses), announcement, tokens)
+        passed_on = self._co_engine.online(self._watch(responses), announcement, tokens, visit)
+        visit.end_with(passed_on)
         return self._online.follow(request, came_s, passed_on)
 
     async def _watch(self, responses: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
@@ -162,6 +171,9 @@ class ConServeReplica(LLMServer):
                 self._stall.look(counters.iterations, has_online, time.monotonic())
             self._online.report()
             await asyncio.sleep(MEASURE_PERIOD_S)
+
+    def _find_conditions(self, running: int) -> Conditions:
+        return describe_conditions(self._co_engine.scheduler_counters(), self._sizes, running)
 
     def _read_mark(self, raw_request_info: RawRequestInfo | None) -> Mark | None:
         mark = Mark.read(raw_request_info.headers.get(MARK_HEADER)) if raw_request_info is not None else None

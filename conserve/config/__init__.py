@@ -10,6 +10,7 @@ from __future__ import annotations
 from conserve.config.autoscaling import AutoscalingSettings, SpotSettings
 from conserve.config.loading import ENV_NOT_SETTINGS, ENV_PREFIX, ENV_TEST_PREFIX, SettingsError, load_settings
 from conserve.config.offline_sections import HarvestSettings, JobsSettings
+from conserve.config.online_sections import OverloadSettings, RequestSettings
 from conserve.config.redis_url import EMBEDDED_REDIS
 from conserve.config.sections import (
     DEFAULT_CLASS,
@@ -37,7 +38,9 @@ __all__ = [
     "HarvestSettings",
     "HttpSettings",
     "JobsSettings",
+    "OverloadSettings",
     "RequestClass",
+    "RequestSettings",
     "RoutingSettings",
     "Settings",
     "SettingsError",

@@ -17,6 +17,7 @@ from pydantic import (
 
 from conserve.config.autoscaling import MOST_REPLICAS, AutoscalingSettings, SpotSettings
 from conserve.config.offline_sections import HarvestSettings, JobsSettings
+from conserve.config.online_sections import OverloadSettings, RequestSettings
 from conserve.config.redis_url import drop_password
 from conserve.config.section import Section as _Section
 from conserve.config.tenants import FlexSettings, TenantSettings, check_tenants
@@ -117,6 +118,8 @@ class EngineSettings(_Section):
             "scheduling_policy": "ConServe needs `priority`",
             "model": "set `model.source`",
             "served_model_name": "set `model.name`",
+            "allowed_media_domains": "set `requests.media_domains`",
+            "allowed_local_media_path": "requests name no files",
             **{name: f"set `engine.{name}`" for name in cls.model_fields if name != "extra_args"},
         }
         if info.data.get("mode") == "conserve":
@@ -187,10 +190,10 @@ class SloSettings(_Section):
 
 
 class HttpSettings(_Section):
-    """Limits of the HTTP front."""
+    """Limits of the front."""
 
     max_queued_requests: int = Field(
-        256, description="Online requests that may wait for a replica; further ones get 429. -1: no limit."
+        256, ge=1, le=100_000, description="Online requests that may wait for a replica; further ones get 429."
     )
 
     keys: Literal["auto", "required", "none"] = Field(
@@ -209,7 +212,6 @@ class HttpSettings(_Section):
         le=3_600,
         description="A replica that is told to go ends after so long at the latest, whatever online requests it has.",
     )
-
     replica_silence_s: float = Field(
         20.0,
         ge=1,
@@ -223,13 +225,27 @@ class HttpSettings(_Section):
         le=3_600,
         description="An online request for which no replica has had room for so long is refused (503).",
     )
-
-    @field_validator("max_queued_requests")
-    @classmethod
-    def _check_queue_limit(cls, value: int) -> int:
-        if value != -1 and value < 1:
-            raise ValueError("must be -1 (no limit) or at least 1")
-        return value
+    max_open_requests: int = Field(
+        2_000,
+        ge=1,
+        le=100_000,
+        description="Online requests, streams among them, that are open at once at one front; further ones get 429.",
+    )
+    max_body_bytes: int = Field(
+        16 << 20,
+        ge=1_024,
+        le=1 << 30,
+        description="Body of an HTTP request; further bytes get 413. Uploads have `jobs.max_file_bytes`.",
+    )
+    max_header_bytes: int = Field(
+        16_384, ge=1_024, le=1 << 20, description="Address and headers of an HTTP request; more get 431."
+    )
+    body_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=3_600,
+        description="So long is waited for a body in all, then 408; uploads: for each piece, 60 s.",
+    )
 
 
 class RoutingSettings(_Section):
@@ -284,6 +300,8 @@ class Settings(_Section):
         description="Tenants by name: what those may have that are not to have the defaults.",
     )
     http: HttpSettings = HttpSettings()
+    requests: RequestSettings = RequestSettings()
+    overload: OverloadSettings = OverloadSettings()
     routing: RoutingSettings = RoutingSettings()
     tracing: TracingSettings = TracingSettings()
     replicas: int = Field(

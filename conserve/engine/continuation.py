@@ -120,10 +120,9 @@ class RecordingGenerate:
         if record is None:
             outputs: AsyncGenerator[Any, None] = self._generate(prompt, sampling_params, request_id, **kwargs)
             priority = kwargs.get("priority") or ONLINE_PRIORITY
-            # The outputs of several answers to one prompt come as they please.
-            if self.watcher is None or priority >= OFFLINE_PRIORITY or getattr(sampling_params, "n", 1) > 1:
+            if priority >= OFFLINE_PRIORITY:
                 return outputs
-            return watch_outputs(outputs, priority, self.watcher)
+            return watch_outputs(outputs, priority, None if getattr(sampling_params, "n", 1) > 1 else self.watcher)
         _RECORD.set(None)
         if not self._can_go_on(prompt, sampling_params, kwargs):
             record.begin_anew(Obstacle.ENGINE)

@@ -26,6 +26,7 @@ from conserve.engine.contract import (
 )
 from conserve.engine.cpu_clock import ChildCpuClock
 from conserve.engine.offline_request import CLASS_FIELD, EMBEDDINGS, parse_request, read_answer
+from conserve.engine.output_watch import watch_first
 from conserve.engine.page import Counters, EnginePage
 from conserve.engine.pass_control import ANNOUNCEMENT
 from conserve.engine.stats import GAUGES
@@ -52,6 +53,16 @@ class OpenAIServing(Protocol):
 
     def embeddings(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
         """Answers an `EmbeddingCompletionRequest` or `EmbeddingChatRequest`."""
+
+
+class OnlineVisit(Protocol):
+    """Follows a request through the engine."""
+
+    def note_first(self) -> None:
+        """Its first token has come."""
+
+    def end(self) -> None:
+        """It has ended."""
 
 
 class _BusyClock:
@@ -104,8 +115,9 @@ class CoServeEngine:
         self._serving = serving
         self._has_died = has_died
         self._died = False
-        self._ttft_slos_ms = dict(classes) if classes is not None else {DEFAULT_CLASS: math.inf}
-        self._priorities = {name: ONLINE_PRIORITY + index for index, name in enumerate(self._ttft_slos_ms)}
+        slos_ms = dict(classes) if classes is not None else {DEFAULT_CLASS: math.inf}
+        self._ttft_slos_ms = list(slos_ms.values())
+        self._priorities = {name: ONLINE_PRIORITY + index for index, name in enumerate(slos_ms)}
         self._page = page
         self._board = board
         self._online = _BusyClock()
@@ -115,6 +127,20 @@ class CoServeEngine:
         self._offline_prompt_tokens = 0
         self._offline_output_tokens = 0
         self._cpu_clock = ChildCpuClock()
+
+    def find_priority(self, request: Any) -> int:
+        """The priority of the class that an online request names.
+
+        Raises:
+            InvalidRequest: there is no such class.
+        """
+        name = getattr(request, CLASS_FIELD, None)
+        if name is None:
+            name = DEFAULT_CLASS
+        if not isinstance(name, str) or name not in self._priorities:
+            allowed = ", ".join(f"'{known}'" for known in self._priorities)
+            raise InvalidRequest(f"There is no such request class; allowed are: {allowed}.", CLASS_FIELD)
+        return self._priorities[name]
 
     def claim_online(self, request: Any) -> int:
         """Gives an online request the priority of the class that it names, whatever `priority` the client has sent.
@@ -128,17 +154,12 @@ class CoServeEngine:
         Raises:
             InvalidRequest: there is no such class.
         """
-        name = getattr(request, CLASS_FIELD, None)
-        if name is None:
-            name = DEFAULT_CLASS
-        if not isinstance(name, str) or name not in self._priorities:
-            allowed = ", ".join(f"'{known}'" for known in self._priorities)
-            raise InvalidRequest(f"There is no such request class; allowed are: {allowed}.", CLASS_FIELD)
-        request.priority = self._priorities[name]
+        request.priority = self.find_priority(request)
         if self._board is None or not hasattr(request, "vllm_xargs"):  # Embeddings carry no announcement.
             return 0
         now_s = time.monotonic()
-        announcement = self._board.announce(now_s, now_s + self._ttft_slos_ms[name] / 1e3)
+        ttft_slo_ms = self._ttft_slos_ms[request.priority - ONLINE_PRIORITY]
+        announcement = self._board.announce(now_s, now_s + ttft_slo_ms / 1e3)
         others = {key: value for key, value in (request.vllm_xargs or {}).items() if key != ANNOUNCEMENT}
         request.vllm_xargs = others | ({ANNOUNCEMENT: announcement} if announcement else {})
         return announcement
@@ -149,7 +170,11 @@ class CoServeEngine:
             self._board.retire(announcement)
 
     async def online(
-        self, responses: AsyncGenerator[Item, None], announcement: int = 0, prompt_tokens: float = 0.0
+        self,
+        responses: AsyncGenerator[Item, None],
+        announcement: int = 0,
+        prompt_tokens: float = 0.0,
+        visit: OnlineVisit | None = None,
     ) -> AsyncGenerator[Item, None]:
         """Passes the response stream of an online request on, and counts the request while it is in the engine.
 
@@ -157,26 +182,39 @@ class CoServeEngine:
             responses: The stream.
             announcement: As `claim_online` has given it.
             prompt_tokens: About how many are computed before its first token.
+            visit: Told when that has come, or an answer without one, and when the request has ended.
         """
         answered = False
+
+        def note_first() -> None:
+            nonlocal answered
+            if not answered:
+                answered = True
+                self._online_first_tokens += 1
+                self._waiting_prompt_tokens -= prompt_tokens
+                self.withdraw(announcement)
+                if visit is not None:
+                    visit.note_first()
+
         with self._online.hold():
             self._waiting_prompt_tokens += prompt_tokens
+            # An answer that is not streamed comes as a whole, long after its first token.
+            watch_first(note_first)
             try:
                 # Closed with this one, so that the engine lets go of a request whose client has left.
                 async with aclosing(responses):
                     async for response in responses:
-                        if not answered:
-                            answered = True
-                            self._online_first_tokens += 1
-                            self._waiting_prompt_tokens -= prompt_tokens
-                            self.withdraw(announcement)
+                        note_first()
                         yield response
             finally:
                 self.withdraw(announcement)
                 if answered:
                     self._online_first_tokens -= 1
                 else:
+                    answered = True  # Nothing comes of it any more.
                     self._waiting_prompt_tokens -= prompt_tokens
+                if visit is not None:
+                    visit.end()
 
     async def offline(
         self,
@@ -242,10 +280,20 @@ class CoServeEngine:
 
         Without effect where the scheduler is not ours (`engine.mode: stock`).
         """
+        self._turn(offline_floor=share)
+
+    def pause_offline(self, paused: bool) -> None:
+        """Lets no offline request run beside online ones, or lets them again; a floor that was granted stays.
+
+        Without effect where the scheduler is not ours.
+        """
+        self._turn(offline_paused=float(paused))
+
+    def _turn(self, **knobs: float) -> None:
         if self._page is not None:
-            knobs = self._page.read_knobs()
-            if knobs.offline_floor != share:
-                self._page.write_knobs(dataclasses.replace(knobs, offline_floor=share))
+            before = self._page.read_knobs()
+            if (after := dataclasses.replace(before, **knobs)) != before:
+                self._page.write_knobs(after)
 
     def stats(self) -> EngineStats:
         """What the engine is doing now."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from conserve.engine.contract import EngineStats
 from conserve.engine.page import Counters
 from conserve.engine.stats import GAUGES
-from conserve.policy.outlook import Outlook
-from conserve.policy.token_budget import EFFICIENT_SHARE, limit_prompts_ms
+from conserve.policy.outlook import Outlook, limit_prompt_tokens
+from conserve.policy.overload import Conditions
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,9 @@ def describe_outlook(stats: EngineStats, counters: Counters | None, sizes: Engin
     iteration_ms = costs.overhead_ms + costs.decode_ms * stats.online_running
     iteration_tokens = float(sizes.max_num_batched_tokens)
     if stats.online_running and costs.prompt_token_ms > 0:
-        # Beside those who decode a long prompt is computed in parts, as `Deadlines.limit_prompts_ms` has it.
-        available_ms = min(sizes.tbt_slo_ms, costs.overhead_ms / (1 - EFFICIENT_SHARE))
-        limit_ms = limit_prompts_ms(available_ms, iteration_ms)
-        iteration_tokens = min(iteration_tokens, max(1.0, (limit_ms - iteration_ms) / costs.prompt_token_ms))
+        iteration_tokens = limit_prompt_tokens(
+            iteration_tokens, iteration_ms, costs.overhead_ms, costs.prompt_token_ms, sizes.tbt_slo_ms
+        )
     return Outlook(
         counters.arrival_wait_ms if is_busy else 0.0,
         stats.waiting_prompt_tokens,
@@ -72,4 +71,39 @@ def describe_outlook(stats: EngineStats, counters: Counters | None, sizes: Engin
         iteration_tokens,
         sizes.max_num_seqs - online,
         free_kv_tokens,
+    )
+
+
+def describe_conditions(counters: Counters | None, sizes: EngineSizes, running: int) -> Conditions:
+    """What decides about letting a request in.
+
+    With vLLM's own scheduler, where offline requests hold slots and memory to their end, it is prompts alone: what is
+    held cannot be told apart.
+
+    Args:
+        counters: Of our scheduler; None for vLLM's own.
+        sizes: Of the engine.
+        running: Online sequences that decode.
+    """
+    most = float(sizes.max_num_batched_tokens)
+    if counters is None:
+        return Conditions(Outlook(0.0, 0.0, 0.0, GAUGES.prompt_token_ms, most), 0.0, sizes.max_num_seqs)
+    overhead_ms, token_ms = counters.iteration_ms, counters.prompt_token_ms
+    iteration_ms = overhead_ms + counters.decode_ms * running
+    if running and token_ms > 0:
+        most = limit_prompt_tokens(most, iteration_ms, overhead_ms, token_ms, sizes.tbt_slo_ms)
+    free_kv_tokens = sizes.kv_tokens
+    if running:
+        free_kv_tokens = counters.kv_free_blocks * counters.kv_block_tokens + counters.kv_offline_tokens
+    return Conditions(
+        Outlook(
+            counters.arrival_wait_ms if running else 0.0,
+            iteration_ms=iteration_ms,
+            prompt_token_ms=token_ms,
+            iteration_tokens=most,
+            free_kv_tokens=free_kv_tokens,
+        ),
+        counters.decode_ms,
+        sizes.max_num_seqs,
+        sizes.kv_tokens,
     )

@@ -5,9 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from conserve.engine.vllm_output_compat import find_queued_s
+
+_ON_FIRST: ContextVar[Callable[[], None] | None] = ContextVar("on_first", default=None)
+
+
+def watch_first(on_first: Callable[[], None]) -> None:
+    """Has the first output of the request that this task asks for from now on reported."""
+    _ON_FIRST.set(on_first)
 
 
 class OutputWatcher(Protocol):
@@ -23,15 +31,27 @@ class OutputWatcher(Protocol):
 async def watch_outputs(
     outputs: AsyncGenerator[Any, None],
     priority: int,
-    watcher: OutputWatcher,
+    watcher: OutputWatcher | None,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncGenerator[Any, None]:
-    """Passes the outputs of one request on."""
+    """Passes the outputs of one request on.
+
+    Args:
+        outputs: Of the request.
+        priority: Of the request.
+        watcher: Hears of them; None where they are those of several answers, which come as they please.
+        clock: Seconds, monotonic.
+    """
     last_s = 0.0
+    on_first = _ON_FIRST.get()
     async with aclosing(outputs):
         async for output in outputs:
             now_s = clock()
-            if last_s:
+            if not last_s and on_first is not None:
+                on_first()
+            if watcher is None:
+                pass
+            elif last_s:
                 watcher.note_gap(priority, now_s - last_s)
             elif (queued_s := find_queued_s(output)) is not None:
                 watcher.note_queued(priority, queued_s)

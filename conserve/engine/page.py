@@ -37,6 +37,7 @@ class Knobs:
         checkpoints_off: 1 copies no more KV blocks to host memory (ablation).
         full_passes: 1 fills iterations without online requests up to `offline_pass_tokens`, whatever the objectives.
         offline_floor: Share of the time that offline requests get beside online ones, whatever the objectives leave.
+        offline_paused: 1 runs no offline request beside online ones, unless `offline_floor` grants it time.
         save_profile: Each new value makes the scheduler store its latency profile, in its next step.
     """
 
@@ -53,6 +54,7 @@ class Knobs:
     checkpoints_off: float = 0.0
     full_passes: float = 0.0
     offline_floor: float = 0.0
+    offline_paused: float = 0.0
     save_profile: float = 0.0
 
 

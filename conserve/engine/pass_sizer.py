@@ -35,6 +35,12 @@ class PassSizer:
         """Whether the next pass may be stopped for online requests."""
         return self._control is not None and self._control.may_stop and not self._settings.knobs.safepoints_off
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether no offline request runs beside online ones."""
+        knobs = self._settings.knobs
+        return bool(knobs.offline_paused) and not knobs.offline_floor
+
     def limit_ms(self, demand: OnlineDemand, deadlines: Deadlines) -> float:
         """The longest predicted time of the next iteration; `inf` for any."""
         if demand.is_present:
@@ -64,6 +70,8 @@ class PassSizer:
     def size_mixed(self, demand: OnlineDemand) -> int:
         """Tokens of an iteration with online requests: with offline ones, no more than the most efficient pass has."""
         full_batch = self._settings.full_batch
+        if self.is_paused:
+            return demand.tokens
         if self._settings.knobs.token_budget_off:
             return full_batch
         return max(demand.tokens, self._meter.rates.best_tokens(full_batch))

@@ -394,6 +394,8 @@ class CoServing(Scheduler):
     ) -> Slack | None:
         if self._control is None or not self._sizer.can_stop or not self._control.can_resume or not demand.is_present:
             return None
+        if self._sizer.is_paused:
+            return None
         decodes = count_decodes(self, [request for request in offline if is_decoding(request)])
         slack = deadlines.find_slack(demand, IterationShape().add_decodes(decodes.sequences, decodes.context))
         return slack._replace(is_enough=False) if slack is not None and self._is_awaited(now_s) else slack

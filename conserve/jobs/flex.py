@@ -31,7 +31,7 @@ from conserve.jobs.flex_waiters import FlexWaiters
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.segments import SegmentReader
 from conserve.jobs.tenants import TenantDirectory, find_tenants
-from conserve.jobs.validation import InputValidator
+from conserve.jobs.validation import InputValidator, make_rules
 from conserve.policy.request_size import EXPECTED_OUTPUT_TOKENS, guess_request_tokens
 
 TIER: Final = "flex"
@@ -175,7 +175,9 @@ class FlexService:
         plain = {name: value for name, value in body.items() if name not in _OWN_FIELDS}
         entry = {"custom_id": _CUSTOM_ID, "method": "POST", "url": endpoint, "body": plain}
         line = json.dumps(entry, separators=(",", ":")).encode("ascii")
-        validator = InputValidator(endpoint, self._models, 1, self._settings.jobs.max_line_bytes)
+        settings = self._settings
+        rules = make_rules(settings.requests)
+        validator = InputValidator(endpoint, self._models, 1, settings.jobs.max_line_bytes, rules)
         for _ in validator.check([line]):
             pass
         if validator.problems:

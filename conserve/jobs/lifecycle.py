@@ -30,7 +30,7 @@ from conserve.jobs.queue import JobQueue
 from conserve.jobs.server_watch import ServerWatch
 from conserve.jobs.slots import FairSlots
 from conserve.jobs.troubles import Troubles, explain
-from conserve.jobs.validation import InputValidator, take_part
+from conserve.jobs.validation import InputValidator, make_rules, take_part
 from conserve.telemetry.job_metrics import BATCHES_ENDED, LEASES_EXPIRED
 from conserve.telemetry.metric import NO_RECORDER, Recorder
 
@@ -70,6 +70,7 @@ class BatchKeeper:
                 recorder.add(BATCHES_ENDED, 0, status.value)
         self._store = store
         self._settings = settings.jobs
+        self._rules = make_rules(settings.requests)
         self._models = models
         self._clock = clock
         self._queue = JobQueue(redis, settings)
@@ -239,7 +240,9 @@ class BatchKeeper:
         if not await self._queue.begin_enqueue(batch.batch_id, token):
             return
         limits = self._settings
-        validator = InputValidator(batch.endpoint, self._models, limits.max_batch_requests, limits.max_line_bytes)
+        validator = InputValidator(
+            batch.endpoint, self._models, limits.max_batch_requests, limits.max_line_bytes, self._rules
+        )
         try:
             await self._enqueue(batch, token, validator)
         except OSError as error:

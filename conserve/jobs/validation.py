@@ -10,10 +10,13 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
+from conserve.config import RequestSettings
 from conserve.jobs.batch import BatchEndpoint, BatchError
 from conserve.jobs.input_size import SizeCounter
 from conserve.jobs.prompt_prefix import PromptPrefix
 from conserve.policy.batch_work import InputSize
+from conserve.policy.refused_field import RefusedField
+from conserve.policy.request_rules import RequestRules
 
 MAX_CUSTOM_ID_LENGTH = 512
 MAX_PROBLEMS = 100
@@ -73,6 +76,7 @@ class InputValidator:
     models: Collection[str]
     max_requests: int
     max_line_bytes: int
+    rules: RequestRules = field(default_factory=RequestRules)
     problems: list[BatchError] = field(default_factory=list)
     total: int = 0
     model: str | None = None
@@ -171,6 +175,10 @@ class InputValidator:
         elif model != self.model:
             message = f"All requests of a batch must name one model; this names '{model}', earlier ones '{self.model}'."
             raise _LineError("mismatched_model", message, "body.model")
+        try:
+            self.rules.check(body)
+        except RefusedField as error:
+            raise _LineError("not_allowed", str(error), f"body.{error.param}") from None
         self.prefix.compare(body)
         if self.endpoint == BatchEndpoint.EMBEDDINGS:
             self._count_inputs(body.get("input"))
@@ -183,6 +191,17 @@ class InputValidator:
         if self._inputs > self.max_requests:
             message = f"With this line the file holds more than {self.max_requests} inputs, which is the limit."
             raise _LineError("too_many_inputs", message, "body.input")
+
+
+def make_rules(settings: RequestSettings) -> RequestRules:
+    """The rules that these settings say."""
+    return RequestRules(
+        settings.max_prompt_tokens,
+        settings.max_output_tokens,
+        settings.max_sequences,
+        settings.max_json_depth,
+        frozenset(settings.media_domains),
+    )
 
 
 def parse_line(text: bytes) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
+from conserve.policy.token_budget import EFFICIENT_SHARE, limit_prompts_ms
+
 WAIT_MEMORY_S: Final = 2.0
 """How long a replica has been found busy counts 1/e after so much time."""
 UNKNOWN_TOKEN_MS: Final = 0.1
@@ -52,6 +54,23 @@ def predict_ttft_ms(outlook: Outlook, ahead_ms: float, tokens: float) -> float:
     # The last one is not full, and takes its own time all the same.
     iterations = max(1, math.ceil(tokens / max(1.0, outlook.iteration_tokens)))
     return outlook.wait_ms + ahead_ms + tokens * token_ms + iterations * outlook.iteration_ms
+
+
+def limit_prompt_tokens(
+    most: float, decodes_ms: float, overhead_ms: float, token_ms: float, tbt_slo_ms: float
+) -> float:
+    """Prompt tokens of an iteration in which others decode: a long prompt is computed in parts beside those.
+
+    Args:
+        most: Tokens of the largest iteration.
+        decodes_ms: Time of the iteration without any.
+        overhead_ms: Time of the smallest iteration.
+        token_ms: Time of each, more than 0.
+        tbt_slo_ms: How long those who decode may wait for their next token.
+    """
+    available_ms = min(tbt_slo_ms, overhead_ms / (1 - EFFICIENT_SHARE))
+    limit_ms = limit_prompts_ms(available_ms, decodes_ms)
+    return min(most, max(1.0, (limit_ms - decodes_ms) / token_ms))
 
 
 def predict_wait_ms(length_ms: float, stop_ms: float, let_go_ms: float) -> float:

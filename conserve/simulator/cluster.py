@@ -165,6 +165,8 @@ class Cluster:
             self.unserved.append(request)
             return
         replica = self._router.choose(serving, request, now_s)
+        if not replica.lets_in(request, now_s):
+            return
         version = replica.version
         replica.arrive(request, now_s)
         self._follow(replica, version)

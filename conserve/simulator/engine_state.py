@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Final
 
 from conserve.policy.latency import IterationShape, LatencyModel
+from conserve.policy.overload import OverloadGate
 from conserve.policy.prefix_order import PrefixBacklog
 from conserve.simulator.coarse_steps import bound_coarsely
 from conserve.simulator.decodes import Decodes
@@ -53,6 +54,7 @@ class EngineState:
         online_prompts, offline_prompts: With a slot, and a prompt that is not computed; in the order of their turn.
         online, offline: Those that decode.
         backlog: Offline requests without a slot.
+        gate: Decides which online requests are refused; None where none is.
         last_tokens_s: When online requests got their last tokens.
         model: The scheduler's latency model, of which `safety` and `overhead_ms` are kept.
         flow_left: Tokens of online prompts that are not computed, where the step under way has computed more than it
@@ -80,6 +82,7 @@ class EngineState:
         self.online = Decodes()
         self.offline = Decodes()
         self.backlog: PrefixBacklog[SimRequest] = PrefixBacklog()
+        self.gate: OverloadGate | None = None
         self.last_tokens_s = -1e9
         self.flow_left: int | None = None
         self.flowing_tokens = 0

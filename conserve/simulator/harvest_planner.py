@@ -167,7 +167,7 @@ class HarvestPlanner:
                 return step
             decodes_only = False
         limit_ms = self._limits.limit_ms(demand, now_s)
-        largest = self._size_mixed(demand) if demand.is_present else self._size_pass(now_s)
+        largest = self._size_mixed(demand, now_s) if demand.is_present else self._size_pass(now_s)
         filling = self._fill(demand, limit_ms, largest, now_s, decodes_only=decodes_only)
         if filling.blocks_short and self._way.give_way(filling, now_s):
             filling = self._fill(demand, limit_ms, largest, now_s, decodes_only=decodes_only)
@@ -241,8 +241,14 @@ class HarvestPlanner:
             return tokens
         return min(tokens, self._limits.choose_pass_tokens(now_s, tokens))
 
-    def _size_mixed(self, demand: OnlineDemand) -> int:
+    def _is_paused(self, now_s: float) -> bool:
+        gate = self._state.gate
+        return gate is not None and gate.is_overloaded(now_s)
+
+    def _size_mixed(self, demand: OnlineDemand, now_s: float) -> int:
         full = self._state.limits.max_num_batched_tokens
+        if self._is_paused(now_s):
+            return demand.tokens
         return max(demand.tokens, self._rates.best_tokens(full)) if self._does.token_budget else full
 
     def _bears_mixed(self, now_s: float) -> bool:
@@ -254,7 +260,9 @@ class HarvestPlanner:
 
     def _find_slack(self, demand: OnlineDemand, now_s: float) -> Slack | None:
         state = self._state
-        if not demand.decodes or demand.arrivals or demand.prompts or self._bears_mixed(now_s):
+        if not demand.decodes or demand.arrivals or demand.prompts or self._is_paused(now_s):
+            return None
+        if self._bears_mixed(now_s):
             return None
         shape = demand.shape.add_decodes(state.offline.size, state.offline.context)
         return find_slack(

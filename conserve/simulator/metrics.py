@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -64,6 +65,8 @@ class Metrics:
         online_tokens, offline_prompt_tokens, offline_output_tokens: Computed for the first time.
         recomputed_tokens: Computed again after a preemption, and in vain where a stopped pass was thrown away.
         online_broken: Whose answer was broken off by a failure, and begun anew.
+        online_good: Of those that came in the window, whose first token and, on average, further ones were in time.
+        online_refused: By reason.
         iterations: Simulated, macro-steps counting for all that they stand for.
         steps: Decisions that were made.
     """
@@ -77,6 +80,8 @@ class Metrics:
     online_requests: int = 0
     online_finished: int = 0
     online_broken: int = 0
+    online_good: int = 0
+    online_refused: Counter[str] = field(default_factory=Counter)
     ttft_in_time: int = 0
     tbt_in_time: int = 0
     online_tokens: int = 0
@@ -104,6 +109,17 @@ class Metrics:
             self.ttft.add(ttft_ms)
             self.online_requests += 1
             self.ttft_in_time += ttft_ms <= self.ttft_slo_ms
+
+    def add_finished(self, arrival_s: float, first_token_s: float, now_s: float, output_tokens: int) -> None:
+        """An online request has come to its end."""
+        self.online_finished += self.covers(now_s)
+        between_ms = (now_s - first_token_s) * 1e3 / (output_tokens - 1) if output_tokens > 1 else 0.0
+        in_time = (first_token_s - arrival_s) * 1e3 <= self.ttft_slo_ms and between_ms <= self.tbt_slo_ms
+        self.online_good += in_time and self.covers(arrival_s)
+
+    def add_refused(self, at_s: float, reason: str) -> None:
+        """An online request was refused."""
+        self.online_refused[reason] += self.covers(at_s)
 
     def add_tbt(self, at_s: float, gap_ms: float, count: int) -> None:
         """So many tokens have come, each so long after the one before."""

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+from conserve.policy.overload import OverloadGate, OverloadLimits
 from conserve.simulator.capacity_meter import CapacityMeter
 from conserve.simulator.engine_state import EngineState
 from conserve.simulator.harvest_limits import Mechanisms
@@ -29,6 +30,7 @@ class SimPolicy:
         batch_tokens: Of the largest iteration; None for the engine's own.
         gateway: Offline requests in flight are limited by a gateway that looks at online latencies.
         has_objectives: Whether it is told the objectives.
+        overload: Which online requests it refuses, by the objectives; None for none.
     """
 
     name: str
@@ -40,6 +42,7 @@ class SimPolicy:
     batch_tokens: int | None = None
     gateway: bool = False
     has_objectives: bool = True
+    overload: OverloadLimits | None = None
 
     def with_objectives(self, ttft_slo_ms: float, tbt_slo_ms: float) -> SimPolicy:
         """The same, told these objectives if it takes any."""
@@ -50,6 +53,7 @@ class SimPolicy:
     def equip(self, replica: Replica) -> None:
         """Gives a replica its planner."""
         state: EngineState = replica.state
+        replica.tbt_slo_ms = self.mechanisms.tbt_slo_ms
         if self.kind == "harvest":
             planner = HarvestPlanner(state, self.mechanisms)
             replica.planner = replica.stopping = planner
@@ -58,6 +62,9 @@ class SimPolicy:
             replica.planner = StockPlanner(state, online_first=self.kind == "chunked", in_order=self.kind == "fcfs")
             # Memory is full as a rule, and each of its iterations costs little to decide.
             state.coarse = state.coarse and not self.has_offline
+        if self.overload is not None:
+            objectives_ms = [(self.mechanisms.ttft_slo_ms, self.mechanisms.tbt_slo_ms)]
+            state.gate = OverloadGate(objectives_ms, self.overload)
 
 
 _BUDGET_ONLY = Mechanisms(safepoints=False, resume=False, checkpoints=False, arrival_guard=False, prefix_order=False)

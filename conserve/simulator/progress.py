@@ -212,6 +212,8 @@ class Progress:
             ttft_ms = (now_s - request.arrival_s) * 1e3 + state.costs.front_ms
             metrics.add_ttft(request.arrival_s, ttft_ms)
             self.longest_ttft_ms = max(self.longest_ttft_ms, ttft_ms)
+            if state.gate is not None:
+                state.gate.note_first(request.number, now_s)
         if request.produced >= request.output_tokens:
             self._finish(request, now_s)
             return
@@ -227,11 +229,12 @@ class Progress:
     def _finish(self, request: SimRequest, now_s: float) -> None:
         self._state.kv.release(request)
         self._state.finished.append(request)
-        if self._metrics.covers(now_s):
-            if request.online:
-                self._metrics.online_finished += 1
-            else:
-                self._metrics.offline_requests += 1
+        if request.online:
+            self._metrics.add_finished(request.arrival_s, request.first_token_s, now_s, request.output_tokens)
+            if self._state.gate is not None:
+                self._state.gate.leave(request.number, now_s)
+        elif self._metrics.covers(now_s):
+            self._metrics.offline_requests += 1
 
     def _record_gaps(self, step: Step, count: int, now_s: float) -> None:
         """The time between tokens of those who decode: of the first iteration it counts from their last token."""
@@ -239,10 +242,14 @@ class Progress:
         first_ms = step.first_ms * (1.0 - step.done_share)
         waited_ms = (step.begins_s - state.last_tokens_s) * 1e3
         metrics.add_tbt(now_s, max(0.0, waited_ms) + first_ms, decodes)
+        if state.gate is not None:
+            state.gate.note_gaps(max(0.0, waited_ms) + first_ms, now_s, decodes)
         if count > 1:
             # Of those who end in the middle, and have no more gaps then, the mean number counts.
             beyond = state.online.count_beyond(count) if state.coarse else 0
             for iterations, mean_ms in reversed(step.list_gaps(1, count)):
                 tokens = decodes * iterations
                 metrics.add_tbt(now_s, mean_ms, tokens - min(beyond, tokens))
+                if state.gate is not None:
+                    state.gate.note_gaps(mean_ms, now_s, tokens - min(beyond, tokens))
                 beyond -= min(beyond, tokens)

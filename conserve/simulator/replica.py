@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable
 from typing import Protocol
 
-from conserve.policy.outlook import Outlook, predict_wait_ms
+from conserve.policy.outlook import Outlook, limit_prompt_tokens, predict_wait_ms
+from conserve.policy.overload import Conditions
 from conserve.policy.pass_stop import LAYERS_TO_STOP
 from conserve.policy.replica_capacity import ReplicaCapacity, ReplicaState
 from conserve.simulator.capacity_meter import CapacityMeter, measure_kv_room
@@ -87,6 +88,7 @@ class Replica:
         self.planner: Planner
         self.stopping: StoppingPlanner | None = None
         self.meter: CapacityMeter | None = None
+        self.tbt_slo_ms = math.inf
         self.version = 0
         """Goes up whenever the end of the step under way changes."""
         self.ends_s = math.inf
@@ -99,6 +101,19 @@ class Replica:
         self._progress = Progress(self.state, metrics)
 
     # What the cluster calls.
+
+    def lets_in(self, request: SimRequest, now_s: float) -> bool:
+        """Whether an online request that comes now is not refused."""
+        state = self.state
+        gate = state.gate
+        if gate is None:
+            return True
+        verdict = gate.decide(0, request.prompt_tokens, 1, self._find_conditions(now_s), now_s)
+        if verdict.reason is None:
+            gate.enter(request.number, 0, request.prompt_tokens, 1, verdict, now_s)
+            return True
+        self._metrics.add_refused(now_s, verdict.reason)
+        return False
 
     def arrive(self, request: SimRequest, now_s: float) -> None:
         """An online request comes in."""
@@ -192,6 +207,22 @@ class Replica:
             state.limits.max_num_batched_tokens,
             self.planner.count_free_slots(),
             state.kv.free_tokens,
+        )
+
+    def _find_conditions(self, now_s: float) -> Conditions:
+        state, outlook = self.state, self.report_outlook(now_s)
+        held = state.online.context + sum([request.computed for request in state.online_prompts])
+        decodes = state.online.size
+        decode_ms = state.decode_ms + (state.context_ms * state.online.context / decodes if decodes else 0.0)
+        outlook = outlook._replace(iteration_ms=state.overhead_ms + decode_ms * decodes)
+        if state.online.size and self.stopping is not None:
+            tokens = limit_prompt_tokens(
+                outlook.iteration_tokens, outlook.iteration_ms, state.overhead_ms, state.token_ms, self.tbt_slo_ms
+            )
+            outlook = outlook._replace(iteration_tokens=tokens)
+        free_tokens = state.kv.capacity - held
+        return Conditions(
+            outlook._replace(free_kv_tokens=free_tokens), decode_ms, state.limits.max_num_seqs, state.kv.capacity
         )
 
     def take_longest_ttft_ms(self) -> float:

@@ -12,8 +12,14 @@ SLO_CLASS: Final = Label(
 OUTCOME: Final = Label(
     "outcome",
     "`answered`; `failed`: by the engine or its end; `abandoned`: its client has left; `refused`: no such class, or "
-    "nothing the engine takes",
-    4,
+    "nothing the engine takes; `overload`: by `overload`",
+    5,
+)
+REFUSED_FOR: Final = Label(
+    "reason",
+    "`ttft`: its first token would have come late; `tbt`: the next tokens of others would have; `queue`: as many "
+    "waited as may wait",
+    3,
 )
 
 LATENCY_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -26,6 +32,13 @@ ONLINE_REQUESTS: Final = Metric(
     "requests",
     "Online requests that have ended at a replica.",
     (SLO_CLASS, OUTCOME),
+)
+ONLINE_OVERLOAD: Final = Metric(
+    "conserve_online_overload_refusals_total",
+    Kind.COUNTER,
+    "requests",
+    "Online requests that a replica has refused with 429 because it had no capacity for them.",
+    (SLO_CLASS, REFUSED_FOR),
 )
 ONLINE_TTFT: Final = Metric(
     "conserve_online_ttft_seconds",
@@ -121,6 +134,7 @@ FRONT_RETRIES: Final = Metric(
 
 ONLINE_METRICS: Final = (
     ONLINE_REQUESTS,
+    ONLINE_OVERLOAD,
     ONLINE_TTFT,
     ONLINE_TBT,
     ONLINE_QUEUE,

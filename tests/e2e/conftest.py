@@ -39,7 +39,9 @@ class Application:
     def up(self, **settings: str) -> None:
         """Starts it; settings by the names of their environment variables."""
         # In bfloat16 the answers of so small a model depend on the processor.
-        settings = {"CONSERVE_ENGINE__DTYPE": "float32"} | settings
+        # What a busy machine refuses depends on how busy it is.
+        defaults = {"CONSERVE_ENGINE__DTYPE": "float32", "CONSERVE_OVERLOAD__REFUSE": "false"}
+        settings = defaults | settings
         environ = {name: value for name, value in os.environ.items() if not name.startswith("CONSERVE_")}
         cache = {"CONSERVE_CACHE": os.environ["CONSERVE_CACHE"]} if "CONSERVE_CACHE" in os.environ else {}
         ports = {"http_port": self.http_port, "grpc_port": self.grpc_port}

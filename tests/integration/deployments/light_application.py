@@ -37,7 +37,7 @@ def build(settings: Settings, folder: Path, replicas: int) -> Application:
         ray_actor_options={"num_cpus": 0},
         **find_routing(settings.routing),
     ).bind(str(folder), settings)
-    front = make_fastapi_ingress(ConServeIngress, endpoint_map=ENDPOINTS, app=build_fastapi_app())
+    front = make_fastapi_ingress(ConServeIngress, endpoint_map=ENDPOINTS, app=build_fastapi_app(Settings()))
     return serve.deployment(front, name="Ingress", max_ongoing_requests=1_000, ray_actor_options={"num_cpus": 0}).bind(
         llm_deployments={MODEL: light}, model_cards={MODEL: None}, settings=settings, controller=None
     )

@@ -83,6 +83,12 @@ def call_both(generation: stubs.GenerationServiceStub, **fields: Any) -> list[gr
         ({}, grpc.StatusCode.INVALID_ARGUMENT, "chat"),
         (ask("hello", sampling=pb.Sampling(json_schema="{")), grpc.StatusCode.INVALID_ARGUMENT, "sampling.json_schema"),
         (ask("hello", sampling=pb.Sampling(logprobs=-2)), grpc.StatusCode.INVALID_ARGUMENT, "sampling.logprobs"),
+        (ask("hello", sampling=pb.Sampling(n=1_000)), grpc.StatusCode.INVALID_ARGUMENT, "sampling.n"),
+        (
+            ask("hello", sampling=pb.Sampling(json_schema='{"$ref": "http://127.0.0.1/"}')),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "sampling.json_schema",
+        ),
         (ask("hello", model="nobody"), grpc.StatusCode.NOT_FOUND, None),
     ],
 )

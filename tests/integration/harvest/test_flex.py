@@ -277,6 +277,10 @@ async def test_a_wrong_request_is_refused_before_it_is_queued(redis: Redis, fast
         with pytest.raises(openai.NotFoundError, match="no model") as refused:
             await client.chat.completions.create(**ask("x") | {"model": "other"})
         assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
+        part = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
+        with pytest.raises(openai.BadRequestError, match="data:") as reached_out:
+            await client.chat.completions.create(**ask("x") | {"messages": [{"role": "user", "content": [part]}]})
+        assert (reached_out.value.code, reached_out.value.param) == ("not_allowed", "messages.0.content.0.image_url")
     assert await find_leftovers(redis, fast) == []
 
 

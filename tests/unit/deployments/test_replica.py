@@ -21,12 +21,16 @@ from conserve.telemetry.metric import NO_RECORDER
 from deployments import replica
 from deployments.errors import install_error_handlers
 from deployments.online_metrics import OnlineMetrics
+from deployments.overload import OverloadGuard, raise_overload
 from deployments.ray_compat import RawRequestInfo
 from deployments.replica import ConServeReplica, bind_cpu_threads
 from deployments.routing_report import MARK_HEADER, Mark, Received, RoutingReport
 
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
 SIZES = EngineSizes(max_num_seqs=16, max_num_batched_tokens=512, kv_tokens=10_000, tbt_slo_ms=100.0)
+SETTINGS = load_settings(
+    {"slo": {"ttft_slo_ms": 500, "classes": {"fast": {"ttft_slo_ms": 1_000, "tbt_slo_ms": 100}}}}, {}
+)
 METHODS = ["chat", "completions", "embeddings"]
 
 
@@ -67,6 +71,7 @@ def server(monkeypatch: pytest.MonkeyPatch, asked: list[Asked]) -> ConServeRepli
     server._co_engine = CoServeEngine(engine, {"default": 500.0, "fast": 100.0})
     server._settings = load_settings({}, {})
     server._online = OnlineMetrics(NO_RECORDER, server._settings.slo)
+    server._guard = OverloadGuard(SETTINGS, server._co_engine, server._find_conditions, server._online)
     server._sizes, server._received, server._reports = SIZES, Received(), 0
     return server
 
@@ -193,6 +198,21 @@ async def test_unknown_class_is_answered_by_the_front_with_400(
     assert "'default', 'fast'" in error["message"]
     assert asked == []
     assert server._co_engine.stats().online_requests == 0
+
+
+async def test_one_too_many_is_answered_by_the_front_with_429(server: ConServeReplica, asked: list[Asked]) -> None:
+    settings = load_settings({"overload": {"refuse": False, "max_waiting_requests": 2}}, {})
+    server._guard = OverloadGuard(settings, server._co_engine, server._find_conditions, server._online)
+    answers = [await server.chat(SimpleNamespace(priority=0)) for _ in range(2)]
+    response = await ask_through_front(raise_overload(await server.chat(SimpleNamespace(priority=0))))
+    assert response.status_code == 429
+    assert int(response.headers["retry-after"]) >= 1
+    assert (response.json()["error"]["code"], response.json()["error"]["type"]) == ("overloaded", "rate_limit_error")
+    assert len(asked) == 2
+    assert [item async for item in answers[0]] == ["hello"]
+    assert await anext(answers[1]) == "hello"
+    for _ in range(2):
+        assert await anext(await server.chat(SimpleNamespace(priority=0))) == "hello"
 
 
 async def ask_through_front(stream: AsyncGenerator[Any, None]) -> httpx.Response:

@@ -59,3 +59,25 @@ def test_where_the_objective_leaves_more_the_floor_changes_nothing(start: Start,
         assert scheduled(engine)["offline"] == int((200.5 - 35) / 1.5) - 1
     finally:
         page.remove()
+
+
+def test_paused_offline_work_runs_beside_nobody_online_and_alone(start: Start) -> None:
+    page = EnginePage.create()
+    try:
+        loose = Objective(ttft_slo_ms=float("inf"), tbt_slo_ms=200.5)
+        engine = start(EngineSize(max_num_batched_tokens=512), loose, page=page.path)
+        page.write_knobs(Knobs(offline_paused=1.0))
+        engine.add("online", prompt(10), 20)
+        engine.step()
+        engine.add_offline("offline", prompt(400, 1), 5)
+        _, tokens = run_beside(engine, 10)
+        assert tokens == 0
+        page.write_knobs(Knobs(offline_paused=1.0, offline_floor=FLOOR))
+        _, tokens = run_beside(engine, 5)
+        assert tokens > 0, "a floor was granted to a batch whatever online requests want"
+        page.write_knobs(Knobs(offline_paused=1.0))
+        for _ in range(40):
+            engine.step()
+        assert len(engine.answers["offline"]) == 5
+    finally:
+        page.remove()

@@ -421,6 +421,9 @@ def test_costs_of_iterations_are_read_from_the_page_and_a_floor_is_written_to_it
         engine.grant_floor(0.25)
         assert page.read_knobs() == Knobs(safepoints_off=1.0, offline_floor=0.25)
         engine.grant_floor(0.0)
+        engine.pause_offline(True)
+        assert page.read_knobs() == Knobs(safepoints_off=1.0, offline_paused=1.0)
+        engine.pause_offline(False)
         assert page.read_knobs() == Knobs(safepoints_off=1.0)
     finally:
         page.remove()

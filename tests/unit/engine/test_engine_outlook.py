@@ -11,7 +11,7 @@ from vllm.config import CacheConfig
 from conserve.engine import engine_outlook
 from conserve.engine.arrival_wait import ArrivalWait
 from conserve.engine.contract import EngineStats
-from conserve.engine.engine_outlook import EngineSizes, describe_outlook
+from conserve.engine.engine_outlook import EngineSizes, describe_conditions, describe_outlook
 from conserve.engine.iteration_log import Iteration
 from conserve.engine.page import Counters
 from conserve.engine.stats import EngineGauges
@@ -128,3 +128,30 @@ def test_prefill_speed_follows_the_latest_requests() -> None:
     for _ in range(200):
         gauges.add_prefill(200.0, 100)
     assert gauges.prompt_token_ms == pytest.approx(2.0, rel=0.01)
+
+
+def test_conditions_are_what_the_scheduler_has_learnt() -> None:
+    counters = Counters(
+        iteration_ms=20.0,
+        prompt_token_ms=0.5,
+        decode_ms=2.0,
+        arrival_wait_ms=8.0,
+        kv_block_tokens=16,
+        kv_free_blocks=100,
+        kv_offline_tokens=3_200,
+    )
+    idle = describe_conditions(counters, SIZES, 0)
+    assert (idle.outlook.iteration_ms, idle.outlook.wait_ms, idle.outlook.free_kv_tokens) == (20.0, 0.0, 10_000)
+    assert idle.outlook.iteration_tokens == SIZES.max_num_batched_tokens
+    busy = describe_conditions(counters, SIZES, 10)
+    assert (busy.outlook.iteration_ms, busy.decode_ms, busy.slots) == (40.0, 2.0, SIZES.max_num_seqs)
+    assert busy.outlook.free_kv_tokens == 100 * 16 + 3_200
+    # Beside those who decode a prompt is computed in parts.
+    assert busy.outlook.iteration_tokens == (100 - 40) / 0.5
+
+
+def test_a_stock_engine_says_what_prompts_cost(gauges: EngineGauges) -> None:
+    gauges.add_prefill(500.0, 1_000)
+    conditions = describe_conditions(None, SIZES, 10)
+    assert conditions.outlook.prompt_token_ms == pytest.approx(0.5)
+    assert (conditions.decode_ms, conditions.outlook.free_kv_tokens) == (0.0, math.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from vllm.v1.metrics.stats import RequestStateStats
 
 from conserve.engine.continuation import RecordingGenerate, keep_records
-from conserve.engine.output_watch import watch_outputs
+from conserve.engine.output_watch import watch_first, watch_outputs
 from conserve.engine.vllm_compat import SamplingParams
 from conserve.policy.priority import OFFLINE_PRIORITY
 
@@ -75,3 +76,17 @@ async def test_only_online_requests_are_watched(params: SamplingParams, options:
     generate, watcher = make_watched()
     assert len([output async for output in generate("prompt", params, "r1", **options)]) == 3
     assert len(watcher.heard) == heard
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_the_first_output_of_an_online_request_is_told_to_who_asked_for_it(count: int) -> None:
+    generate, _ = make_watched()
+    came: list[str] = []
+
+    async def ask(name: str, priority: int) -> None:
+        watch_first(lambda: came.append(name))
+        outputs = generate("prompt", SamplingParams(n=count), name, priority=priority)
+        assert [len(came) async for _ in outputs] == [1, 1, 1]
+
+    await asyncio.create_task(ask("online", 0))
+    assert came == ["online"]

@@ -144,3 +144,28 @@ def test_too_many_inputs_to_embed_are_refused() -> None:
 def test_reports_end_at_a_limit() -> None:
     validator, _ = check(b"x\n" * 500)
     assert len(validator.problems) == MAX_PROBLEMS
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"chat_template": "{{ x }}"}, "body.chat_template"),
+        ({"n": 1_000}, "body.n"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "http://x/"}}}},
+            "response_format",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///x"}}]}]},
+            "body.messages.0.content.0.image_url",
+        ),
+    ],
+)
+def test_lines_keep_to_the_rules_of_online_requests(more: dict[str, Any], param: str) -> None:
+    line = line_of()
+    line["body"] |= more
+    validator, ranges = check(encode(line_of("other"), line))
+    assert len(ranges) == 1
+    (problem,) = validator.problems
+    assert (problem.code, problem.line) == ("not_allowed", 2)
+    assert param in str(problem.param)
