@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+import httpx
+
 from conserve.jobs.batch import Batch
 from loadtests.killing.client import PatienceLostError, PatientClient
 from loadtests.killing.ledger import Verdict
@@ -17,6 +19,7 @@ from loadtests.killing.questions import make_input
 POLL_S: Final = 0.3
 SEEN: Final = 2_000
 """So many looks at batches are remembered."""
+FAILURES: Final = (PatienceLostError, httpx.HTTPStatusError)
 END_LIMIT_S: Final = 180.0
 """So long a batch may take once no fault comes any more."""
 
@@ -33,7 +36,7 @@ class BatchClients:
 
     Attributes:
         accepted: Batches whose creation was answered.
-        unanswered: Calls that got no answer for very long, and batches that did not end.
+        unanswered: Calls that got no answer for very long, or a refusal, and batches that did not end.
     """
 
     def __init__(
@@ -73,7 +76,10 @@ class BatchClients:
         batches = {batch.id: batch for batch in await self._client.list_batches()}
         for batch in batches.values():
             if batch.id not in self._checked and (name := (batch.metadata or {}).get("name")) in self._sizes:
-                await self._see_to_end(batch, str(name), lambda: True)
+                try:
+                    await self._see_to_end(batch, str(name), lambda: True)
+                except FAILURES as error:
+                    self.unanswered.append(f"{name}: {error}")
         return sorted(set(self.accepted) - set(batches))
 
     async def _submit_on_end(self, client: str, is_over: Callable[[], bool]) -> None:
@@ -87,8 +93,8 @@ class BatchClients:
                 batch = await self._client.submit(content, {"name": name})
                 self.accepted.append(batch.id)
                 await self._see_to_end(batch, name, is_over)
-            except PatienceLostError as error:
-                self.unanswered.append(str(error))
+            except FAILURES as error:
+                self.unanswered.append(f"{name}: {error}")
 
     async def _see_to_end(self, batch: Batch, name: str, is_over: Callable[[], bool]) -> None:
         over_s: float | None = None

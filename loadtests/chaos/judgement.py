@@ -34,7 +34,7 @@ class Incident:
     record: FaultRecord
 
 
-def judge(chats: Sequence[Chat], incidents: Sequence[Incident]) -> None:
+def judge(chats: Sequence[Chat], incidents: Sequence[Incident]) -> list[str]:
     """Counts failed chats in the records of the faults, as held by what was killed or not.
 
     One that is not held belongs to the last fault that had begun before its end.
@@ -42,7 +42,11 @@ def judge(chats: Sequence[Chat], incidents: Sequence[Incident]) -> None:
     Args:
         chats: All of them.
         incidents: In the order in which they began.
+
+    Returns:
+        Those that failed before the first fault.
     """
+    unexplained = []
     for chat in chats:
         if chat.outcome == "answered":
             continue
@@ -53,9 +57,11 @@ def judge(chats: Sequence[Chat], incidents: Sequence[Incident]) -> None:
         elif before:
             record = before[-1].record
             record.others_failed += 1
-            reason = f"{chat.outcome}: {chat.reason}"
-            if reason not in record.reasons:
+            if (reason := f"{chat.outcome}: {chat.reason}") not in record.reasons:
                 record.reasons.append(reason)
+        else:
+            unexplained.append(f"{chat.name}: {chat.outcome}: {chat.reason}")
+    return unexplained
 
 
 def holds(incident: Incident, chat: Chat) -> bool:

@@ -8,9 +8,11 @@ import os
 import random
 import uuid
 from collections.abc import Set
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
+import httpx
 import psutil
 
 from conserve.config import Settings
@@ -36,7 +38,7 @@ from loadtests.chaos.stack import (
     make_storage_fault,
 )
 from loadtests.chaos.storage import make_storage
-from loadtests.killing.chats import find_held
+from loadtests.killing.chats import TIMEOUT_S, find_held
 from loadtests.killing.client import PatientClient
 from loadtests.killing.questions import Questions
 from loadtests.killing.redis_server import SteppedClock, TcpRedis
@@ -101,6 +103,7 @@ class LightStack:
         self._cluster = LocalCluster(folder, engines, environ=AS_CONFIGURED)
         titles = {ProcessKind.REPLICA: REPLICA, ProcessKind.FRONT: FRONT, ProcessKind.CONTROLLER: CONTROLLER}
         self._census = Census({kind: f"ray::{name_actor(name)}" for kind, name in titles.items()}, CORE)
+        self._exits = AsyncExitStack()
         self._starting: asyncio.Future[None] | None = None
         self.base_url = self._cluster.base_url
         self.expected = dict.fromkeys(ProcessKind, 1) | {
@@ -119,10 +122,14 @@ class LightStack:
         ]
 
     async def start(self) -> None:
+        self._exits.push_async_callback(self._link.close)
         await self._link.open()
+        self._exits.push_async_callback(asyncio.to_thread, self._storage.close)
         await asyncio.to_thread(self._storage.open)
+        self._exits.push_async_callback(asyncio.to_thread, self._redis.stop)
         self._redis.start()
         await asyncio.to_thread(self._redis.wait_until_ready)
+        self._exits.push_async_callback(asyncio.to_thread, self._cluster.stop)
         # A thread cannot be interrupted: what it starts after `stop` would stay.
         self._starting = asyncio.ensure_future(asyncio.to_thread(self._start_cluster))
         await asyncio.shield(self._starting)
@@ -130,14 +137,14 @@ class LightStack:
 
     async def stop(self) -> None:
         if self._starting is not None:
-            await asyncio.wait([self._starting])
-        await asyncio.to_thread(self._cluster.stop)
-        await asyncio.to_thread(self._redis.stop)
-        await asyncio.to_thread(self._storage.close)
-        await self._link.close()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        await self._exits.aclose()
 
     def connect(self) -> PatientClient:
         return PatientClient(self.base_url, "none")
+
+    def connect_online(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.base_url, timeout=TIMEOUT_S)
 
     async def learn(self, client: PatientClient) -> Questions:
         return LightQuestions()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Set
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
 
+import httpx
 import psutil
 
 from conserve.jobs import embedded
 from conserve.launch.ports import find_free_ports
-from conserve.launch.processes import find_processes
+from conserve.launch.processes import end_processes, find_processes
 from conserve.launch.record import read_record
 from conserve.launch.stack import LocalStack, RunningStack
 from loadtests.chaos.faults import Fault
@@ -31,6 +32,7 @@ from loadtests.chaos.stack import (
 )
 from loadtests.chaos.storage import make_storage
 from loadtests.killing.application import CONFIG, learn_answers
+from loadtests.killing.chats import TIMEOUT_S
 from loadtests.killing.client import PatientClient
 from loadtests.killing.questions import Questions
 
@@ -69,6 +71,7 @@ class RealStack:
         self.settings = self._stack.config.settings
         self._storage = make_storage(Path(self.settings.files_url))
         self._census = Census(TITLES)
+        self._exits = AsyncExitStack()
         self._starting: asyncio.Future[RunningStack] | None = None
         self.base_url = f"http://127.0.0.1:{http_port}"
         self.expected = dict.fromkeys(ProcessKind, 1) | dict.fromkeys(
@@ -88,19 +91,26 @@ class RealStack:
         ]
 
     async def start(self) -> None:
+        self._exits.push_async_callback(asyncio.to_thread, self._storage.close)
         await asyncio.to_thread(self._storage.open)
+        self._exits.push_async_callback(asyncio.to_thread, self._stack.down)
         # A thread cannot be interrupted: what it starts after `stop` would stay.
         self._starting = asyncio.ensure_future(asyncio.to_thread(self._stack.up))
         await asyncio.shield(self._starting)
 
     async def stop(self) -> None:
         if self._starting is not None:
-            await asyncio.wait([self._starting])
-        await asyncio.to_thread(self._stack.down)
-        await asyncio.to_thread(self._storage.close)
+            if not self._starting.done() and (record := read_record(self._folder)) is not None:
+                # What it waits for comes no more, so it ends soon.
+                await asyncio.to_thread(end_processes, record.stack_id)
+            await asyncio.gather(self._starting, return_exceptions=True)
+        await self._exits.aclose()
 
     def connect(self) -> PatientClient:
         return PatientClient(self.base_url, "none")
+
+    def connect_online(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.base_url, timeout=TIMEOUT_S)
 
     async def learn(self, client: PatientClient) -> Questions:
         return await learn_answers(client)

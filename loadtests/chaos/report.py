@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
+from typing import Final
 
 from pydantic import BaseModel, computed_field
 
-MISSING = "-"
+MISSING: Final = "-"
+TROUBLES: Final = (
+    "lost",
+    "twice",
+    "wrong",
+    "unfinished",
+    "forgotten",
+    "unanswered",
+    "chats_unanswered",
+    "chats_unexplained",
+)
+"""Fields of a report that have to be empty."""
 
 
 class FaultRecord(BaseModel):
@@ -58,6 +70,7 @@ class ChaosReport(BaseModel):
         processes: How often a process of each kind was killed or stopped.
         chats, chats_held_failed, chats_others_failed, chats_unanswered: Online requests; those that failed and were
             held by what was killed; those that failed otherwise; and those that were not over after a minute.
+        chats_unexplained: Those that failed before the first fault.
         longest_silence_s: In an answer that had an end.
         batches, requests: That were accepted, and checked.
         lost, twice, wrong, unfinished: As in `Verdict`.
@@ -77,6 +90,7 @@ class ChaosReport(BaseModel):
     chats_held_failed: int
     chats_others_failed: int
     chats_unanswered: list[str]
+    chats_unexplained: list[str]
     longest_silence_s: float
     batches: int
     requests: int
@@ -92,11 +106,7 @@ class ChaosReport(BaseModel):
     @property
     def problems(self) -> list[str]:
         """What is not as it has to be; empty where all contracts held."""
-        found = [
-            f"{name}: {one}"
-            for name in ("lost", "twice", "wrong", "unfinished", "forgotten", "unanswered", "chats_unanswered")
-            for one in getattr(self, name)
-        ]
+        found = [f"{name}: {one}" for name in TROUBLES for one in getattr(self, name)]
         for fault in self.faults:
             where = f"fault {fault.number} ({fault.name})"
             if fault.others_failed:

@@ -71,7 +71,11 @@ class ChaosRun:
         self._is_over = False
 
     async def run(self) -> ChaosReport:
-        """Starts everything, injects, waits for the batches, checks, and stops everything."""
+        """Starts everything, injects, waits for the batches, checks, and stops everything.
+
+        Raises:
+            RuntimeError: something is wrong before the first fault.
+        """
         client = self._stack.connect()
         try:
             await self._stack.start()
@@ -81,7 +85,8 @@ class ChaosRun:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._chats.run(lambda: self._is_over))
                 group.create_task(self._batches.run(lambda: self._is_over))
-                await self._wait_until_well(time.monotonic(), START_LIMIT_S)
+                if None in await self._wait_until_well(time.monotonic(), START_LIMIT_S):
+                    raise RuntimeError(f"the application does not work {START_LIMIT_S:g} s after its start")
                 began_s = time.monotonic()
                 for draw in self._list_draws(began_s):
                     await self._strike(draw, began_s)
@@ -156,7 +161,7 @@ class ChaosRun:
 
     def _report(self, verdict: Verdict, forgotten: list[str], duration_s: float) -> ChaosReport:
         chats, batches = self._chats.chats, self._batches
-        judge(chats, self._incidents)
+        unexplained = judge(chats, self._incidents)
         records = [incident.record for incident in self._incidents]
         unanswered = [f"{chat.name}: {chat.reason}" for chat in chats if chat.outcome == "unanswered"]
         return ChaosReport(
@@ -171,6 +176,7 @@ class ChaosRun:
             chats_held_failed=sum(record.held_failed for record in records),
             chats_others_failed=sum(record.others_failed for record in records),
             chats_unanswered=unanswered,
+            chats_unexplained=unexplained,
             longest_silence_s=max((chat.silence_s for chat in chats if chat.outcome != "unanswered"), default=0.0),
             batches=len(batches.accepted),
             requests=verdict.requests,

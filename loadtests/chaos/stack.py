@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Final, Protocol
 
+import httpx
 import psutil
 
 from conserve.config import Settings
@@ -58,6 +59,9 @@ class Stack(Protocol):
 
     def connect(self) -> PatientClient:
         """A client of its batch routes."""
+
+    def connect_online(self) -> httpx.AsyncClient:
+        """A client of its chats, which waits for each part of an answer as long as a chat may take."""
 
     async def learn(self, client: PatientClient) -> Questions:
         """What to ask it, with the right answers."""

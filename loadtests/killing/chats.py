@@ -76,6 +76,8 @@ class ChatClients:
                 await answer.read(http, {**self.questions.make_body(name, number), "stream": True})
         except httpx.TransportError as error:
             answer.reason = f"{type(error).__name__} {error}"
+        except json.JSONDecodeError as error:
+            answer.reason = f"an event that is no JSON: {error}"
         except TimeoutError:
             answer.reason, outcome = f"not over after {TIMEOUT_S:g} s", "unanswered"
         answer.hear()

@@ -39,7 +39,7 @@ class ChangingLoad:
     """Runs until cancelled.
 
     Args:
-        base_url: Of the front.
+        http: Asks the front for chats.
         client: Calls the batch routes.
         questions: What is asked.
         clients: Online ones at high water.
@@ -52,14 +52,14 @@ class ChangingLoad:
 
     def __init__(
         self,
-        base_url: str,
+        http: httpx.AsyncClient,
         client: PatientClient,
         questions: Questions,
         clients: int,
         requests: tuple[int, int],
         generator: random.Random,
     ) -> None:
-        self._base_url = base_url
+        self._http = http
         self._client = client
         self._questions = questions
         self._clients = clients
@@ -76,16 +76,13 @@ class ChangingLoad:
     async def run(self) -> None:
         """Asks and submits for ever."""
         self._began_s = time.monotonic()
-        async with (
-            httpx.AsyncClient(base_url=self._base_url, timeout=ANSWER_LIMIT_S) as http,
-            asyncio.TaskGroup() as group,
-        ):
+        async with asyncio.TaskGroup() as group:
             for number in range(self._clients):
-                group.create_task(self._chat_on_end(http, number))
+                group.create_task(self._chat_on_end(number))
             for number in range(BATCHES_AT_A_TIME):
                 group.create_task(self._submit_on_end(f"s{number}"))
 
-    async def _chat_on_end(self, http: httpx.AsyncClient, client: int) -> None:
+    async def _chat_on_end(self, client: int) -> None:
         number = 0
         while True:
             if client >= self.level:
@@ -95,7 +92,7 @@ class ChangingLoad:
             number += 1
             leaves = self._generator.random() < LEAVES
             limit_s = self._generator.uniform(0.0, LONGEST_STAY_S) if leaves else ANSWER_LIMIT_S
-            self.counts[await _chat(http, body, limit_s, leaves=leaves)] += 1
+            self.counts[await _chat(self._http, body, limit_s, leaves=leaves)] += 1
             await asyncio.sleep(PAUSE_S)
 
     async def _submit_on_end(self, client: str) -> None:

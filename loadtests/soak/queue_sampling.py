@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from conserve.config import DEFAULT_TENANT, Settings
+from conserve.config import Settings
 from conserve.harvest.board import CapacityBoard
 from conserve.jobs.connection import connect
-from conserve.jobs.keys import Keys
 from conserve.jobs.link import OUTAGES
 from loadtests.soak.sampling import MIB, QueueSample
 
@@ -42,6 +41,7 @@ class QueueSampler:
     async def _look(self) -> QueueSample:
         jobs = self._settings.jobs
         kept_prefixes = tuple(f"{jobs.namespace}:{name}:" for name in ("batch", "file", "{index}"))
+        batch_prefix = f"{jobs.namespace}:batch:"
         keys = [str(key) async for key in self._redis.scan_iter(match=f"{jobs.namespace}:*", count=KEYS_AT_A_TIME)]
         kept = [key for key in keys if key.startswith(kept_prefixes)]
         kept_bytes = 0
@@ -58,6 +58,6 @@ class QueueSampler:
             kept_keys=len(kept),
             memory_mib=int(memory["used_memory"]) / MIB,
             kept_memory_mib=kept_bytes / MIB,
-            batches=await self._redis.zcard(Keys(jobs.namespace).batches(DEFAULT_TENANT)),
+            batches=sum(key.startswith(batch_prefix) and key.endswith("}") for key in kept),
             kv_usage=sum(report.kv_usage for report in reports) / len(reports) if reports else 0.0,
         )

@@ -70,13 +70,14 @@ class SoakRun:
             await self._wait_until_ready()
             questions = await self._stack.learn(client)
             queue = QueueSampler(self._stack.settings)
-            load = ChangingLoad(self._stack.base_url, client, questions, self._clients, self._requests, self._generator)
-            running = asyncio.create_task(load.run())
-            try:
-                samples = await self._sample_on_end(load, queue, running)
-            finally:
-                running.cancel()
-                await asyncio.wait([running])
+            async with self._stack.connect_online() as http:
+                load = ChangingLoad(http, client, questions, self._clients, self._requests, self._generator)
+                running = asyncio.create_task(load.run())
+                try:
+                    samples = await self._sample_on_end(load, queue, running)
+                finally:
+                    running.cancel()
+                    await asyncio.wait([running])
         finally:
             if queue is not None:
                 await queue.close()

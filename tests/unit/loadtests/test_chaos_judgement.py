@@ -6,7 +6,7 @@ import pytest
 
 from loadtests.chaos.judgement import Incident, judge
 from loadtests.chaos.kinds import ProcessKind
-from loadtests.chaos.report import ChaosReport, FaultRecord, list_rows, render
+from loadtests.chaos.report import TROUBLES, ChaosReport, FaultRecord, list_rows, render
 from loadtests.chaos.schedule import FaultKind, FaultType
 from loadtests.killing.chats import Chat, Outcome
 
@@ -74,6 +74,12 @@ def test_others_belong_to_the_last_fault_before_their_end() -> None:
     assert first.record.reasons == ["broken: why"]
 
 
+def test_what_fails_before_the_first_fault_is_said() -> None:
+    incident = make_incident(None, set(), began_s=100.0)
+    assert judge([make_chat(reason="why")], [incident]) == ["c: broken: why"]
+    assert incident.record.others_failed == 0
+
+
 def make_report(**changes: object) -> ChaosReport:
     fault = FaultRecord(
         number=3,
@@ -86,15 +92,13 @@ def make_report(**changes: object) -> ChaosReport:
         processes_back_s=2.0,
     )
     values: dict[str, object] = {
-        **{name: [] for name in ("stack", "not_injected", "chats_unanswered", "lost", "twice", "wrong", "unfinished")},
+        **{key: [] for key in ("stack", "not_injected", *TROUBLES)},
         **dict.fromkeys(("chats", "chats_held_failed", "chats_others_failed", "batches", "requests"), 0),
         "seed": 1,
         "engine": "light",
         "faults": [fault],
         "processes": {"redis": 1},
         "not_applicable": {},
-        "forgotten": [],
-        "unanswered": [],
         "longest_silence_s": 0.5,
         "duration_s": 60.0,
     }
@@ -108,9 +112,7 @@ def test_a_report_is_clean_without_problems() -> None:
     assert list_rows(report.faults) == [("SIGKILL redis", "1", "0", "0", "0.1", "3.0", "2.0", "3.0")]
 
 
-@pytest.mark.parametrize(
-    "name", ["lost", "twice", "wrong", "unfinished", "forgotten", "unanswered", "chats_unanswered"]
-)
+@pytest.mark.parametrize("name", TROUBLES)
 def test_each_problem_shows(name: str) -> None:
     report = make_report(**{name: ["b0.1-7"]})
     assert not report.is_clean
