@@ -67,7 +67,7 @@ def main(
 
 def show_sample(sample: Sample) -> None:
     """Prints a line."""
-    typer.echo(f"{sample.at_s:7.0f} s  {sample.pss_mib:,.0f} MiB, {sample.clients} clients", err=True)
+    typer.echo(f"{sample.at_s:7.0f} s  {sample.rss_mib:,.0f} MiB, {sample.clients} clients", err=True)
 
 
 def render(report: SoakReport) -> Table:

@@ -35,15 +35,15 @@ def draw_memory(samples: Sequence[Sample], warm_up_s: float) -> Figure:
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     whole, single = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     minutes = [sample.at_s / 60 for sample in samples]
-    whole.plot(minutes, [sample.pss_mib for sample in samples], color="#000000")
-    whole.set_ylabel("All, MiB (PSS)")
+    whole.plot(minutes, [sample.rss_mib for sample in samples], color="#000000")
+    whole.set_ylabel("All, MiB")
     last = samples[-1].processes
-    largest = sorted(last, key=lambda name: -last[name].pss_mib)
+    largest = sorted(last, key=lambda name: -last[name].rss_mib)
     for place, name in enumerate(largest):
-        found = [(sample.at_s / 60, sample.processes[name].pss_mib) for sample in samples if name in sample.processes]
+        found = [(sample.at_s / 60, sample.processes[name].rss_mib) for sample in samples if name in sample.processes]
         label = name if place < LABELLED else None
         single.plot(*zip(*found, strict=True), linewidth=1, label=label)
-    single.set_ylabel("Each process, MiB (PSS)")
+    single.set_ylabel("Each process, MiB")
     single.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
     _finish((whole, single), warm_up_s)
     return figure

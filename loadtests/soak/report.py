@@ -79,7 +79,7 @@ def fit_all(samples: Sequence[Sample]) -> list[Growth]:
         return fit_growth(name, unit, times_s, [read(sample) for sample in samples], share, least)
 
     def sum_memory(sample: Sample) -> float:
-        return sum(sample.processes[name].pss_mib for name in lasting)
+        return sum(sample.processes[name].rss_mib for name in lasting)
 
     growths = [
         fit("resident memory of all processes", "MiB", sum_memory, SHARE, 0.0),
@@ -121,7 +121,7 @@ def _fit_queue(samples: Sequence[Sample]) -> list[Growth]:
 
 
 def _read_memory(name: str) -> Callable[[Sample], float]:
-    return lambda sample: sample.processes[name].pss_mib
+    return lambda sample: sample.processes[name].rss_mib
 
 
 def _read_files(name: str) -> Callable[[Sample], float]:

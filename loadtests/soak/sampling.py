@@ -20,7 +20,8 @@ class ProcessSample(BaseModel):
     """One process.
 
     Attributes:
-        pss_mib: Resident memory, with shared pages by the number of those who share them.
+        pss_mib: Resident memory, with shared pages by the number of those who share them. It grows, too, where
+            another program of the machine ends that has shared some.
         rss_mib: Resident memory, with all its shared pages.
         files: Open descriptors.
         threads: Of it.
@@ -71,9 +72,9 @@ class Sample(BaseModel):
     clients: int = 0
 
     @property
-    def pss_mib(self) -> float:
-        """Resident memory of all processes."""
-        return sum(process.pss_mib for process in self.processes.values())
+    def rss_mib(self) -> float:
+        """Resident memory of all processes; what several share counts for each."""
+        return sum(process.rss_mib for process in self.processes.values())
 
 
 def sample_processes(processes: Iterable[psutil.Process], names: Mapping[int, str]) -> dict[str, ProcessSample]:

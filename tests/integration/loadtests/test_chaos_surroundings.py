@@ -249,7 +249,7 @@ def test_a_process_that_leaks_is_seen(tmp_path: Path) -> None:
             process.stdin.flush()
         process.stdin.close()
     times_s = [10.0 * number for number in range(12)]
-    for values, least in (([one.pss_mib for one in samples], 4.0), ([float(one.files) for one in samples], 5.0)):
+    for values, least in (([one.rss_mib for one in samples], 4.0), ([float(one.files) for one in samples], 5.0)):
         assert not fit_growth("it", "", times_s, values, 0.02, least).is_flat
 
 

@@ -97,7 +97,7 @@ async def test_everything_is_sampled_under_a_load_that_changes(tmp_path: Path, m
     names = {growth.name for growth in report.growths}
     assert sum(name.startswith("memory of ") for name in names) >= 5 + 2  # Roles and the server, Redis twice.
     assert {"resident memory of all processes", "files in shared memory", "KV blocks in use"} <= names
-    assert all(sample.queue is not None and sample.pss_mib > 0 for sample in report.samples)
+    assert all(sample.queue is not None and sample.rss_mib > 0 for sample in report.samples)
     last = report.samples[-1].queue
     assert last is not None
     assert last.batches > 0

@@ -58,7 +58,7 @@ def make_samples(leak_mib: float = 0.0, keys: int = 0) -> list[Sample]:
     samples = []
     for number, at_s in enumerate(TIMES_S[:40]):
         processes = {
-            "replica 1": ProcessSample(pss_mib=200 + leak_mib * number, rss_mib=250, files=40, threads=9),
+            "replica 1": ProcessSample(pss_mib=150, rss_mib=200 + leak_mib * number, files=40, threads=9),
             "front 2": ProcessSample(pss_mib=150, rss_mib=200, files=50, threads=9),
         }
         if number % 2:
