@@ -96,7 +96,9 @@ class ScaleCheck:
                 counts.append(self._count())
                 await asyncio.sleep(POLL_S)
             is_over = False
-            chats = asyncio.create_task(ChatClients(self._cluster.base_url, CLIENTS).run(lambda: is_over))
+            chats = asyncio.create_task(
+                ChatClients(self._cluster.base_url, CLIENTS, LightQuestions()).run(lambda: is_over)
+            )
             up_s = await self._wait_for(2)
             await self._wait_until_both_work()
             is_over = True

@@ -55,6 +55,11 @@ _OTHERS: Final = NotRun("a program of others, which the lock has not")
 _BENCH: Final = ByTest("tests/unit/loadtests/test_coserving_bench.py::test_all_runs_are_made_interleaved")
 _LOAD: Final = ByTest("tests/integration/loadtests/test_locust_load.py::test_a_whole_load_test")
 _DEMO: Final = ByTest("tests/integration/loadtests/test_demo.py::test_a_whole_demonstration")
+_CHAOS: Final = ByTest("tests/chaos/test_chaos.py::test_contracts_hold_while_things_go_wrong")
+_LONG: Final = NotRun("takes the machine for ten minutes or more")
+_SOAK: Final = ByTest(
+    "tests/integration/loadtests/test_soak_run.py::test_everything_is_sampled_under_a_load_that_changes"
+)
 _UP: Final = ByTest("tests/e2e/test_application.py::test_everything_killed_in_the_middle_and_nothing_lost")
 _KEYS: Final = ByTest("tests/integration/jobs/test_key_commands.py::test_a_key_is_made_shown_and_revoked")
 _LOCUST: Final = "locust -f loadtests/front/locustfile.py --host http://127.0.0.1:8000"
@@ -80,6 +85,13 @@ COMMANDS: Final[dict[str, Treatment]] = {
     "make loadtest TRACES=folder": _LOAD,
     'make loadtest ARGS="--arrivals gamma --cv 4 --rate 0.5"': _LOAD,
     "python -m loadtests.loadtest --help": Here(),
+    # Faults and soaks.
+    "make chaos": _CHAOS,
+    "make chaos ENGINE=real": _LONG,
+    "python -m loadtests.chaos --seed 7 --faults 20": _CHAOS,
+    "make soak": _SOAK,
+    "make soak ENGINE=real": _SOAK,
+    "python -m loadtests.soak --minutes 10": _SOAK,
     # An application.
     "conserve up": _UP,
     "conserve down": _UP,
@@ -101,7 +113,7 @@ COMMANDS: Final[dict[str, Treatment]] = {
     f"{_LOCUST} --headless --only-summary --online-s 60 --rate 1 --arrivals gamma --cv 3 --batches 2 "
     "--batch-requests 50 --summary out/summary.json": _LOAD,
     _LOCUST: NotRun("serves its own page until it is stopped"),
-    "python -m loadtests.front_cost": NotRun("takes the machine for ten minutes"),
+    "python -m loadtests.front_cost": _LONG,
     "python -m loadtests.vllm_cli bench serve --backend openai-chat --base-url http://127.0.0.1:8000 "
     "--endpoint /v1/chat/completions --model smollm2-135m-instruct --tokenizer $MODEL --dataset-name random "
     "--random-input-len 64 --random-output-len 16 --num-prompts 16 --request-rate 2": Live(),

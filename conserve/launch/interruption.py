@@ -83,3 +83,13 @@ class Interruption:
             self._cancel()
         else:
             raise KeyboardInterrupt
+
+
+def renew_handlers() -> None:
+    """Puts the handlers of signals back that a library has replaced without Python knowing.
+
+    Ray does (2.60, at `ray.init`): SIGTERM then ends the process at once, with nothing cleaned up. Call it from the
+    main thread.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.getsignal(number))

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -44,9 +44,16 @@ class LocalCluster:
         folder: For what HAProxy needs.
         nodes: How many, beside the head.
         redis_address: Of a Redis in which the head keeps what it knows, if it is to survive its end.
+        environ: Variables of Ray beside those that every such cluster has, or in place of them.
     """
 
-    def __init__(self, folder: Path, nodes: int, redis_address: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        nodes: int,
+        redis_address: str | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self._folder = folder
         self._count = nodes
         self._gcs_port, self._dashboard_port, self.http_port = find_free_ports(3)
@@ -59,6 +66,7 @@ class LocalCluster:
             "RAY_TMPDIR": str(self._temp_dir),
             **make_proxy_environment(folder),
             **PATIENCE,
+            **(environ or {}),
         }
         if redis_address is not None:
             self._environ["RAY_REDIS_ADDRESS"] = redis_address

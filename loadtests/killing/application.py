@@ -110,20 +110,7 @@ class ApplicationHousehold:
 
     async def learn(self, client: PatientClient) -> Questions:
         """Asks every kind of question once."""
-        batch = await client.submit(make_input(ModelQuestions(), "learnt", KINDS), {"name": ""})
-        async with asyncio.timeout(LEARN_LIMIT_S):
-            while not (batch := await client.get(batch.id)).status.ended:  # noqa: ASYNC110 - polled
-                await asyncio.sleep(LEARN_POLL_S)
-        if batch.status is not BatchStatus.COMPLETED:
-            raise RuntimeError(f"the questions were not answered: {batch.status}")
-        kinds = {make_id("learnt", number): number for number in range(KINDS)}
-        answers = {}
-        for line in await client.read_lines(batch):
-            body = line["response"]["body"]
-            usage = body["usage"]
-            text = body["choices"][0]["message"]["content"]
-            answers[kinds[line["custom_id"]]] = Answer(text, usage["prompt_tokens"], usage["completion_tokens"])
-        return ModelQuestions(answers)
+        return await learn_answers(client)
 
     async def kill(self, victim: Victim) -> bool:
         """Kills one; Serve, or the controller where it is Redis, brings it back."""
@@ -146,6 +133,29 @@ class ApplicationHousehold:
             _kill(process)
         psutil.wait_procs(killed, timeout=END_LIMIT_S)
         return True
+
+
+async def learn_answers(client: PatientClient) -> ModelQuestions:
+    """Asks every kind of question once, of an application in which nothing goes wrong.
+
+    Raises:
+        RuntimeError: not all were answered.
+        TimeoutError: they were not in time.
+    """
+    batch = await client.submit(make_input(ModelQuestions(), "learnt", KINDS), {"name": ""})
+    async with asyncio.timeout(LEARN_LIMIT_S):
+        while not (batch := await client.get(batch.id)).status.ended:  # noqa: ASYNC110 - polled
+            await asyncio.sleep(LEARN_POLL_S)
+    if batch.status is not BatchStatus.COMPLETED:
+        raise RuntimeError(f"the questions were not answered: {batch.status}")
+    kinds = {make_id("learnt", number): number for number in range(KINDS)}
+    answers = {}
+    for line in await client.read_lines(batch):
+        body = line["response"]["body"]
+        usage = body["usage"]
+        text = body["choices"][0]["message"]["content"]
+        answers[kinds[line["custom_id"]]] = Answer(text, usage["prompt_tokens"], usage["completion_tokens"])
+    return ModelQuestions(answers)
 
 
 def _is_actor(process: psutil.Process, name: str) -> bool:

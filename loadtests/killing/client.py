@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import httpx
@@ -68,6 +69,11 @@ class PatientClient:
     async def get(self, batch_id: str) -> Batch:
         """A batch."""
         return Batch.model_validate((await self._call("GET", f"/v1/batches/{batch_id}")).json())
+
+    async def cancel(self, batch_id: str) -> None:
+        """Cancels a batch; one that has ended meanwhile stays as it is."""
+        with suppress(httpx.HTTPStatusError):
+            await self._call("POST", f"/v1/batches/{batch_id}/cancel")
 
     async def list_batches(self) -> list[Batch]:
         """All of them."""

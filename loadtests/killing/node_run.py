@@ -13,6 +13,7 @@ import structlog
 
 from conserve.config import Settings
 from conserve.jobs import embedded
+from conserve.launch.interruption import renew_handlers
 from conserve.launch.ports import find_free_ports
 from deployments.testing.cluster import LocalCluster, kill_all
 from deployments.testing.names import CONTROLLER, ONLINE_LOG, REPLICA, SERVE_CONTROLLER, name_actor
@@ -82,7 +83,7 @@ class NodeKillRun:
         self._settings = make_settings(folder, engines, lease_ms)
         self._redis = TcpRedis(folder / "head-redis", find_free_ports(1)[0]) if Blow.HEAD in blows else None
         self._cluster = LocalCluster(folder, engines, self._redis.address if self._redis else None)
-        self._chats = ChatClients(self._cluster.base_url, clients)
+        self._chats = ChatClients(self._cluster.base_url, clients, LightQuestions())
         self._meter = OfflineMeter(folder / ENGINE_LOG)
         self._is_over = False
         self._rests = asyncio.Event()
@@ -99,6 +100,7 @@ class NodeKillRun:
         start = asyncio.ensure_future(asyncio.to_thread(self._start))
         try:
             await asyncio.shield(start)
+            renew_handlers()
             async with asyncio.TaskGroup() as group:
                 meter = group.create_task(self._meter.run())
                 group.create_task(self._keep_work_waiting(client))
@@ -140,6 +142,7 @@ class NodeKillRun:
         self._folder.mkdir(parents=True, exist_ok=True)
         if self._redis is not None:
             self._redis.start()
+            self._redis.wait_until_ready()
         settings = self._settings.with_redis_url(embedded.ensure_running(self._folder))
         self._cluster.start()
         self._deploy(settings, self._engines)
