@@ -28,6 +28,7 @@ from conserve.jobs.flex_feed import FlexFeed, Subscription
 from conserve.jobs.flex_requests import FlexLine, FlexRequests
 from conserve.jobs.flex_stream import Numbered, read_entry
 from conserve.jobs.flex_waiters import FlexWaiters
+from conserve.jobs.input_size import MOST_TOKENS
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.segments import SegmentReader
 from conserve.jobs.tenants import find_tenants
@@ -228,7 +229,7 @@ def _guess_tokens(body: Mapping[str, Any], line: bytes) -> int:
     named = (body.get("max_completion_tokens"), body.get("max_tokens"))
     most = next((one for one in named if isinstance(one, int) and one > 0), None)
     guess = guess_request_tokens(1, len(line))
-    return guess if most is None else guess - EXPECTED_OUTPUT_TOKENS + most
+    return guess if most is None else guess - EXPECTED_OUTPUT_TOKENS + min(most, MOST_TOKENS)
 
 
 async def _once(content: bytes) -> AsyncGenerator[bytes, None]:
