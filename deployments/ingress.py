@@ -33,10 +33,10 @@ from deployments.grpc_front.methods import GrpcMethods
 from deployments.online_metrics import class_of
 from deployments.online_trace import begin_front, carry_on, follow_answer
 from deployments.ray_cluster import find_cluster
-from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from deployments.ray_metrics import RayRecorder
 from deployments.readiness import ReadinessProbe
 from deployments.replica_loss import AnswerBroken, ask_again, lost_event
+from deployments.request_bodies import ChatBody, CompletionBody, EmbeddingBody
 from deployments.serve_compat import find_serve_replica, is_told_to_stop
 from deployments.status import Status, build_status
 from deployments.tracing import start_tracing, stop_tracing
@@ -128,7 +128,7 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
             raise _no_queue()
         return self._flex
 
-    async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
+    async def chat(self, body: ChatBody, request: Request) -> Response:
         """Answers a chat: by a replica at once, or on harvested capacity if it asks for that tier."""
         if is_flex(body):
             return await answer_flex(self.flex, BatchEndpoint.CHAT_COMPLETIONS, request)
@@ -136,7 +136,7 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         answer: Response = await super().chat(body, request)
         return answer
 
-    async def completions(self, body: CompletionRequest, request: Request) -> Response:
+    async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Answers a completion: by a replica at once, or on harvested capacity if it asks for that tier."""
         if is_flex(body):
             return await answer_flex(self.flex, BatchEndpoint.COMPLETIONS, request)
@@ -144,7 +144,7 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         answer: Response = await super().completions(body, request)
         return answer
 
-    async def embeddings(self, body: EmbeddingRequest, request: Request) -> Response:
+    async def embeddings(self, body: EmbeddingBody, request: Request) -> Response:
         """Answers with embeddings, where the model can."""
         self._check_key(request)
         answer: Response = await super().embeddings(body, request)
