@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 VENV := .venv/bin
 
-.PHONY: setup test baselines lint docs demo bench loadtest lock clean
+.PHONY: setup test baselines lint docs demo bench loadtest fuzz lock clean
 
 setup: ## make .venv and unpack the default model; DEVICE=cpu or DEVICE=gpu instead of what is found
 	@test -n "$(PYTHON)" || { echo "set-up: error: Python 3.11 is needed: neither python3.11 nor python3 is one" >&2; exit 1; }
@@ -40,6 +40,9 @@ bench: setup ## stock vLLM beside ours: chat and pressure once; W=all REPEATS=3 
 
 loadtest: setup ## load over HTTP and gRPC: chats alone, beside batches, and what the front costs; TRACES=folder, ARGS= for the rest
 	@$(VENV)/python -m loadtests.loadtest $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
+
+fuzz: setup ## what strangers may send to each surface, 20,000 inputs each; ARGS="--surface http --inputs 1000 --seed 2"
+	@$(VENV)/python -m loadtests.fuzz --out out/fuzz $(ARGS)
 
 lock: ## resolve the dependencies of pyproject.toml anew; UPGRADE=1 takes the newest versions
 	@test -n "$(PYTHON)" || { echo "lock: error: Python 3.11 is needed" >&2; exit 1; }

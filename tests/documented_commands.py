@@ -55,6 +55,7 @@ _OTHERS: Final = NotRun("a program of others, which the lock has not")
 _BENCH: Final = ByTest("tests/unit/loadtests/test_coserving_bench.py::test_all_runs_are_made_interleaved")
 _LOAD: Final = ByTest("tests/integration/loadtests/test_locust_load.py::test_a_whole_load_test")
 _DEMO: Final = ByTest("tests/integration/loadtests/test_demo.py::test_a_whole_demonstration")
+_FUZZ: Final = ByTest("tests/integration/fuzz/test_surfaces.py::test_the_command")
 _UP: Final = ByTest("tests/e2e/test_application.py::test_everything_killed_in_the_middle_and_nothing_lost")
 _LOCUST: Final = "locust -f loadtests/front/locustfile.py --host http://127.0.0.1:8000"
 
@@ -67,6 +68,8 @@ COMMANDS: Final[dict[str, Treatment]] = {
     "make baselines": ByTest("tests/unit/simulator/test_baselines.py::test_figures_are_those_that_are_kept"),
     "make lock": NotRun("asks the package index for newer packages"),
     "python -m loadtests.queue_cost --help": Here(),
+    "make fuzz": _FUZZ,
+    'make fuzz ARGS="--surface grpc --inputs 1000 --seed 7"': _FUZZ,
     "make docs": ByTest("tests/unit/docs/test_site.py::test_every_page_is_built"),
     "make bench": _BENCH,
     "make bench W=all REPEATS=3": _BENCH,
