@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 VENV := .venv/bin
 
-.PHONY: setup test baselines lint audit docs demo bench loadtest chaos soak lock clean
+.PHONY: setup test baselines lint audit docs demo bench loadtest chaos soak fuzz lock clean
 
 setup: ## make .venv and unpack the default model; DEVICE=cpu or DEVICE=gpu instead of what is found
 	@test -n "$(PYTHON)" || { echo "set-up: error: Python 3.11 is needed: neither python3.11 nor python3 is one" >&2; exit 1; }
@@ -51,6 +51,9 @@ chaos: setup ## faults of every kind for an hour; ENGINE=real for vLLM, SEED=7, 
 
 soak: setup ## a changing load for half an hour: does anything grow? ENGINE=real for vLLM, and ARGS= for the rest
 	@$(VENV)/python -m loadtests.soak $(if $(ENGINE),--engine "$(ENGINE)") $(ARGS)
+
+fuzz: setup ## what strangers may send to each surface, 20,000 inputs each; ARGS="--surface http --inputs 1000 --seed 2"
+	@$(VENV)/python -m loadtests.fuzz --out out/fuzz $(ARGS)
 
 lock: ## resolve the dependencies of pyproject.toml anew; UPGRADE=1 takes the newest versions
 	@test -n "$(PYTHON)" || { echo "lock: error: Python 3.11 is needed" >&2; exit 1; }

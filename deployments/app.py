@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -13,7 +14,9 @@ from ray.serve.llm.ingress import make_fastapi_ingress
 
 from conserve.config import EMBEDDED_REDIS, Settings, SettingsError, load_settings
 from conserve.jobs import embedded
+from conserve.jobs.service import JobService
 from deployments.batch_routes import build_batch_router
+from deployments.console.feed import ConsoleFeed
 from deployments.console.routes import build_console_router
 from deployments.controller import ConServeController
 from deployments.errors import install_error_handlers
@@ -69,8 +72,18 @@ def build_app(args: dict[str, Any]) -> Application:
     )
 
 
-def build_fastapi_app(settings: Settings) -> FastAPI:
-    """The HTTP application that the ingress's routes are added to."""
+def build_fastapi_app(
+    settings: Settings,
+    find_jobs: Callable[[], JobService] = find_jobs,
+    find_console: Callable[[], ConsoleFeed] = find_console,
+) -> FastAPI:
+    """The HTTP application that the ingress's routes are added to.
+
+    Args:
+        settings: ConServe's.
+        find_jobs: Finds the offline queue, at each request.
+        find_console: Finds what pages of the console are told, at each stream.
+    """
     app = FastAPI(title="ConServe", docs_url="/docs", redoc_url=None)
     app.add_middleware(RequestLimits, settings=settings.http)
     install_error_handlers(app)

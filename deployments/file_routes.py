@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -25,6 +26,8 @@ from deployments.tenancy import as_tenant
 _CHUNK_BYTES = 1 << 20
 LONGEST_SILENCE_S = 60.0  # Of a client in the middle of an upload, which keeps others from theirs.
 _FORM_BYTES = 1 << 16  # What a form holds besides the file: boundaries, headers, the other fields.
+_CHARSET = b"utf-8"
+_LONGEST_NUMBER = 20  # Digits; Python refuses to read thousands of them.
 _EXPIRY_FIELDS = {f"expires_after[{name}]": name for name in ExpiresAfter.model_fields}
 
 _UPLOAD_FORM: dict[str, Any] = {
@@ -123,11 +126,15 @@ def build_file_router(get_service: Callable[[], FileService]) -> APIRouter:
 
 async def _parse_form(request: Request, max_file_bytes: int) -> FormData:
     """Reads a multipart form, its file spooled to disk; refuses one that is too long before taking it all in."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    kind = request.headers.get("content-type", "")
+    if not kind.startswith("multipart/form-data"):
         raise ApiError(400, "Send the file as multipart/form-data with the fields 'file' and 'purpose'.", param="file")
+    # The parser would look for a codec of that name, whatever it is; some of Python's raise what it does not expect.
+    if parse_options_header(kind)[1].get(b"charset", _CHARSET).lower() != _CHARSET:
+        raise ApiError(400, "The fields of the form are read as UTF-8: leave 'charset' out.", param="file")
     limit = max_file_bytes + _FORM_BYTES
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
+    if announced.isdecimal() and int(announced[:_LONGEST_NUMBER]) > limit:
         raise file_too_large(max_file_bytes)
 
     async def stream() -> AsyncGenerator[bytes, None]:

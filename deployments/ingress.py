@@ -41,10 +41,11 @@ from deployments.online_trace import begin_front, carry_on, follow_answer
 from deployments.overload import raise_overload
 from deployments.pulse import ask_heard
 from deployments.ray_cluster import find_cluster
-from deployments.ray_compat import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, ModelCard, ModelList
+from deployments.ray_compat import ModelCard, ModelList
 from deployments.ray_metrics import RayRecorder
 from deployments.readiness import ReadinessProbe
 from deployments.replica_loss import AnswerBroken, ask_again, lost_event
+from deployments.request_bodies import ChatBody, CompletionBody, EmbeddingBody
 from deployments.serve_compat import find_http_host, find_serve_replica, is_told_to_stop
 from deployments.status import Status, build_status
 from deployments.tenancy import admit, guess_model_tokens
@@ -147,7 +148,7 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
             raise _no_queue()
         return self._flex
 
-    async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
+    async def chat(self, body: ChatBody, request: Request) -> Response:
         """Answers a chat: by a replica at once, or on harvested capacity if it asks for that tier."""
         if is_flex(body):
             return await answer_flex(self.flex, BatchEndpoint.CHAT_COMPLETIONS, request)
@@ -155,7 +156,7 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         answer: Response = await super().chat(body, request)
         return answer
 
-    async def completions(self, body: CompletionRequest, request: Request) -> Response:
+    async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Answers a completion: by a replica at once, or on harvested capacity if it asks for that tier."""
         if is_flex(body):
             return await answer_flex(self.flex, BatchEndpoint.COMPLETIONS, request)
@@ -163,7 +164,7 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
         answer: Response = await super().completions(body, request)
         return answer
 
-    async def embeddings(self, body: EmbeddingRequest, request: Request) -> Response:
+    async def embeddings(self, body: EmbeddingBody, request: Request) -> Response:
         """Answers with embeddings, where the model can."""
         await self._admit(body, request)
         answer: Response = await super().embeddings(body, request)

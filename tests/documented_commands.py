@@ -60,6 +60,7 @@ _LONG: Final = NotRun("takes the machine for ten minutes or more")
 _SOAK: Final = ByTest(
     "tests/integration/loadtests/test_soak_run.py::test_everything_is_sampled_under_a_load_that_changes"
 )
+_FUZZ: Final = ByTest("tests/integration/fuzz/test_surfaces.py::test_the_command")
 _UP: Final = ByTest("tests/e2e/test_application.py::test_everything_killed_in_the_middle_and_nothing_lost")
 _KEYS: Final = ByTest("tests/integration/jobs/test_key_commands.py::test_a_key_is_made_shown_and_revoked")
 _LOCUST: Final = "locust -f loadtests/front/locustfile.py --host http://127.0.0.1:8000"
@@ -74,6 +75,8 @@ COMMANDS: Final[dict[str, Treatment]] = {
     "make lock": NotRun("asks the package index for newer packages"),
     "make audit": NotRun("asks the network for known faults"),
     "python -m loadtests.queue_cost --help": Here(),
+    "make fuzz": _FUZZ,
+    'make fuzz ARGS="--surface grpc --inputs 1000 --seed 7"': _FUZZ,
     "make docs": ByTest("tests/unit/docs/test_site.py::test_every_page_is_built"),
     "make bench": _BENCH,
     "make bench W=all REPEATS=3": _BENCH,

@@ -28,6 +28,7 @@ from conserve.jobs.flex_feed import FlexFeed, Subscription
 from conserve.jobs.flex_requests import FlexLine, FlexRequests
 from conserve.jobs.flex_stream import Numbered, read_entry
 from conserve.jobs.flex_waiters import FlexWaiters
+from conserve.jobs.input_size import MOST_TOKENS
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.segments import SegmentReader
 from conserve.jobs.tenants import TenantDirectory, find_tenants
@@ -239,7 +240,7 @@ def guess_tokens(body: Mapping[str, Any], length_bytes: int) -> int:
     most = next((one for one in named if isinstance(one, int) and one > 0), EXPECTED_OUTPUT_TOKENS)
     count = body.get("n")
     count = count if isinstance(count, int) and count > 1 else 1
-    return guess_request_tokens(1, length_bytes) - EXPECTED_OUTPUT_TOKENS + most * count
+    return guess_request_tokens(1, length_bytes) - EXPECTED_OUTPUT_TOKENS + min(most * count, MOST_TOKENS)
 
 
 async def _once(content: bytes) -> AsyncGenerator[bytes, None]:

@@ -10,7 +10,8 @@ from conserve.policy.batch_work import InputSize
 
 _COMPLETION_LIMIT: Final = 16
 """Tokens of an answer of `/v1/completions` without `max_tokens`, as in OpenAI's API and in vLLM."""
-_MOST_TOKENS: Final = 1_000_000
+MOST_TOKENS: Final = 1_000_000
+"""Of one answer, whatever a request says: Redis adds up no more than 64 bits."""
 _MOST_ANSWERS: Final = 128
 """Of one request: the model refuses it long before."""
 _NO_TEXT: Final = frozenset({"image_url", "input_audio", "file", "role", "type"})
@@ -73,7 +74,7 @@ def _find_limit(body: Mapping[str, Any]) -> int | None:
         if _is_token(body.get(name)):
             count = body.get("n")
             answers = min(count, _MOST_ANSWERS) if isinstance(count, int) and count > 0 else 1
-            return min(int(body[name]), _MOST_TOKENS) * answers
+            return min(int(body[name]), MOST_TOKENS) * answers
     return None
 
 

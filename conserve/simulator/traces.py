@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import csv
 import json
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -43,6 +44,11 @@ class TraceRequest:
     prefix_ids: tuple[int, ...] = ()
 
 
+# A trace that says more than this is wrong, and what is worked out from it would not be finite.
+_LATEST_S: Final = 1e12
+_Tokens = Annotated[int, Field(ge=0, le=10**9)]
+
+
 class _Row(BaseModel, ABC):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
@@ -53,8 +59,8 @@ class _Row(BaseModel, ABC):
 
 class _AzureRow(_Row):
     timestamp: datetime = Field(alias="TIMESTAMP")
-    context_tokens: int = Field(alias="ContextTokens", ge=0)
-    generated_tokens: int = Field(alias="GeneratedTokens", ge=0)
+    context_tokens: _Tokens = Field(alias="ContextTokens")
+    generated_tokens: _Tokens = Field(alias="GeneratedTokens")
 
     def to_request(self) -> TraceRequest:
         seconds = (self.timestamp - datetime(1970, 1, 1, tzinfo=self.timestamp.tzinfo)).total_seconds()
@@ -62,18 +68,18 @@ class _AzureRow(_Row):
 
 
 class _BurstGptRow(_Row):
-    timestamp: float = Field(alias="Timestamp")
-    request_tokens: int = Field(alias="Request tokens", ge=0)
-    response_tokens: int = Field(alias="Response tokens", ge=0)
+    timestamp: float = Field(alias="Timestamp", ge=-_LATEST_S, le=_LATEST_S)
+    request_tokens: _Tokens = Field(alias="Request tokens")
+    response_tokens: _Tokens = Field(alias="Response tokens")
 
     def to_request(self) -> TraceRequest:
         return TraceRequest(self.timestamp, self.request_tokens, self.response_tokens)
 
 
 class _MooncakeRow(_Row):
-    timestamp: float
-    input_length: int = Field(ge=0)
-    output_length: int = Field(ge=0)
+    timestamp: float = Field(ge=-_LATEST_S * 1e3, le=_LATEST_S * 1e3)
+    input_length: _Tokens
+    output_length: _Tokens
     hash_ids: tuple[int, ...] = ()
 
     def to_request(self) -> TraceRequest:
@@ -95,10 +101,19 @@ def read_trace(path: Path, problems: list[str] | None = None) -> list[TraceReque
         OSError: it cannot be read.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            found = [row.to_request() for row in _read_rows(path, file, problems)]
-        except UnicodeDecodeError as error:
-            raise TraceError(f"{path}: is no text file: {error}") from None
+        return parse_trace(file, path, problems)
+
+
+def parse_trace(file: Iterable[str], path: Path, problems: list[str] | None = None) -> list[TraceRequest]:
+    """As `read_trace`, from text that is at hand, or a file that is open; `path` is what messages call it.
+
+    Raises:
+        TraceError: as there.
+    """
+    try:
+        found = [row.to_request() for row in _read_rows(path, file, problems)]
+    except UnicodeDecodeError as error:
+        raise TraceError(f"{path}: is no text file: {error}") from None
     requests = sorted(
         (request for request in found if request.prompt_tokens and request.output_tokens),
         key=lambda request: request.arrival_s,
@@ -119,14 +134,25 @@ def _read_rows(path: Path, file: Iterable[str], problems: list[str] | None) -> I
     for kind in (_AzureRow, _BurstGptRow):
         columns = {field.alias or name for name, field in kind.model_fields.items()}
         if columns <= set(header):
-            reader = csv.DictReader(lines, fieldnames=header)
-            for values in reader:
-                yield from _parse(kind, values, path, reader.line_num + 1, problems)
+            yield from _read_csv(kind, path, csv.DictReader(lines, fieldnames=header), problems)
             return
     raise TraceError(
         f"{path}: line 1: is neither a line of Mooncake's JSONL nor the header of Azure's CSV (TIMESTAMP, "
         "ContextTokens, GeneratedTokens) or BurstGPT's CSV (Timestamp, Request tokens, Response tokens)"
     )
+
+
+def _read_csv(kind: type[_Row], path: Path, reader: csv.DictReader[str], problems: list[str] | None) -> Iterator[_Row]:
+    while True:
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            # The header was read before, and this line is not counted yet.
+            _complain(f"{path}: line {reader.line_num + 2}: is no CSV: {error}", problems)
+            continue
+        if values is None:
+            return
+        yield from _parse(kind, values, path, reader.line_num + 1, problems)
 
 
 def _read_jsonl(path: Path, first: str, rest: Iterator[str], problems: list[str] | None) -> Iterator[_Row]:
@@ -135,7 +161,9 @@ def _read_jsonl(path: Path, first: str, rest: Iterator[str], problems: list[str]
         if line.strip():
             try:
                 values = json.loads(line)
-            except json.JSONDecodeError as error:
+            except RecursionError:
+                _complain(f"{path}: line {number}: is nested too deeply", problems)
+            except ValueError as error:  # Beside what is no JSON, numbers of thousands of digits.
                 _complain(f"{path}: line {number}: is no JSON: {error}", problems)
             else:
                 yield from _parse(_MooncakeRow, values, path, number, problems)
@@ -148,7 +176,7 @@ def _parse(kind: type[_Row], values: Any, path: Path, number: int, problems: lis
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        value = "" if problem["type"] == "missing" else f" (it is {problem['input']!r})"
+        value = "" if problem["type"] == "missing" else f" (it is {reprlib.repr(problem['input'])})"
         _complain(f"{path}: line {number}: {where or 'line'}: {problem['msg']}{value}", problems)
     else:
         yield row

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from google.protobuf.message import Message
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from ray.serve.grpc_util import RayServegRPCContext
 
 from conserve.jobs.answers import invalid
@@ -33,6 +33,7 @@ from deployments.grpc_front.status import set_status
 from deployments.online_trace import GRPC_SCHEME
 from deployments.protos import conserve_pb2 as pb
 from deployments.ray_compat import ChatCompletionRequest, CompletionRequest
+from deployments.request_bodies import CHAT_BODY, COMPLETION_BODY
 from deployments.tenancy import is_local
 from deployments.tracing import trace_batch
 
@@ -165,14 +166,14 @@ async def _ask(
     endpoint, body = to_body(request, front.only_model, stream=stream)
     http_request = _to_http_request(body, context, "GenerateStream" if stream else "Generate")
     if endpoint == BatchEndpoint.CHAT_COMPLETIONS:
-        return await front.chat(_parse(ChatCompletionRequest, body), http_request)
-    return await front.completions(_parse(CompletionRequest, body), http_request)
+        return await front.chat(_parse(CHAT_BODY, body), http_request)
+    return await front.completions(_parse(COMPLETION_BODY, body), http_request)
 
 
-def _parse(kind: Any, body: dict[str, Any]) -> Any:
+def _parse(kind: TypeAdapter[Any], body: dict[str, Any]) -> Any:
     """As FastAPI does for the HTTP routes."""
     try:
-        return kind.model_validate(body)
+        return kind.validate_python(body)
     except ValidationError as error:
         raise to_validation_error(error) from None
 

@@ -409,3 +409,16 @@ async def test_without_redis_there_is_no_flex(tmp_path: Path) -> None:
     finally:
         await redis.aclose()
         assert embedded.stop(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_a_limit_beyond_all_numbers_counts_as_the_most(
+    back: None, fast: Settings, redis: Redis, name: str
+) -> None:
+    async with front(fast) as client:
+        for most in (2**62, 2**63, 10**30):
+            answer = await client.post(
+                URL.removeprefix("/v1"), body=ask("hello", **{name: most}), cast_to=dict[str, Any]
+            )
+            assert answer["service_tier"] == "flex"
+    await wait_until_nothing_is_left(redis, fast)

@@ -75,7 +75,7 @@ async def make_world(
     monkeypatch.setattr(feed, "BEAT_S", 0.02)
     monkeypatch.setattr(logging.getLogger("httpx"), "disabled", True)
     front = make_front(redis, store, settings, monkeypatch)
-    app = build_fastapi_app()
+    app = build_fastapi_app(settings)
     make_fastapi_ingress(ConServeIngress, endpoint_map=ENDPOINTS, app=app)
     monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=front))
     bench = Bench(redis, store, settings)

@@ -85,3 +85,21 @@ async def test_a_client_that_says_nothing_more_is_not_waited_for(bench: Bench, m
     async with serve(bench) as http:
         late = await upload(http, SlowFile())
         assert (late.status_code, late.json()["error"]["code"]) == (408, "upload_timeout")
+
+
+@pytest.mark.parametrize("charset", ["undefined", "idna", "punycode", "unicode_escape", "latin-1", "nobody"])
+async def test_a_form_in_another_charset_is_refused(bench: Bench, charset: str) -> None:
+    kind = HEADERS["Content-Type"] + f"; charset={charset}"
+    async with serve(bench) as http:
+        answer = await http.post("/v1/files", content=HEAD + b"content" + TAIL, headers={"Content-Type": kind})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
+        kind = HEADERS["Content-Type"] + "; charset=UTF-8"
+        answer = await http.post("/v1/files", content=HEAD + b"content" + TAIL, headers={"Content-Type": kind})
+        assert answer.status_code == 200
+
+
+async def test_a_length_of_thousands_of_digits_is_too_long(bench: Bench) -> None:
+    async with serve(bench) as http:
+        headers = HEADERS | {"Content-Length": "9" * 5_000}
+        answer = await http.post("/v1/files", content=HEAD + b"content" + TAIL, headers=headers)
+        assert answer.status_code == 413

@@ -197,3 +197,32 @@ def test_lines_that_cannot_be_used_are_left_out_where_that_is_wanted(tmp_path: P
     assert ("line 3" if name.endswith("csv") else "line 2") in problems[0]
     with pytest.raises(TraceError):
         read_trace(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MOONCAKE + '{"timestamp": ' + "[" * 5_000, "line 5: is nested too deeply"),
+        (MOONCAKE + '{"timestamp": ' + "9" * 5_000 + "}", "line 5: is no JSON"),
+        (MOONCAKE + '{"timestamp": 1e16, "input_length": 1, "output_length": 1}', "line 5: timestamp"),
+        (MOONCAKE + '{"timestamp": 1, "input_length": 1000000001, "output_length": 1}', "line 5: input_length"),
+        (BURST_GPT + "-1e308,GPT-4,1,1,2,API log\n", "line 5: Timestamp"),
+        (AZURE + f'"{"x" * 140_000}",1,2\n', "line 6: is no CSV: field larger than field limit"),
+    ],
+)
+def test_whatever_a_line_holds_it_is_named_or_left_out(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "trace", text)
+    with pytest.raises(TraceError, match=message):
+        read_trace(path)
+    problems: list[str] = []
+    good = write(tmp_path / "good", text[: text.rindex("\n", 0, -1)])
+    assert read_trace(path, problems) == read_trace(good)
+    assert len(problems) == 1
+
+
+def test_a_message_repeats_no_more_than_the_beginning_of_a_value(tmp_path: Path) -> None:
+    nested = "[" * 500 + "]" * 500
+    for value in (f'"{"x" * 10_000}"', nested):
+        with pytest.raises(TraceError) as refused:
+            read_trace(write(tmp_path / "trace", f'{{"timestamp": {value}, "input_length": 1, "output_length": 1}}'))
+        assert len(str(refused.value)) < 300
