@@ -51,6 +51,7 @@ _ROOT: Final = NotRun("needs root, and changes the machine")
 _DOCKER: Final = NotRun("needs Docker; tests/unit/cluster/test_docker.py checks the files")
 _KUBERNETES: Final = NotRun("needs a Kubernetes cluster; tests/unit/cluster/test_kubernetes.py checks the files")
 _CLUSTER: Final = NotRun("needs a Ray cluster elsewhere; tests/unit/cluster/test_serve_configs.py checks the files")
+_NETWORK: Final = NotRun("asks the network, for newer packages or known faults")
 _OTHERS: Final = NotRun("a program of others, which the lock has not")
 _BENCH: Final = ByTest("tests/unit/loadtests/test_coserving_bench.py::test_all_runs_are_made_interleaved")
 _LOAD: Final = ByTest("tests/integration/loadtests/test_locust_load.py::test_a_whole_load_test")
@@ -72,8 +73,8 @@ COMMANDS: Final[dict[str, Treatment]] = {
     "make test": NotRun("it is what runs these tests"),
     "make lint": NotRun("looks at the code as it is, and is run before the tests"),
     "make baselines": ByTest("tests/unit/simulator/test_baselines.py::test_figures_are_those_that_are_kept"),
-    "make lock": NotRun("asks the package index for newer packages"),
-    "make audit": NotRun("asks the network for known faults"),
+    "make lock": _NETWORK,
+    "make audit": _NETWORK,
     "python -m loadtests.queue_cost --help": Here(),
     "make fuzz": _FUZZ,
     'make fuzz ARGS="--surface grpc --inputs 1000 --seed 7"': _FUZZ,

@@ -1,8 +1,8 @@
 """What is changed in the configuration that Ray Serve 2.60 writes for HAProxy, before HAProxy reads it.
 
 Serve has no settings for these. Its pages of statistics and metrics, which ask for no key, listen on all interfaces;
-every user of the machine may use its administration socket; and HAProxy does not encrypt what clients send, whatever
-`http_options.ssl_certfile` says.
+every user of the machine may use its administration socket; a client may take an hour to send its headers; and HAProxy
+does not encrypt what clients send, whatever `http_options.ssl_certfile` says.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ _METRICS: Final = re.compile(r"(frontend prometheus\n\s+bind )(:\d+)$", re.MULTI
 _STATISTICS: Final = re.compile(r"(listen stats\n\s+bind )\*(:\d+)$", re.MULTILINE)
 _SOCKET: Final = re.compile(r"(stats socket \S+ mode )666( )")
 _HTTP: Final = re.compile(r"(frontend http_frontend\n\s+bind \S+)$", re.MULTILINE)
+_DEFAULTS: Final = re.compile(r"^defaults\n", re.MULTILINE)
+_HEADERS_S: Final = 30
+"""So long a client may take for the headers of a request; an answer may take as long as it does."""
 _GRPC: Final = re.compile(r"(frontend grpc_frontend\n(?:\s*#.*\n)*\s+bind \S+) proto h2$", re.MULTILINE)
 
 
@@ -91,6 +94,7 @@ def harden(text: str, metrics_host: str, certificate: Path | None) -> str:
     text = _replace(_METRICS, rf"\g<1>{metrics_host}\g<2>", text, "the frontend of metrics")
     text = _replace(_STATISTICS, rf"\g<1>{LOOPBACK}\g<2>", text, "the statistics")
     text = _replace(_SOCKET, r"\g<1>600\g<2>", text, "the administration socket")
+    text = _replace(_DEFAULTS, rf"\g<0>    timeout http-request {_HEADERS_S}s\n", text, "the section of defaults")
     if certificate is None:
         return text
     options = f"ssl crt {certificate} ssl-min-ver {_OLDEST_TLS}"

@@ -64,8 +64,12 @@ def test_what_serve_opens_to_everybody_is_closed(written: Path) -> None:
     after = harden(before, "127.0.0.1", None)
     assert [line for line in HARDENED if line in before] == []
     assert [line for line in HARDENED if line not in after] == []
-    assert len(after.splitlines()) == len(before.splitlines())
-    changed = [old for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
+    added = "    timeout http-request 30s"
+    rest = after.splitlines()
+    rest.remove(added)
+    assert added not in before
+    assert "timeout http-keep-alive" in before, "else the added line would be that, too"
+    changed = [old for old, new in zip(before.splitlines(), rest, strict=True) if old != new]
     assert [line.split()[0] for line in changed] == ["stats", "bind", "bind"]
     assert "bind *:9101" in harden(before, "*", None)
 
@@ -109,7 +113,7 @@ def test_a_key_of_another_certificate_is_refused(written: Path, tmp_path: Path) 
 
 def test_another_version_s_configuration_is_not_guessed_at(written: Path) -> None:
     text = written.read_text()
-    for line in ("bind :9101", "bind *:8404", "mode 666"):
+    for line in ("bind :9101", "bind *:8404", "mode 666", "defaults\n"):
         with pytest.raises(ProxyConfigError, match="another version of Ray"):
             harden(text.replace(line, "x"), "127.0.0.1", None)
     with pytest.raises(ProxyConfigError, match="gRPC"):
