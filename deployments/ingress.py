@@ -39,7 +39,7 @@ from deployments.grpc_front.methods import GrpcMethods
 from deployments.online_metrics import class_of
 from deployments.online_trace import begin_front, carry_on, follow_answer
 from deployments.overload import raise_overload
-from deployments.pulse import ask_heard
+from deployments.pulse import listen
 from deployments.ray_cluster import find_cluster
 from deployments.ray_compat import ModelCard, ModelList
 from deployments.ray_metrics import RayRecorder
@@ -211,15 +211,14 @@ class ConServeIngress(GrpcMethods, OpenAiIngress):
 
         limits = self._settings.http
 
-        def send(numbered: Request | None) -> AsyncGenerator[Any, None]:
+        def send() -> AsyncGenerator[Any, None]:
             answer: AsyncGenerator[Any, None] = super(ConServeIngress, self)._get_response(
-                body=body, call_method=call_method, raw_request=numbered
+                body=body, call_method=call_method, raw_request=traced_request
             )
             return answer
 
         def ask() -> AsyncGenerator[Any, None]:
-            heard = ask_heard(send, traced_request, limits.replica_silence_s, limits.replica_wait_s)
-            return raise_overload(heard)
+            return raise_overload(listen(send, limits.replica_silence_s, limits.replica_wait_s))
 
         def count_retry() -> None:
             self._recorder.add(FRONT_RETRIES, 1)

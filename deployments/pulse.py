@@ -8,20 +8,18 @@ answer up in which neither a piece nor a pulse has come for `http.replica_silenc
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from contextvars import ContextVar, copy_context
 from typing import Any, Final, NamedTuple
-
-from fastapi import Request
 
 PULSE: Final = ": pulse\n\n"
 """Sent by a replica. As a comment of an event stream, so that a front of an older version may pass it on."""
 PULSES: Final = 5
 """In the longest silence that there may be."""
-ATTEMPT_HEADER: Final = "x-conserve-attempt"
-"""Header from the front to the router in the same process: the number of the attempt."""
+AVOIDED_S: Final = 120.0
+"""Serve has found out by then whether a replica that says nothing is to be replaced."""
 LOOK_PERIOD_S: Final = 0.25
 """While nothing has come yet, so often the front looks whether there is still time."""
 
@@ -35,47 +33,44 @@ class NoReplicaTook(RuntimeError):
 
 
 class Attempt:
-    """One time that the front sends a request."""
+    """One time that the front sends a request: to which replica, and when, in seconds of the monotonic clock."""
 
     def __init__(self) -> None:
+        self.replica: str | None = None
         self.sent_s: float | None = None
-        """When a replica was last chosen that has room, in seconds of the monotonic clock."""
 
 
-class Attempts:
-    """Those of this process that no replica has answered yet, so that the router can say when it has sent them."""
+class SilentReplicas:
+    """Those that have said nothing lately, so that the next request goes to another one."""
 
     def __init__(self) -> None:
-        self._numbers = itertools.count(1)
-        self._waiting: dict[str, Attempt] = {}
+        self._since_s: dict[str, float] = {}
 
-    def begin(self) -> tuple[str, Attempt]:
-        """A new one, and its number as the header has it."""
-        number, attempt = str(next(self._numbers)), Attempt()
-        self._waiting[number] = attempt
-        return number, attempt
+    def add(self, replica: str, now_s: float) -> None:
+        """An answer was waited for in vain."""
+        self._since_s = {one: since_s for one, since_s in self._since_s.items() if now_s - since_s < AVOIDED_S}
+        self._since_s[replica] = now_s
 
-    def end(self, number: str) -> None:
-        """It is not waited for any more."""
-        self._waiting.pop(number, None)
+    def discard(self, replica: str) -> None:
+        """Something was heard of it."""
+        self._since_s.pop(replica, None)
 
-    def note_sent(self, number: str | None, now_s: float) -> None:
-        """A replica was chosen for it. Called in the router's thread; of an unknown number nothing is noted."""
-        attempt = self._waiting.get(number or "")
-        if attempt is not None:
-            attempt.sent_s = now_s
+    def is_silent(self, replica: str, now_s: float) -> bool:
+        """Whether it is to be avoided, if there are others."""
+        since_s = self._since_s.get(replica)
+        return since_s is not None and now_s - since_s < AVOIDED_S
 
 
-ATTEMPTS: Final = Attempts()
+ATTEMPT: Final[ContextVar[Attempt | None]] = ContextVar("conserve_attempt", default=None)
+"""Of the request that is under way. Serve's router runs in the context of the request that it routes."""
+SILENT: Final = SilentReplicas()
+"""Of this process. Routers know it by this module's name, since Ray pickles their own module by value."""
 
 
-def number_attempt(request: Request | None, number: str) -> Request | None:
-    """The request as it goes to the router; its header replaces one that a client has sent."""
-    if request is None:
-        return None
-    own = ATTEMPT_HEADER.encode()
-    headers = [*(header for header in request.scope["headers"] if header[0] != own), (own, number.encode())]
-    return Request({**request.scope, "headers": headers}, request.receive)
+def note_sent(replica: str, now_s: float) -> None:
+    """Called by the router, perhaps in its own thread, when it sends the request of this context to a replica."""
+    if (attempt := ATTEMPT.get()) is not None:
+        attempt.replica, attempt.sent_s = replica, now_s
 
 
 async def beat(responses: AsyncGenerator[Any, None], silence_s: float) -> AsyncGenerator[Any, None]:
@@ -122,46 +117,16 @@ class _End(NamedTuple):
     error: Exception | None
 
 
-async def ask_heard(
-    send: Callable[[Request | None], AsyncGenerator[Any, None]],
-    request: Request | None,
-    silence_s: float,
-    wait_s: float,
-) -> AsyncGenerator[Any, None]:
-    """At the front: sends a request, and passes the answer on as long as something is heard of its replica.
-
-    Args:
-        send: Sends it; its argument is the request, with a number for the router.
-        request: How it came.
-        silence_s: How long a replica may say nothing.
-        wait_s: How long no replica may have room for the request.
-
-    Raises:
-        NoReplicaTook: none had room.
-        ReplicaSilent: the replica has said nothing.
-    """
-    number, attempt = ATTEMPTS.begin()
-    answer = listen(lambda: send(number_attempt(request, number)), attempt, silence_s, wait_s)
-    try:
-        async with aclosing(answer):
-            async for response in answer:
-                yield response
-    finally:
-        ATTEMPTS.end(number)
-
-
 async def listen(
     ask: Callable[[], AsyncGenerator[Any, None]],
-    attempt: Attempt,
     silence_s: float,
     wait_s: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncGenerator[Any, None]:
-    """At the front: passes an answer on without its pulses.
+    """At the front: passes an answer on without its pulses, as long as something is heard of its replica.
 
     Args:
-        ask: Sends the request to a replica.
-        attempt: Of this request; the router notes in it when it has sent the request.
+        ask: Sends the request, when it is asked for the first piece.
         silence_s: How long a replica may say nothing.
         wait_s: How long no replica may have room for the request.
         clock: Seconds, monotonic, the router's.
@@ -170,6 +135,7 @@ async def listen(
         NoReplicaTook: none had room.
         ReplicaSilent: the replica has said nothing.
     """
+    attempt = Attempt()
     async with aclosing(ask()) as responses:
         try:
             piece = await _wait_for_first(responses, attempt, silence_s, clock() + wait_s, clock)
@@ -181,6 +147,8 @@ async def listen(
         except StopAsyncIteration:
             return
         except TimeoutError:
+            if attempt.replica is not None:
+                SILENT.add(attempt.replica, clock())
             raise ReplicaSilent(f"nothing has come for {silence_s:g} s") from None
 
 
@@ -191,7 +159,10 @@ async def _wait_for_first(
     until_s: float,
     clock: Callable[[], float],
 ) -> Any:
-    first = asyncio.ensure_future(anext(responses))
+    """The first piece or pulse. Raises TimeoutError where the request was sent, and NoReplicaTook where it was not."""
+    context = copy_context()
+    context.run(ATTEMPT.set, attempt)
+    first = asyncio.get_running_loop().create_task(_fetch(responses), context=context)
     try:
         while True:
             await asyncio.wait([first], timeout=LOOK_PERIOD_S)
@@ -199,10 +170,14 @@ async def _wait_for_first(
                 return first.result()
             if attempt.sent_s is not None:
                 if clock() - attempt.sent_s > silence_s:
-                    raise ReplicaSilent(f"nothing has come for {silence_s:g} s")
+                    raise TimeoutError
             elif clock() > until_s:
                 raise NoReplicaTook("no replica has had room for the request")
     finally:
         if not first.done():
             first.cancel()
             await asyncio.wait([first])
+
+
+async def _fetch(responses: AsyncGenerator[Any, None]) -> Any:
+    return await anext(responses)

@@ -35,7 +35,7 @@ from deployments.online_metrics import OnlineMetrics
 from deployments.online_trace import trace_engine
 from deployments.overload import OverloadGuard, Visit
 from deployments.prompt_text import measure_request
-from deployments.pulse import ATTEMPT_HEADER, beat
+from deployments.pulse import beat
 from deployments.ray_compat import RawRequestInfo, find_client, find_engine, has_died
 from deployments.ray_metrics import RayRecorder
 from deployments.routing_report import MARK_HEADER, Mark, Received, RoutingReport
@@ -226,7 +226,7 @@ def drop_own_headers(raw_request_info: RawRequestInfo | None) -> RawRequestInfo 
     """The same without the header that vLLM takes a priority from, in place of the request's own, and the router's."""
     if raw_request_info is None:
         return None
-    dropped = (PRIORITY_HEADER.lower(), MARK_HEADER, ATTEMPT_HEADER)
+    dropped = (PRIORITY_HEADER.lower(), MARK_HEADER)
     headers = {name: value for name, value in raw_request_info.headers.items() if name.lower() not in dropped}
     return dataclasses.replace(raw_request_info, headers=headers)
 

@@ -55,6 +55,7 @@ class TtftRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
             # Each of them is sent again when another one has changed.
             if report is not None and report.number != self._heard.get(replica.replica_id):
                 self._heard[replica.replica_id] = report.number
+                pulse.SILENT.discard(replica.replica_id.unique_id)
                 received = report.received.get(self._name, 0)
                 self._policy.report(replica.replica_id, report.to_outlook(), received, now_s)
                 self._others[replica.replica_id] = bool(report.received.keys() - {self._name})
@@ -69,6 +70,9 @@ class TtftRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Ranks of replicas; Serve takes the first one that has room in its queue."""
+        now_s = self._clock()
+        heard = [one for one in candidate_replicas if not pulse.SILENT.is_silent(one.replica_id.unique_id, now_s)]
+        candidate_replicas = heard or candidate_replicas
         # Also has Serve wait before it asks again.
         others: list[list[RunningReplica]] = await PowerOfTwoChoicesRequestRouter.choose_replicas(
             self, candidate_replicas, pending_request
@@ -77,9 +81,6 @@ class TtftRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
             return others
         for info in _list_infos(pending_request):
             info.headers.pop(MARK_HEADER, None)  # A client's, or that of an earlier choice.
-            if self.select_available_replicas(candidate_replicas):
-                # By the module's name: an object named here would be a copy, see above.
-                pulse.ATTEMPTS.note_sent(info.headers.get(pulse.ATTEMPT_HEADER), self._clock())
         if pending_request.metadata.multiplexed_model_id:
             return others
         with_room = {replica.replica_id: replica for replica in self.select_available_replicas(candidate_replicas)}
@@ -91,6 +92,11 @@ class TtftRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
             return others
         self._mark(pending_request, ranked[0], prompt)
         return [*([with_room[replica_id]] for replica_id in ranked), *others]
+
+    def on_send_request(self, replica_id: ReplicaID) -> None:
+        """Called by Serve when it sends a request to a replica, which may refuse it."""
+        super().on_send_request(replica_id)
+        pulse.note_sent(replica_id.unique_id, self._clock())
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         """Called by Serve when a replica has taken a request."""

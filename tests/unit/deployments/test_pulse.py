@@ -1,24 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 import pytest
-from fastapi import Request
 
-from deployments.pulse import (
-    ATTEMPT_HEADER,
-    PULSE,
-    Attempt,
-    Attempts,
-    NoReplicaTook,
-    ReplicaSilent,
-    beat,
-    listen,
-    number_attempt,
-)
+from deployments import pulse
+from deployments.pulse import AVOIDED_S, PULSE, NoReplicaTook, ReplicaSilent, SilentReplicas, beat, listen, note_sent
 
 FOREVER_S = 1_000.0
 
@@ -48,14 +39,16 @@ async def collect(answer: AsyncGenerator[Any, None]) -> list[Any]:
     return [part async for part in answer]
 
 
-def listen_to(source: Source, silence_s: float = FOREVER_S, wait_s: float = FOREVER_S, **more: Any) -> Any:
-    return listen(source.answer, more.pop("attempt", Attempt()), silence_s, wait_s, **more)
+def listen_to(source: Source, silence_s: float = FOREVER_S, wait_s: float = FOREVER_S) -> AsyncGenerator[Any, None]:
+    return listen(source.answer, silence_s, wait_s)
 
 
-def sent(clock: Callable[[], float]) -> Attempt:
-    attempt = Attempt()
-    attempt.sent_s = clock()
-    return attempt
+@pytest.fixture(autouse=True)
+def silent(monkeypatch: pytest.MonkeyPatch) -> SilentReplicas:
+    """Of these tests alone."""
+    silent = SilentReplicas()
+    monkeypatch.setattr(pulse, "SILENT", silent)
+    return silent
 
 
 async def test_in_a_pause_there_are_pulses_and_then_the_answer_goes_on() -> None:
@@ -119,21 +112,23 @@ async def test_the_failure_of_a_replica_is_passed_on() -> None:
         assert source.is_closed
 
 
-async def test_a_replica_that_falls_silent_is_given_up() -> None:
-    source = Source("a", None)
-    answer = listen_to(source, silence_s=0.05)
-    assert await anext(answer) == "a"
+@pytest.mark.parametrize("pieces", [[], ["a"]])
+async def test_a_replica_that_falls_silent_is_given_up_and_avoided(silent: SilentReplicas, pieces: list[str]) -> None:
+    source = Source(*pieces, None)
+
+    async def send() -> AsyncGenerator[Any, None]:
+        # As Serve's router does, which has a thread of its own.
+        asyncio.get_running_loop().call_soon_threadsafe(note_sent, "one", time.monotonic())
+        async with aclosing(source.answer()) as answer:
+            async for piece in answer:
+                yield piece
+
+    answer = listen(send, 0.05, FOREVER_S)
+    assert [await anext(answer) for _ in pieces] == pieces
     with pytest.raises(ReplicaSilent):
         await anext(answer)
     assert source.is_closed
-
-
-async def test_a_replica_that_never_says_anything_is_given_up() -> None:
-    source = Source(None)
-    loop = asyncio.get_running_loop()
-    with pytest.raises(ReplicaSilent):
-        await collect(listen_to(source, silence_s=0.05, clock=loop.time, attempt=sent(loop.time)))
-    assert source.is_closed
+    assert silent.is_silent("one", time.monotonic())
 
 
 async def test_pulses_keep_an_answer_alive_before_its_first_piece() -> None:
@@ -167,24 +162,16 @@ async def test_a_client_that_leaves_before_the_first_piece_ends_the_request() ->
     assert source.is_closed
 
 
-def test_the_router_notes_when_a_request_was_sent() -> None:
-    attempts = Attempts()
-    number, attempt = attempts.begin()
-    other, _ = attempts.begin()
-    attempts.note_sent(other, 1.0)
-    attempts.note_sent("unknown", 1.0)
-    attempts.note_sent(None, 1.0)
-    assert attempt.sent_s is None
-    attempts.note_sent(number, 2.0)
-    assert attempt.sent_s == 2.0
-    attempts.end(number)
-    attempts.note_sent(number, 3.0)
-    assert attempt.sent_s == 2.0
+def test_a_silent_replica_is_avoided_until_it_is_heard_of_or_for_a_time() -> None:
+    silent = SilentReplicas()
+    silent.add("one", 100.0)
+    silent.add("two", 101.0)
+    assert [silent.is_silent(name, 102.0) for name in ("one", "two", "three")] == [True, True, False]
+    silent.discard("one")
+    silent.discard("three")
+    assert [silent.is_silent(name, 102.0) for name in ("one", "two")] == [False, True]
+    assert not silent.is_silent("two", 101.0 + AVOIDED_S)
 
 
-def test_the_number_of_an_attempt_replaces_what_a_client_has_sent() -> None:
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(ATTEMPT_HEADER.encode(), b"1")]}
-    numbered = number_attempt(Request(scope), "7")
-    assert numbered is not None
-    assert dict(numbered.headers)[ATTEMPT_HEADER] == "7"
-    assert number_attempt(None, "7") is None
+def test_what_is_sent_for_nobody_s_request_is_not_noted() -> None:
+    note_sent("one", 1.0)

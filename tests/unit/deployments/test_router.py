@@ -10,6 +10,7 @@ from ray.serve.request_router import PendingRequest
 
 from conserve.policy.outlook import Outlook
 from conserve.policy.routing import CHOICES, CHOICES_ALONE
+from deployments import pulse
 from deployments.ray_compat import ChatCompletionRequest, RawRequestInfo
 from deployments.router import TtftRequestRouter
 from deployments.routing_report import MARK_HEADER, Mark, RoutingReport
@@ -192,3 +193,31 @@ async def test_calls_that_are_no_requests_are_routed_too(router: TtftRequestRout
     assert len(await choose(router, replicas, PendingRequest([SimpleNamespace()], {}, RequestMetadata("s", "j")))) == 1
     assert await router.choose_replicas(replicas, None)
     await asyncio.sleep(0)
+
+
+async def test_a_replica_that_has_said_nothing_is_avoided_until_it_reports(
+    router: TtftRequestRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "SILENT", silent := pulse.SilentReplicas())
+    replicas: list[Any] = [Replica("a"), Replica("b")]
+    router.update_replicas(replicas)
+    silent.add("a", 0.0)
+    for number in range(10):
+        ranks = await router.choose_replicas(replicas, make_request(number))
+        assert {one.replica_id.unique_id for rank in ranks for one in rank} == {"b"}
+    assert len((await router.choose_replicas(replicas[:1], make_request()))[0]) == 1, "the only one is not avoided"
+    replicas[0].report(1)
+    router.update_replicas(replicas)
+    assert not silent.is_silent("a", 0.0)
+
+
+async def test_when_a_request_is_sent_its_attempt_learns_whereto(router: TtftRequestRouter, clock: Clock) -> None:
+    router.update_replicas([(replica := Replica("a"))])  # type: ignore[list-item]
+    attempt = pulse.Attempt()
+    token = pulse.ATTEMPT.set(attempt)
+    try:
+        clock.now_s = 7.0
+        router.on_send_request(replica.replica_id)
+    finally:
+        pulse.ATTEMPT.reset(token)
+    assert (attempt.replica, attempt.sent_s) == ("a", 7.0)
