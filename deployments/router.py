@@ -70,13 +70,14 @@ class TtftRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Ranks of replicas; Serve takes the first one that has room in its queue."""
-        now_s = self._clock()
-        heard = [one for one in candidate_replicas if not pulse.SILENT.is_silent(one.replica_id.unique_id, now_s)]
-        candidate_replicas = heard or candidate_replicas
         # Also has Serve wait before it asks again.
         others: list[list[RunningReplica]] = await PowerOfTwoChoicesRequestRouter.choose_replicas(
             self, candidate_replicas, pending_request
         )
+        if heard := self._list_heard(candidate_replicas):
+            candidate_replicas = heard
+            # Serve draws from all that there are, whatever the candidates.
+            others = [kept for rank in others if (kept := [one for one in rank if one in heard])] or [heard]
         if pending_request is None:
             return others
         for info in _list_infos(pending_request):
@@ -107,6 +108,12 @@ class TtftRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """Called by Serve when a request has ended, or could not be sent."""
         self._policy.forget(internal_request_id)
+
+    def _list_heard(self, replicas: list[RunningReplica]) -> list[RunningReplica]:
+        """Those that have not fallen silent; nothing where that makes no difference, or leaves none."""
+        now_s = self._clock()
+        heard = [one for one in replicas if not pulse.SILENT.is_silent(one.replica_id.unique_id, now_s)]
+        return heard if len(heard) < len(replicas) else []
 
     def _mark(self, pending_request: PendingRequest, replica_id: ReplicaID, prompt: Prompt) -> None:
         number, request_id = self._policy.next_number(), pending_request.metadata.internal_request_id
