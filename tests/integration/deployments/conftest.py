@@ -54,6 +54,13 @@ class Front:
             read_events(self.chat(f"{number}"))[0]["choices"][0]["delta"]["content"] for number in range(count)
         )
 
+    def find_answering(self) -> set[str]:
+        """Replicas that have answered one of a few requests; others may have been lost."""
+        answers = [self.chat(f"{number}") for number in range(8)]
+        return {
+            read_events(answer)[0]["choices"][0]["delta"]["content"] for answer in answers if answer.status_code == 200
+        }
+
     def ask_at_once(self, count: int) -> Counter[str]:
         async def ask_all() -> list[httpx.Response]:
             async with httpx.AsyncClient(timeout=WAIT_S) as client:

@@ -76,7 +76,7 @@ def test_a_request_that_kills_two_replicas_is_not_asked_a_third_time(front: Fron
 
 def test_a_request_whose_replica_stops_before_the_first_token_is_asked_again(front: Front) -> None:
     # Those that were killed have to be replaced before, or there is nobody to ask.
-    front.wait_until(lambda: len(front.ask(20)) >= 2, "nobody takes the place of those that were killed")
+    front.wait_until(lambda: len(front.find_answering()) >= 2, "nobody takes the place of those that were killed")
     events = read_events(front.chat(STOP_FIRST))
     assert [event["choices"][0]["delta"].get("content") for event in events][1:] == [" done", None]
 
