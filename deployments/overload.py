@@ -77,7 +77,7 @@ class OverloadGuard:
     ) -> None:
         overload = settings.overload
         objectives_ms = [(one.ttft_slo_ms, one.tbt_slo_ms) for one in settings.slo.by_priority().values()]
-        limits = OverloadLimits(overload.ttft_share, overload.max_waiting_requests, overload.refuse)
+        limits = OverloadLimits(overload.ttft_share, overload.max_waiting_requests, overload.refuse, overload.grace_s)
         self._gate = OverloadGate(objectives_ms, limits)
         self._engine = engine
         self._find_conditions = find_conditions

@@ -113,7 +113,11 @@ class Study:
 
     def _make_cluster(self, metrics: Metrics, *, refuses: bool) -> Cluster:
         settings = Settings().overload
-        limits = OverloadLimits(settings.ttft_share, settings.max_waiting_requests) if refuses else None
+        limits = (
+            OverloadLimits(settings.ttft_share, settings.max_waiting_requests, grace_s=settings.grace_s)
+            if refuses
+            else None
+        )
         policy = replace(POLICIES["conserve"], overload=limits)
         scenario = self.scenario
         return Cluster(

@@ -22,6 +22,13 @@ class OverloadSettings(_Section):
     ttft_share: float = Field(
         0.9, gt=0, le=100, description="The predicted time to the first token may be this part of the objective."
     )
+    grace_s: float = Field(
+        2.0,
+        ge=0,
+        le=60,
+        description="So long requests have to come late before any is refused for that: a burst, whose first tokens "
+        "come within four times the objective, is no overload.",
+    )
     max_waiting_requests: int = Field(
         256,
         ge=1,

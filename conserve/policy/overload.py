@@ -48,6 +48,10 @@ GAP_FORGETTING: Final = 0.1
 """How much a period counts in which tokens came too late, and one in which they did not."""
 PAUSE_S: Final = 1.0
 """Offline work stays away from online requests for so long after one was refused."""
+GRACE_TTFT_SHARE: Final = 4.0
+"""Of the objective may be the wait for a first token in a burst that is let in."""
+CALM_S: Final = 5.0
+"""When nobody would have come late for so long, the next who would is the first of a burst."""
 LONGEST_RETRY_S: Final = 60
 """OpenAI's clients do not wait longer."""
 
@@ -101,11 +105,13 @@ class OverloadLimits:
         ttft_share: The predicted time to the first token may be this part of the objective.
         max_waiting: Requests that may wait for their first token, of a class and those before it.
         by_objectives: Whether objectives are looked at; otherwise only `max_waiting` is.
+        grace_s: So long requests have to come too late before any is refused for that: a burst is no overload.
     """
 
     ttft_share: float
     max_waiting: int
     by_objectives: bool = True
+    grace_s: float = 0.0
 
 
 @dataclass
@@ -162,6 +168,8 @@ class OverloadGate:
         self._gaps = _Gaps()
         self._prompts_ms, self._prompts_s = 0.0, -math.inf
         self._refused_s = -math.inf
+        # Since when, and when last, a request would have come late or made others late.
+        self._late_since_s, self._late_s = -math.inf, -math.inf
         self._turned_s = 0.0  # When the engine has turned to the prompt that it computes.
 
     @property
@@ -205,11 +213,16 @@ class OverloadGate:
         allowed_ms = max(limits.ttft_share * ttft_slo_ms - own_ms, LONG_PROMPT_SHARE * ttft_slo_ms)
         late_ms = self._correction * (outlook.wait_ms + ahead_ms) - allowed_ms
         # Who waits for offline work alone is not helped by others being refused.
-        if ahead_ms > 0.0 and late_ms > 0.0:
+        comes_late = ahead_ms > 0.0 and late_ms > 0.0
+        beyond = 0.0 if comes_late else self._count_beyond(priority, places, conditions, now_s)
+        if not comes_late and beyond <= 0.0:
+            return let_in
+        is_burst = self._note_late(now_s) and late_ms + allowed_ms <= GRACE_TTFT_SHARE * ttft_slo_ms
+        if is_burst:
+            return let_in
+        if comes_late:
             return self._refuse(let_in, Reason.TTFT, late_ms, now_s)
-        if (beyond := self._count_beyond(priority, places, conditions, now_s)) > 0.0:
-            return self._refuse(let_in, Reason.TBT, self._predict_ends_ms(beyond, self._running), now_s)
-        return let_in
+        return self._refuse(let_in, Reason.TBT, self._predict_ends_ms(beyond, self._running), now_s)
 
     def enter(
         self, request_id: Hashable, priority: int, tokens: float, places: int, verdict: Verdict, now_s: float
@@ -256,6 +269,13 @@ class OverloadGate:
         held_ms = (now_s - visit.first_s) * 1e3
         before_ms = held_ms if self._hold_ms is None else self._hold_ms
         self._hold_ms = before_ms + (held_ms - before_ms) / HOLD_MEMORY_REQUESTS
+
+    def _note_late(self, now_s: float) -> bool:
+        """Somebody would come late now; whether that began so short a time ago that it is borne."""
+        if now_s - self._late_s > CALM_S:
+            self._late_since_s = now_s
+        self._late_s = now_s
+        return now_s - self._late_since_s < self._limits.grace_s
 
     def _refuse(self, let_in: Verdict, reason: Reason, wait_ms: float, now_s: float) -> Verdict:
         self._refused_s = now_s

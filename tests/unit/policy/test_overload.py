@@ -94,6 +94,24 @@ def test_who_is_late_by_his_own_prompt_may_wait_a_little() -> None:
     assert engine.ask(tokens=5_000).reason is Reason.TTFT
 
 
+def test_a_burst_is_no_overload() -> None:
+    engine = Engine(OverloadLimits(ttft_share=1.0, max_waiting=50, grace_s=2.0))
+    assert count_let_in(engine, 15) == 15
+    # Up to four times the objective.
+    assert count_let_in(engine, 30) < 8
+    engine.end(10.0)
+    # Calm for long enough: this is another burst.
+    assert count_let_in(engine, 15) == 15
+
+
+def test_what_lasts_is_an_overload() -> None:
+    engine = Engine(OverloadLimits(ttft_share=1.0, max_waiting=50, grace_s=2.0))
+    for _ in range(3):
+        assert count_let_in(engine, 6) == 6
+        engine.end(0.9)
+    assert count_let_in(engine, 6) == count_let_in(Engine(), 6)
+
+
 def test_offline_work_alone_refuses_nobody() -> None:
     engine = Engine()
     assert engine.ask().reason is None
