@@ -11,7 +11,7 @@ import redis
 RULES: Final = Path(__file__).parents[1] / "cluster" / "redis" / "valkey.conf"
 PASSWORD: Final = "of-tests"
 
-OF_TESTS: Final = ("config|get", "config|set", "scan", "memory|usage", "zincrby")
+OF_TESTS: Final = ("config|get", "config|set", "scan", "memory|usage", "pttl", "ttl", "zincrby")
 """What tests do with the connection that they share with ConServe, and it does not; `tests/unit/cluster` looks."""
 
 

@@ -28,6 +28,7 @@ from conserve.jobs.keys import Keys
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.service import JobService
 from conserve.jobs.tenants import find_tenants
+from conserve.jobs.validation import make_rules
 from conserve.telemetry.metric import NO_RECORDER
 from deployments.app import build_fastapi_app
 from deployments.console import feed
@@ -113,6 +114,7 @@ def make_front(redis: Redis, store: FileStore, settings: Settings, monkeypatch: 
     front._model_cards, front._lora_paths, front._probe = {}, {}, SimpleNamespace(is_ready=is_ready)
     front._ring = KeyRing.following(settings, listens_on_loopback=True)
     front._tenants = find_tenants(settings, front._ring)
+    front._rules, front._open = make_rules(settings.requests), 0
     front._queue = JobQueue(redis, settings)
     front._board = CapacityBoard(redis, settings.jobs.namespace, LONG_MS)
     front._jobs = JobService(redis, store, settings, [MODEL], front._tenants)

@@ -89,8 +89,8 @@ def test_what_is_wrong_is_named(desk: Desk, args: list[str], said: str) -> None:
     assert said in " ".join(desk.run("create", *args, status=2).stderr.replace("│", " ").split())
 
 
-def test_redis_that_is_away_is_named_without_its_password(desk: Desk) -> None:
-    desk.write(jobs={"redis_url": f"unix://:hush@{desk.state_dir}/nobody.sock"})
+def test_redis_that_is_away_is_named_without_its_password(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSERVE_JOBS__REDIS_URL", f"unix://:hush@{desk.state_dir}/nobody.sock")
     said = desk.run("list", status=1).stderr
     assert "nobody.sock cannot be used" in said
     assert "jobs.redis_url" in said
