@@ -18,6 +18,7 @@ from conserve.config import SettingsError
 from conserve.launch.interruption import Interruption
 
 INTERRUPTED: Final = 130
+TAKE_ALL: Final = "CONSERVE_OVERLOAD__REFUSE"
 
 
 class RunningApplication(Protocol):
@@ -90,8 +91,11 @@ def bring_up(stack: Stack, announce: Callable[[str], None]) -> RunningApplicatio
 
 
 def make_local_stack(config: Path, state_dir: Path, environ: Mapping[str, str] | None = None) -> Stack:
-    """A stack with a fresh state: a batch left in the queue by an earlier run would be worked off in this one."""
-    environ = os.environ if environ is None else environ
+    """A stack with a fresh state: a batch left in the queue by an earlier run would be worked off in this one.
+
+    It takes in all online requests, unless the environment says otherwise: what comes late is to be seen to be late.
+    """
+    environ = {TAKE_ALL: "false", **(os.environ if environ is None else environ)}
     from conserve.launch.ports import find_free_ports, is_free
     from conserve.launch.stack import LocalStack
 
