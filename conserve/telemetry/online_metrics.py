@@ -129,7 +129,7 @@ FRONT_RETRIES: Final = Metric(
     "conserve_front_retries_total",
     Kind.COUNTER,
     "requests",
-    "Online requests that the front has sent to a second replica, because the first one ended before it answered.",
+    "Online requests that the front has sent to a second replica, because the first one ended or fell silent.",
 )
 
 ONLINE_METRICS: Final = (

@@ -106,7 +106,7 @@ class ChangingLoad:
                 await asyncio.sleep(self._generator.uniform(0.0, LONGEST_WAIT_S))
                 await self._client.cancel(batch.id)
                 self.counts["batches cancelled"] += 1
-            while not (batch := await self._client.get(batch.id)).status.ended:  # noqa: ASYNC110 - polled
+            while not (batch := await self._client.get(batch.id)).status.ended:  # noqa: ASYNC110 - the API is polled
                 await asyncio.sleep(POLL_S)
             self.counts["batch requests"] += len(await self._client.read_lines(batch))
 

@@ -87,7 +87,7 @@ class SoakRun:
 
     async def _wait_until_ready(self) -> None:
         async with asyncio.timeout(READY_LIMIT_S):
-            while find_missing(await asyncio.to_thread(self._stack.sort_processes), self._stack.expected):  # noqa: ASYNC110 - polled
+            while find_missing(await asyncio.to_thread(self._stack.sort_processes), self._stack.expected):  # noqa: ASYNC110 - nobody says when
                 await asyncio.sleep(READY_POLL_S)
 
     async def _sample_on_end(

@@ -49,7 +49,7 @@ async def test_a_key_is_shown_once_and_kept_as_its_digest(keys: ApiKeyStore, red
     assert record.scopes == {"online", "offline"}
     assert record.expires_at == record.created_at + 60
     assert await keys.read() == [record]
-    (stored,) = (await redis.hgetall(Keys(settings.jobs.namespace).api_keys)).values()  # type: ignore[misc]
+    (stored,) = (await redis.hgetall(Keys(settings.jobs.namespace).api_keys)).values()  # type: ignore[misc] # redis' stubs
     assert key not in stored
     assert json.loads(stored)["digest"] == digest_key(key)
 
@@ -95,7 +95,7 @@ async def test_what_cannot_be_read_opens_nothing_and_shuts_nobody_out(
     good, _ = await keys.create("good", "t")
     name = Keys(settings.jobs.namespace).api_keys
     newer = good.model_dump(mode="json") | {"name": "newer", "scopes": ["online", "dreams"], "colour": "blue"}
-    await redis.hset(name, mapping={"bad": "{", "newer": json.dumps(newer)})  # type: ignore[misc]
+    await redis.hset(name, mapping={"bad": "{", "newer": json.dumps(newer)})  # type: ignore[misc] # redis' stubs
     records = {one.name: one for one in await keys.read()}
     assert records.keys() == {"good", "newer"}
     assert records["newer"].scopes == {Scope.ONLINE}

@@ -105,7 +105,7 @@ def test_who_has_no_name_may_ask_whether_it_is_there(server: Server) -> None:
 
 def test_the_server_keeps_what_it_is_given_and_no_password_in_sight(server: Server) -> None:
     found = run_as(server, "conserve", "INFO", "persistence")
-    assert found["aof_enabled"] == 1  # type: ignore[index]
+    assert found["aof_enabled"] == 1  # type: ignore[index] # redis' stubs
     settings = (server.folder / "valkey.conf").read_text()
     for line in ("appendfsync everysec", "maxmemory-policy noeviction", 'save ""'):
         assert line in settings

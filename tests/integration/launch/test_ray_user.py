@@ -48,4 +48,4 @@ def run_head(tmp_path: Path, folder: str) -> None:
         counts = run_as(server, "ray", "INFO", "commandstats")
     rejected = {name: each["rejected_calls"] for name, each in counts.items() if each["rejected_calls"]}  # type: ignore[attr-defined]
     assert rejected == {}
-    assert counts["cmdstat_hset"]["calls"] > 0  # type: ignore[index]
+    assert counts["cmdstat_hset"]["calls"] > 0  # type: ignore[index] # redis' stubs
