@@ -11,7 +11,7 @@ from typing import Final
 
 import httpx
 
-from conserve.jobs.batch import Batch
+from conserve.jobs.batch import Batch, BatchStatus
 from loadtests.killing.client import PatienceLostError, PatientClient
 from loadtests.killing.ledger import Verdict
 from loadtests.killing.questions import make_input
@@ -20,6 +20,7 @@ POLL_S: Final = 0.3
 SEEN: Final = 2_000
 """So many looks at batches are remembered."""
 FAILURES: Final = (PatienceLostError, httpx.HTTPStatusError)
+WITHDRAWN: Final = (BatchStatus.CANCELLING, BatchStatus.CANCELLED)
 END_LIMIT_S: Final = 180.0
 """So long a batch may take once no fault comes any more."""
 
@@ -37,6 +38,7 @@ class BatchClients:
     Attributes:
         accepted: Batches whose creation was answered.
         unanswered: Calls that got no answer for very long, or a refusal, and batches that did not end.
+        withdrawn: Batches whose creation was refused after they had been written, and that were cancelled for that.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class BatchClients:
         self._checked: set[str] = set()
         self.accepted: list[str] = []
         self.unanswered: list[str] = []
+        self.withdrawn: list[str] = []
 
     def has_advanced(self, since_s: float) -> bool:
         """Whether a batch had more requests done at one look than at another, both of them since a moment."""
@@ -72,10 +75,16 @@ class BatchClients:
                 group.create_task(self._submit_on_end(f"b{number}", is_over))
 
     async def find_missing(self) -> list[str]:
-        """Batches whose creation was answered and that are gone; and checks those whose creation was not answered."""
+        """Batches whose creation was answered and that are gone; and checks those whose creation was not answered.
+
+        Where the disk did not confirm a batch in time, its client is told to try again, and it is cancelled.
+        """
         batches = {batch.id: batch for batch in await self._client.list_batches()}
         for batch in batches.values():
             if batch.id not in self._checked and (name := (batch.metadata or {}).get("name")) in self._sizes:
+                if batch.id not in self.accepted and batch.status in WITHDRAWN:
+                    self.withdrawn.append(batch.id)
+                    continue
                 try:
                     await self._see_to_end(batch, str(name), lambda: True)
                 except FAILURES as error:

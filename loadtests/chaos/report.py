@@ -73,6 +73,7 @@ class ChaosReport(BaseModel):
         chats_unexplained: Those that failed before the first fault.
         longest_silence_s: In an answer that had an end.
         batches, requests: That were accepted, and checked.
+        batches_withdrawn: Their creation was refused after they had been written, so they were cancelled.
         lost, twice, wrong, unfinished: As in `Verdict`.
         forgotten: Batches that were accepted and are not there.
         unanswered: Calls of the batch routes that were not answered for minutes, and batches that did not end.
@@ -93,6 +94,7 @@ class ChaosReport(BaseModel):
     chats_unexplained: list[str]
     longest_silence_s: float
     batches: int
+    batches_withdrawn: int = 0
     requests: int
     lost: list[str]
     twice: list[str]
@@ -176,7 +178,7 @@ def render(report: ChaosReport) -> str:
         f"- batches: {report.batches:,} with {report.requests:,} requests; lost {len(report.lost)}, "
         f"answered twice {len(report.twice)}, wrong {len(report.wrong)}, "
         f"not completed {len(report.unfinished)}, forgotten {len(report.forgotten)}, "
-        f"unanswered {len(report.unanswered)}",
+        f"unanswered {len(report.unanswered)}; refused and withdrawn {report.batches_withdrawn}",
         "- killed or stopped: " + ", ".join(f"{kind} {count}" for kind, count in sorted(report.processes.items())),
         *(f"- not applicable: {name}: {why}" for name, why in report.not_applicable.items()),
         *(f"- not injected: {one}" for one in report.not_injected),

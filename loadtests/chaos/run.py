@@ -179,6 +179,7 @@ class ChaosRun:
             chats_unexplained=unexplained,
             longest_silence_s=max((chat.silence_s for chat in chats if chat.outcome != "unanswered"), default=0.0),
             batches=len(batches.accepted),
+            batches_withdrawn=len(batches.withdrawn),
             requests=verdict.requests,
             lost=verdict.lost,
             twice=verdict.twice,

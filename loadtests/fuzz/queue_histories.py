@@ -29,13 +29,13 @@ from hypothesis.stateful import (
 
 from conserve.config import Settings
 from conserve.jobs import embedded
-from conserve.jobs.batch import RequestState
+from conserve.jobs.batch import Batch, RequestState
 from conserve.jobs.claims import ClaimedRequest, ResultRef
 from conserve.jobs.connection import connect
 from conserve.jobs.journal import Journal, JournalEntry
 from conserve.jobs.queue import JobQueue
 from conserve.jobs.validation import RequestRange
-from conserve.policy.retry import FaultKind
+from conserve.policy.retry import FailedAttempt, FaultKind
 from loadtests.fuzz.corpus import CHAT, MODEL
 from loadtests.fuzz.report import Fault, Findings
 
@@ -335,21 +335,29 @@ class Histories(RuleBasedStateMachine):
         if not hasattr(self, "batch_id"):
             return
         Histories.operations += 1
-        found = self.do(self.queue.states(self.batch_id, list(self.lines)))
+        found, batch, failures, entries = self.do(self._look())
         assert found == {number: line.state for number, line in self.lines.items()}
-        batch = self.do(self.queue.get(self.batch_id))
         results = [line.result or "" for line in self.lines.values()]
         counts = batch.request_counts
         assert counts.completed == sum(one.startswith("output") for one in results)
         assert counts.failed == sum(one.startswith("error") for one in results)
         assert batch.status == self.status
         assert batch.usage.input_tokens == 7 * sum("|" in one for one in results)
-        for number, line in self.lines.items():
-            assert [one.kind for one in self.do(self.queue.failures(self.batch_id, number))] == line.failures
-        queued = [int(entry.split(":")[0]) for entry in self.do(self.redis.lrange(self.key("queue"), 0, -1))]
+        assert [[one.kind for one in of_line] for of_line in failures] == [one.failures for one in self.lines.values()]
+        queued = [int(entry.split(":")[0]) for entry in entries]
         waiting = [number for number in queued if self.lines[number].result is None]
         ready = [number for number, line in self.lines.items() if line.state is RequestState.READY]
         assert sorted(waiting) == ready, "each waiting line stands in the queue once"
+
+    async def _look(self) -> tuple[dict[int, RequestState], Batch, list[list[FailedAttempt]], list[str]]:
+        """Nothing changes meanwhile, so all may be asked for at once."""
+        found, batch, failures = await asyncio.gather(
+            self.queue.states(self.batch_id, list(self.lines)),
+            self.queue.get(self.batch_id),
+            asyncio.gather(*(self.queue.failures(self.batch_id, number) for number in self.lines)),
+        )
+        assert batch is not None
+        return found, batch, failures, await self.redis.lrange(self.key("queue"), 0, -1)
 
     def teardown(self) -> None:
         try:
