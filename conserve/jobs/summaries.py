@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, Final
+
+import msgspec
 
 from conserve.jobs.batch import ActiveBatch, BatchStatus
 from conserve.jobs.batch_fields import CHANGING_FIELDS, FIXED_FIELDS, read_changing, read_fixed
@@ -64,5 +65,5 @@ class SummaryReader:
         calls = [([self._keys.batch_hash(one) for one in bulk], fields) for bulk in bulks]
         texts = await self._scripts.run_all("summaries", calls) if calls else []
         lines = ",".join(texts).replace("\n", ",")  # JSON has no line end but those between two batches.
-        found: list[Any] = json.loads(f"[{lines}]")
+        found: list[Any] = msgspec.json.decode(f"[{lines}]")
         return found

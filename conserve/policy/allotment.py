@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from conserve.policy.fair_shares import FairShares
 from conserve.policy.ordering import JobDemand
@@ -35,8 +37,7 @@ class JobShare(NamedTuple):
     most: int
 
 
-@dataclass(frozen=True)
-class Allotment:
+class Allotment(msgspec.Struct, frozen=True):
     """What a replica may harvest.
 
     Attributes:
@@ -55,7 +56,7 @@ class Allotment:
     floor: int = 0
     floor_share: float = 0.0
     window_tokens: int | None = None
-    request_tokens: Mapping[str, float] = field(default_factory=dict)
+    request_tokens: Mapping[str, float] = msgspec.field(default_factory=dict)
 
     def without_late(self, batch_id: str) -> Allotment:
         """The same without a late batch."""
@@ -69,7 +70,13 @@ def pass_over_stopped(jobs: Iterable[JobDemand], capacities: Iterable[ReplicaCap
     """
     stopped: dict[str, frozenset[str]] = {}
     for one in capacities:
-        stopped[one.model] = stopped.get(one.model, one.stopped) & one.stopped
+        known = stopped.get(one.model)
+        if known is None:
+            stopped[one.model] = one.stopped
+        elif known:  # Mostly nobody has stopped any.
+            stopped[one.model] = known & one.stopped
+    if not any(stopped.values()):
+        return [*jobs]
     return [replace(job, ready=0) if job.batch_id in stopped.get(job.model, ()) else job for job in jobs]
 
 

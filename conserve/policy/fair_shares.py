@@ -8,20 +8,26 @@ running ones.
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from conserve.policy.fairness import DeficitRoundRobin, JobWork, find_weight
 from conserve.policy.ordering import JobDemand, order_jobs
 from conserve.policy.prefix_groups import keep_prefixes_together
 
 _EXACT: Final = 1e-9
-_STEP: Final = 1.25
+_SIZES: Final = [float(round(1.25**power)) for power in range(80)]
+"""Tokens of a request, roughly: each a quarter more than the one before, and the last beyond any."""
+_BOUNDS: Final = [1.25 ** (power + 0.5) for power in range(79)]
+"""From each on it is the next one of them."""
 
 
-class JobUse(NamedTuple):
+class JobUse(msgspec.Struct, frozen=True, gc=False):
     """Tokens that a batch has taken so far, and is expected to take for the `running` requests."""
 
     tenant: str
@@ -153,7 +159,7 @@ class FairShares:
 
 def _round(tokens: float) -> float:
     """To the nearest of numbers that are a quarter apart."""
-    return float(round(_STEP ** round(math.log(max(1.0, tokens), _STEP))))
+    return _SIZES[bisect(_BOUNDS, tokens)]
 
 
 def _to_work(jobs: Sequence[JobDemand]) -> list[JobWork]:

@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 QUANTUM_TOKENS: Final = 2_048
 """What a tenant of weight 1 gets in a round: the smaller, the more evenly tenants take turns."""
 MOST_DEBT_ROUNDS: Final = 512
@@ -20,8 +22,7 @@ MOST_ROUNDS: Final = 8
 """Places of many replicas are dealt in about so many rounds, of as many quanta as that takes."""
 
 
-@dataclass(slots=True)  # As `ReplicaCapacity`.
-class JobWork:
+class JobWork(msgspec.Struct, frozen=True, gc=False):
     """Requests of one batch that can be taken.
 
     Attributes:

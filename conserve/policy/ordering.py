@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(slots=True)  # As `ReplicaCapacity`.
-class JobDemand:
+class JobDemand(msgspec.Struct, frozen=True, gc=False):
     """Work that one batch still has to offer.
 
     Times are seconds since the epoch. `ready` counts requests that nobody has claimed. Of two batches the one of the
@@ -40,5 +40,5 @@ def order_jobs(jobs: Iterable[JobDemand]) -> list[JobDemand]:
 
 def list_late(jobs: Iterable[JobDemand]) -> list[JobDemand]:
     """Those that are not on track: the promised ones, then others; the most urgent first, then as in `order_jobs`."""
-    late = (job for job in order_jobs(jobs) if job.urgency > 0)
+    late = order_jobs(job for job in jobs if job.urgency > 0)
     return sorted(late, key=lambda job: (not job.promised, -job.urgency))

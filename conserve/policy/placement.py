@@ -11,11 +11,13 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 Homes = Mapping[str, Mapping[str, int]]
 """Requests of a batch that were offered to a replica: by batch and replica."""
 
 
-class Room(NamedTuple):
+class Room(msgspec.Struct, frozen=True, gc=False):
     """Places of a replica.
 
     Attributes:

@@ -1,14 +1,18 @@
-"""What replicas say about themselves, as far as decisions are made from it."""
+"""What replicas say about themselves, as far as decisions are made from it.
+
+Structs of msgspec: to make one takes a third of the time of a dataclass, and there are thousands of them a second.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
+
+import msgspec
 
 ReplicaState = Literal["starting", "serving", "draining"]
 
 
-class KvRoom(NamedTuple):
+class KvRoom(msgspec.Struct, frozen=True, gc=False):
     """KV memory of a replica, in tokens.
 
     Attributes:
@@ -29,7 +33,7 @@ class KvRoom(NamedTuple):
         return max(0, self.free_tokens + self.offline_tokens - self.reserved_tokens)
 
 
-class Headroom(NamedTuple):
+class Headroom(msgspec.Struct, frozen=True, gc=False):
     """What a replica can do for offline requests while its online ones meet their objectives.
 
     Attributes:
@@ -41,8 +45,7 @@ class Headroom(NamedTuple):
     requests: float
 
 
-@dataclass(slots=True)  # To make a frozen one takes three times as long, and there are thousands of them a second.
-class ReplicaCapacity:
+class ReplicaCapacity(msgspec.Struct, frozen=True, gc=False):
     """What a replica says about itself.
 
     `online_running` and `online_waiting` count online requests that have and have not got their first token;

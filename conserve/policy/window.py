@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from conserve.policy.replica_capacity import ReplicaCapacity
 from conserve.policy.request_size import UNKNOWN_REQUEST_TOKENS
@@ -30,8 +31,7 @@ NARROWEST: Final = 0.25
 """...but that it stays open by this share."""
 
 
-@dataclass(frozen=True)
-class WindowRule:
+class WindowRule(msgspec.Struct, frozen=True):
     """When the window of offline requests opens and shuts; the fields are those of `HarvestSettings`."""
 
     max_window: int

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from conserve.policy.ordering import JobDemand, order_jobs
 from conserve.policy.prefix_groups import TOLERANCE, keep_prefixes_together

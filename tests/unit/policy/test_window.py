@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from conserve.policy.replica_capacity import Headroom, KvRoom, ReplicaCapacity
 from conserve.policy.window import WindowRule, fit_requests, window_of, window_tokens_of
