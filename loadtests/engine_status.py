@@ -27,6 +27,7 @@ class ReplicaStatus(BaseModel):
     online_busy_s: float | None = None
     offline_prompt_tokens: int | None = None
     offline_output_tokens: int | None = None
+    offline_computed_tokens: int | None = None
     engine_cpu_s: float | None = None
 
 
