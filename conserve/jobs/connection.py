@@ -20,7 +20,8 @@ from conserve.jobs.cancellation import honour_cancellation
 from conserve.jobs.credentials import read_credentials
 from conserve.jobs.errors import UnsuitableServerError
 from conserve.jobs.identity import check_identity
-from conserve.jobs.keys import SCHEMA_VERSION, Keys
+from conserve.jobs.keys import Keys
+from conserve.jobs.migration import settle_schema
 
 _log = structlog.get_logger(__name__)
 
@@ -62,7 +63,7 @@ async def connect(settings: Settings, *, check_files: bool = True) -> Redis:
         await _check_version(redis)
         await _check_cluster(redis)
         keys = Keys(settings.jobs.namespace)
-        await _check_schema(redis, keys)
+        await settle_schema(redis, keys)
         if check_files:
             await check_identity(redis, keys, settings.files_url)
         await _check_eviction(redis)
@@ -110,25 +111,6 @@ async def _check_cluster(redis: Redis) -> None:
         raise UnsuitableServerError(
             "The Redis server is a node of a cluster (`cluster-enabled yes`), which is not supported. "
             "Set `jobs.redis_url` to a server with cluster mode off."
-        )
-
-
-async def _check_schema(redis: Redis, keys: Keys) -> None:
-    found = await redis.get(keys.schema)  # First: a server without memory refuses to write.
-    if found is None:
-        await redis.set(keys.schema, SCHEMA_VERSION, nx=True)
-        found = await redis.get(keys.schema)
-    if found != SCHEMA_VERSION:
-        text = str(found)
-        is_older = text.isdigit() and int(text) < int(SCHEMA_VERSION)
-        mend = (
-            "Let the version of the program that wrote them finish them, or use another `jobs.namespace`"
-            if is_older
-            else "A newer version of the program wrote them: use that one, or another `jobs.namespace`"
-        )
-        raise UnsuitableServerError(
-            f"Redis holds batches of schema version {found!r} (key '{keys.schema}'); "
-            f"this program needs {SCHEMA_VERSION!r}. {mend}. Nothing was changed."
         )
 
 

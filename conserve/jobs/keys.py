@@ -11,6 +11,10 @@ from typing import NamedTuple
 from conserve.config import DEFAULT_TENANT
 
 SCHEMA_VERSION = "2"
+OLDER_SCHEMAS = ("1",)
+"""Those that `migration.py` can take over."""
+RESULTS_KEPT_MS = 7 * 86_400_000
+"""Of an ended batch, so that a failover to an older state still finds them."""
 
 
 class BatchKeys(NamedTuple):
@@ -51,7 +55,9 @@ class Keys:
         self.api_keys = f"{namespace}:{{index}}:api_keys"  # hash: name -> record of an API key, JSON, see `api_keys.py`
         self.api_keys_version = f"{namespace}:{{index}}:api_keys:version"  # another one after each change; never goes
         self.usage = f"{namespace}:{{seen}}:usage"  # hash: model and endpoint -> what finished requests took, JSON
+        self.batch_prefix = f"{namespace}:batch:"  # what `batch_hash` begins with
         self._namespace = namespace
+        self.batches_of_default = self.batches(DEFAULT_TENANT)
 
     def batch(self, batch_id: str) -> BatchKeys:
         """Keys of one batch."""
@@ -60,7 +66,7 @@ class Keys:
 
     def batch_hash(self, batch_id: str) -> str:
         """Hash: the fields of a batch; the first of its keys."""
-        return f"{self._namespace}:batch:{{{batch_id}}}"
+        return f"{self.batch_prefix}{{{batch_id}}}"
 
     def batches(self, tenant: str) -> str:
         """Sorted set: id of a batch of a tenant -> when it was created, milliseconds."""

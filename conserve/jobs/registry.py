@@ -29,14 +29,12 @@ from conserve.jobs.errors import (
     TooManyBatchesError,
     ValidatorReplacedError,
 )
-from conserve.jobs.keys import Keys
+from conserve.jobs.keys import RESULTS_KEPT_MS, Keys
 from conserve.jobs.ledger import NO_HOLDING, NO_LIMITS, Holding, Ledger, Limits
 from conserve.jobs.scripts import Scripts
 from conserve.jobs.summaries import SummaryReader
 
 _log = structlog.get_logger(__name__)
-
-_RESULTS_KEPT_MS = 7 * 86_400_000
 
 
 class BatchRegistry:
@@ -254,7 +252,7 @@ class BatchRegistry:
             error_file_id or "",
             counts.completed,
             counts.failed,
-            _RESULTS_KEPT_MS,
+            RESULTS_KEPT_MS,
         ]
         await self._scripts.run("finish", self._keys.batch(batch_id), args)
         await self._barrier.wait(batch_id)

@@ -13,7 +13,7 @@ _PRELUDE = "_batch"
 _LEDGER_PRELUDE = "_ledger"
 _WITHOUT_PRELUDE = frozenset(
     {"pin_file", "delete_file", "put_file", "index_file", "barrier", "lead", "active", "summaries"}
-    | {"read_reports", "put_allotments", "put_api_key", "drop_api_keys"}
+    | {"read_reports", "put_allotments", "put_api_key", "drop_api_keys", "migrate_1"}
 )
 _OF_LEDGER = frozenset({"admit", "hold", "adjust", "drop", "retire", "attend", "unattended", "leave"})
 

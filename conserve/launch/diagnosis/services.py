@@ -10,6 +10,7 @@ import httpx
 from conserve.config import Settings, SettingsError
 from conserve.config.redis_url import describe_server
 from conserve.jobs.connection import OLDEST_VERSION, is_new_enough
+from conserve.jobs.keys import OLDER_SCHEMAS
 from conserve.jobs.survey import RedisAwayError, survey_server
 from conserve.launch.diagnosis.finding import Finding, fine, problem, warning
 from conserve.launch.health import ask_health
@@ -74,6 +75,9 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
         yield problem("Redis", f"{said}, a node of a cluster", "use a server with cluster mode off")
     elif found.found_schema not in (None, found.wanted_schema):
         schemas = f"it holds batches of schema {found.found_schema}, and {found.wanted_schema} is needed"
+        if found.found_schema in OLDER_SCHEMAS:
+            yield warning("Redis", f"{said}: {schemas}", "nothing: they are taken over at the next start")
+            return
         yield problem("Redis", f"{said}: {schemas}", "use the matching version, or another `jobs.namespace`")
     elif not found.has_append_only_file:
         yield warning(

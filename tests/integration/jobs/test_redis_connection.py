@@ -21,7 +21,7 @@ from conserve.jobs.storage import Storage
 
 
 @pytest.mark.parametrize(
-    ("found", "said"), [("99", "A newer version"), ("1", "that wrote them finish them"), ("x", "")]
+    ("found", "said"), [("99", "A newer version"), ("0", "that wrote them finish them"), ("x", "")]
 )
 async def test_another_schema_is_refused(redis: Redis, settings: Settings, found: str, said: str) -> None:
     key = f"{settings.jobs.namespace}:schema"

@@ -161,6 +161,7 @@ GOOD = RedisSurvey(
         ({"version": "6.0.9"}, "problem", "6.0.9"),
         ({"is_cluster": True}, "problem", "a node of a cluster"),
         ({"found_schema": "0"}, "problem", "schema 0"),
+        ({"found_schema": "1"}, "warning", "schema 1"),
         ({"has_append_only_file": False}, "warning", "without an append-only file"),
         ({"max_memory_bytes": 9, "eviction_policy": "allkeys-lru"}, "warning", "drops keys (allkeys-lru)"),
     ],
