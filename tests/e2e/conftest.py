@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,10 +47,18 @@ class Application:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("CONSERVE_")}
         cache = {"CONSERVE_CACHE": os.environ["CONSERVE_CACHE"]} if "CONSERVE_CACHE" in os.environ else {}
         ports = {"http_port": self.http_port, "grpc_port": self.grpc_port}
-        self.stack = LocalStack(CONFIG, self.state_dir, environ | cache | settings, **ports)
+        self._environ = environ | cache | settings
+        self.stack = LocalStack(CONFIG, self.state_dir, self._environ, **ports)
         running = self.stack.up(print)
         assert running.grpc_address is not None
         self.base_url, self.grpc_address = running.base_url, running.grpc_address
+
+    def stay(self) -> subprocess.Popen[str]:
+        """`conserve up --block` of what runs already, as a service manager has it."""
+        command = [sys.executable, "-m", "conserve", "up", "--block", "--config", str(CONFIG)]
+        command += ["--port", str(self.http_port), "--grpc-port", str(self.grpc_port)]
+        environ = self._environ | {"CONSERVE_STATE_DIR": str(self.state_dir)}
+        return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def kill(self) -> None:
         """SIGKILL to everything at once, Redis included: as when the machine loses its power, but for the disk."""

@@ -1,19 +1,42 @@
-"""A batch of embeddings on a model that is served for them."""
+"""A model that is served for embeddings; and what a service manager does to an application, on the same one."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import MODEL, Application
+from conserve.config import Settings
+from conserve.jobs import embedded
+from conserve.jobs.batch import RequestState
+from conserve.jobs.connection import connect
+from conserve.jobs.queue import JobQueue
+from tests.e2e.conftest import MODEL, TIMEOUT_S, Application
+
+DOWN_WITHIN_S = 90.0
+"""Twenty seconds for online requests, and the ends of processes on a slow machine."""
+LINES = 600
 
 
-def test_a_batch_of_embeddings_has_those_of_online_requests(tmp_path: Path) -> None:
-    application = Application(tmp_path)
-    texts = [f"text number {number}" for number in range(5)]
-    lines = [
+@pytest.fixture(scope="module")
+def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    application = Application(tmp_path_factory.mktemp("embeddings"))
+    try:
+        application.up(CONSERVE_MODEL__TASK="embed", CONSERVE_ENGINE__MODE="stock")
+        yield application
+    finally:
+        application.stack.down(print)
+
+
+def make_lines(texts: list[str]) -> list[dict[str, Any]]:
+    return [
         {
             "custom_id": f"line-{number}",
             "method": "POST",
@@ -22,20 +45,62 @@ def test_a_batch_of_embeddings_has_those_of_online_requests(tmp_path: Path) -> N
         }
         for number, text in enumerate(texts)
     ]
-    try:
-        application.up(CONSERVE_MODEL__TASK="embed", CONSERVE_ENGINE__MODE="stock")
-        client = application.client()
-        batch = application.wait_for(application.submit(lines, "/v1/embeddings").id)
-        assert batch.status == "completed", batch
-        assert batch.usage is not None
-        assert batch.usage.input_tokens > 0
-        assert batch.usage.output_tokens == 0
-        assert batch.output_file_id is not None
-        found = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
-        online = client.embeddings.create(model=MODEL, input=texts, encoding_format="float")
-    finally:
-        application.stack.down(print)
+
+
+def test_a_batch_of_embeddings_has_those_of_online_requests(application: Application) -> None:
+    texts = [f"text number {number}" for number in range(5)]
+    lines = make_lines(texts)
+    client = application.client()
+    batch = application.wait_for(application.submit(lines, "/v1/embeddings").id)
+    assert batch.status == "completed", batch
+    assert batch.usage is not None
+    assert batch.usage.input_tokens > 0
+    assert batch.usage.output_tokens == 0
+    assert batch.output_file_id is not None
+    found = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    online = client.embeddings.create(model=MODEL, input=texts, encoding_format="float")
     assert [line["custom_id"] for line in found] == [line["custom_id"] for line in lines]
     for line, expected in zip(found, online.data, strict=True):
         embedding = line["response"]["body"]["data"][0]["embedding"]
         assert embedding == pytest.approx(expected.embedding, abs=1e-4)
+
+
+def test_sigterm_takes_everything_down_in_time_and_gives_requests_back(application: Application) -> None:
+    """The last one: nothing of the application is left."""
+    staying = application.stay()
+    try:
+        wait_until_up(staying)
+        batch_id = application.submit(make_lines(["word " * 400] * LINES), "/v1/embeddings").id
+        application.wait_for(batch_id, completed=1)
+        staying.send_signal(signal.SIGTERM)
+        said, _ = staying.communicate(timeout=DOWN_WITHIN_S)
+    finally:
+        staying.kill()
+    assert staying.returncode == 0, said
+    assert "Traceback" not in said
+    assert application.processes() == []
+    states = asyncio.run(read_states(application.state_dir, batch_id))
+    assert len(states) == LINES
+    # Nobody waits for the lease of a process that has gone.
+    assert set(states.values()) <= {RequestState.READY, RequestState.COMPLETED}
+
+
+def wait_until_up(staying: subprocess.Popen[str]) -> None:
+    """Reads what is said until it is up."""
+    assert staying.stdout is not None
+    timer = threading.Timer(TIMEOUT_S, staying.kill)
+    timer.start()
+    try:
+        assert any("is up" in line or "http://" in line for line in staying.stdout), "it never was"
+    finally:
+        timer.cancel()
+
+
+async def read_states(state_dir: Path, batch_id: str) -> dict[int, RequestState]:
+    settings = Settings.model_validate({"state_dir": state_dir})
+    redis = await connect(settings)
+    try:
+        return await JobQueue(redis, settings).states(batch_id, range(1, LINES + 1))
+    finally:
+        await redis.aclose()
+        await asyncio.to_thread(embedded.stop, state_dir)
