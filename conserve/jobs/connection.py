@@ -21,7 +21,7 @@ from conserve.jobs.credentials import read_credentials
 from conserve.jobs.errors import UnsuitableServerError
 from conserve.jobs.identity import check_identity
 from conserve.jobs.keys import Keys
-from conserve.jobs.migration import settle_schema
+from conserve.jobs.migration import is_of_older_schema, refuse_older, take_over
 
 _log = structlog.get_logger(__name__)
 
@@ -63,11 +63,15 @@ async def connect(settings: Settings, *, check_files: bool = True) -> Redis:
         await _check_version(redis)
         await _check_cluster(redis)
         keys = Keys(settings.jobs.namespace)
-        await settle_schema(redis, keys)
+        is_older = await is_of_older_schema(redis, keys)
+        if is_older and not check_files:
+            raise refuse_older(keys)
         if check_files:
             await check_identity(redis, keys, settings.files_url)
         await _check_eviction(redis)
         await _prepare_durability(redis)
+        if is_older:
+            await take_over(redis, keys, settings.files_url)
     except BaseException as error:
         await redis.aclose()
         if isinstance(error, AuthenticationError | NoPermissionError):

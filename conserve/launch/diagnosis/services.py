@@ -76,7 +76,8 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
     elif found.found_schema not in (None, found.wanted_schema):
         schemas = f"it holds batches of schema {found.found_schema}, and {found.wanted_schema} is needed"
         if found.found_schema in OLDER_SCHEMAS:
-            yield warning("Redis", f"{said}: {schemas}", "nothing: they are taken over at the next start")
+            mend = "take the older version down; this one takes them over when it starts"
+            yield warning("Redis", f"{said}: {schemas}", mend)
             return
         yield problem("Redis", f"{said}: {schemas}", "use the matching version, or another `jobs.namespace`")
     elif not found.has_append_only_file:

@@ -157,10 +157,12 @@ async def test_tls_with_and_without_clients_certificates(tmp_path: Path) -> None
         url = server.url(scheme="rediss")
         trusted = f"{url}?ssl_ca_certs={files.authority}"
         own = f"{trusted}&ssl_certfile={files.client}&ssl_keyfile={files.client_key}"
-        for each, said in ((url, "CERTIFICATE_VERIFY_FAILED"), (trusted, "certificate required"), (own, None)):
+        # The client of TLS 1.3 is done before it is refused: it may find the connection gone before it reads why.
+        refused = "certificate required|Connection reset"
+        for each, said in ((url, "CERTIFICATE_VERIFY_FAILED"), (trusted, refused), (own, None)):
             settings = make_settings(each, tmp_path)
             trouble = await asyncio.to_thread(check_server, settings)
-            assert (trouble is None) if said is None else (said in str(trouble)), trouble
+            assert (trouble is None) if said is None else re.search(said, str(trouble)), trouble
             assert PASSWORDS["conserve"] not in str(trouble)
         found = survey_server(make_settings(own, tmp_path))
         assert found is not None

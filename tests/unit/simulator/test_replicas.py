@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from conserve.policy.window import WindowRule
 from conserve.simulator.batch_supply import BatchSupply, SimBatch
