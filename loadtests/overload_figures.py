@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,6 +19,9 @@ LEAST_SHARE: Final = 0.9
 """Goodput at the highest load is to be this part of the best."""
 REFUSAL: Final = "RateLimitError"
 """What the client of OpenAI raises for 429."""
+BACK_SHARE: Final = 0.1
+"""Offline work is back when it does this part of what it did at the lowest load, over `BACK_S`."""
+BACK_S: Final = 1.0
 
 
 class OfflineSample(NamedTuple):
@@ -45,11 +50,14 @@ class OverloadPhase(BaseModel):
 
     Attributes:
         load: In multiples of the capacity.
-        offered_per_s, answered_per_s, goodput_per_s, refused_per_s: Chats that were meant to be sent, were answered,
-            were answered in time, and got 429.
+        offered_per_s, goodput_per_s, refused_per_s: Chats that were meant to be sent within the window; those of them
+            that were answered in time, and those that got 429.
+        answered_per_s: Chats whose answers came to their ends within the window, in time or not.
         failed: Chats with any other end, and what it was.
-        ttft_p99_ms, in_time: Of those that were let in: their first tokens, and the share of them within the objective.
+        ttft_p99_ms, in_time: Of those that were let in: first tokens, and the share of them within the objective. One
+            that failed counts as late, by the time that it took to fail.
         offline_tokens_per_s: What engines have computed beside them.
+        send_lag_p99_ms: How far the client itself was behind.
     """
 
     load: float
@@ -61,6 +69,7 @@ class OverloadPhase(BaseModel):
     ttft_p99_ms: float
     in_time: float
     offline_tokens_per_s: float
+    send_lag_p99_ms: float = 0.0
 
 
 class OverloadReport(BaseModel):
@@ -68,13 +77,19 @@ class OverloadReport(BaseModel):
 
     Attributes:
         capacity_per_s: Chats a second that are answered when many clients ask all the time.
+        refuses: Whether the application was told to refuse.
+        phase_s, clients, seed: Of the plan.
         ttft_slo_ms, tbt_slo_ms: The objectives.
-        phases: In the order in which they were.
-        offline_back_s: From the last arrival of the highest load until offline tokens were computed again; None: not
-            while the low load lasted that came after it.
+        phases: Loads in ascending order, and the lowest one again.
+        offline_back_s: From the last arrival of the highest load until offline work is back, see `find_return`; None:
+            it did not come back.
     """
 
     capacity_per_s: float
+    refuses: bool | None
+    phase_s: float
+    clients: int
+    seed: int
     ttft_slo_ms: float
     tbt_slo_ms: float
     phases: list[OverloadPhase]
@@ -109,32 +124,64 @@ def make_phase(
 ) -> OverloadPhase:
     """The figures of the chats that were meant to be sent within a window of the clock, and of the engines in it."""
     begin_s, end_s = window_s
-    inside = [record for record in records if begin_s <= record.intended_s < end_s]
-    answered = [record for record in inside if record.error is None]
-    errors = Counter(record.error.split(":")[0] for record in inside if record.error is not None)
-    first_ms = [record.ttft_ms for record in answered if record.ttft_ms is not None]
     length_s = end_s - begin_s
+    inside = [record for record in records if begin_s <= record.intended_s < end_s]
+    errors = Counter(record.error.split(":")[0] for record in inside if record.error is not None)
+    refused = errors.pop(REFUSAL, 0)
+    let_in = [record for record in inside if record.error is None or not record.error.startswith(REFUSAL)]
+    first_ms = [_first_or_end_ms(record) for record in let_in]
+    in_time = sum(
+        record.error is None and first <= objectives.ttft_ms for record, first in zip(let_in, first_ms, strict=True)
+    )
     return OverloadPhase(
         load=load,
         offered_per_s=len(inside) / length_s,
-        answered_per_s=len(answered) / length_s,
+        answered_per_s=sum(one.error is None and begin_s <= one.ended_s < end_s for one in records) / length_s,
         goodput_per_s=sum(objectives.met_by(record) for record in inside) / length_s,
-        refused_per_s=errors.pop(REFUSAL, 0) / length_s,
+        refused_per_s=refused / length_s,
         failed=dict(errors),
-        ttft_p99_ms=float(np.percentile(first_ms, 99)) if first_ms else 0.0,
-        in_time=sum(one <= objectives.ttft_ms for one in first_ms) / len(first_ms) if first_ms else 0.0,
-        offline_tokens_per_s=(_tokens_at(samples, end_s) - _tokens_at(samples, begin_s)) / length_s,
+        ttft_p99_ms=_percentile(first_ms),
+        in_time=in_time / len(let_in) if let_in else 0.0,
+        offline_tokens_per_s=count_growth(samples, begin_s, end_s) / length_s,
+        send_lag_p99_ms=_percentile([record.send_lag_ms for record in inside]),
     )
 
 
-def find_return(samples: Sequence[OfflineSample], since_s: float) -> float | None:
-    """Seconds from a moment until more offline tokens were counted than at it; None: there never were."""
-    before = _tokens_at(samples, since_s)
-    later = (one.at_s for one in samples if one.at_s > since_s and one.tokens > before)
-    return next((at_s - since_s for at_s in later), None)
+def count_growth(samples: Sequence[OfflineSample], begin_s: float, end_s: float) -> float:
+    """Tokens between two moments, each as of the last sample before it.
+
+    Where the count falls a replica has gone, and what came since is that of the next sample on.
+    """
+    first, last = (max(0, bisect_right(samples, at_s, key=_when) - 1) for at_s in (begin_s, end_s))
+    return sum(max(0.0, after.tokens - before.tokens) for before, after in pairwise(samples[first : last + 1]))
 
 
-def _tokens_at(samples: Sequence[OfflineSample], at_s: float) -> float:
-    """As of the last sample before."""
-    number = bisect_right(samples, at_s, key=lambda one: one.at_s)
-    return samples[max(0, number - 1)].tokens if samples else 0.0
+def find_return(samples: Sequence[OfflineSample], since_s: float, usual_per_s: float) -> float | None:
+    """Seconds from a moment until offline work does a part of what it usually does; None: it never does.
+
+    What is counted in the first sample was done before it, so a second from there on is looked at.
+    """
+    least = BACK_SHARE * usual_per_s * BACK_S
+    later = [one for one in samples if one.at_s > since_s]
+    for begin in later:
+        if begin.at_s + BACK_S > later[-1].at_s:
+            return None
+        if count_growth(later, begin.at_s, begin.at_s + BACK_S) > max(least, 0.0):
+            return begin.at_s + BACK_S - since_s
+    return None
+
+
+def _when(sample: OfflineSample) -> float:
+    return sample.at_s
+
+
+def _first_or_end_ms(record: ChatRecord) -> float:
+    if record.error is None and record.ttft_ms is not None:
+        return record.ttft_ms
+    return (record.ended_s - record.intended_s) * 1e3
+
+
+def _percentile(values: Sequence[float]) -> float:
+    """The 99th; 0 of none."""
+    found = float(np.percentile(values, 99)) if values else 0.0
+    return found if math.isfinite(found) else 0.0

@@ -2,7 +2,7 @@
 
 First the capacity is measured: chats a second that are answered in a closed loop of many clients. Then chats come as a
 Poisson process at multiples of that, however long answers take (open loop). A batch has work to do all the time. In
-the end the load goes back to the first one, and it is seen when offline work comes back.
+the end the load goes back to the lowest one, and it is seen when offline work comes back.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conserve.launch.interruption import Interruption
+from conserve.launch.serve_config import ServeConfig
 from conserve.telemetry.logs import configure_program_logs
 from loadtests import arrivals
 from loadtests.batch_file import ENDPOINT, make_lines
@@ -45,6 +46,7 @@ from loadtests.overload_figures import (
 from loadtests.report import describe_machine, write_json
 from loadtests.supervision import TAKE_ALL, BringUpError, Stack, bring_up, hold_folder, make_local_stack, say, supervise
 
+DEFAULT_LOADS: Final = (0.5, 1.0, 2.0, 3.0)
 STATE_FOLDER: Final = "state"
 SAMPLE_S: Final = 0.25
 RETRY_S: Final = 0.1
@@ -62,16 +64,22 @@ class OverloadPlan:
     """What is sent.
 
     Attributes:
-        loads: In multiples of the capacity; the first one comes again in the end.
+        loads: In multiples of the capacity, ascending; the lowest one comes again in the end.
         phase_s: How long each lasts.
         clients: Of the closed loop that measures the capacity.
         seed: Of arrivals and prompts.
+        refuses: Whether the application was told to refuse; None: it runs already, and nobody knows.
     """
 
     loads: tuple[float, ...]
     phase_s: float
     clients: int
     seed: int
+    refuses: bool | None
+
+
+class NotMeasuredError(RuntimeError):
+    """The application is not in a state in which this can be measured. The message says why."""
 
 
 class OverloadRun:
@@ -98,45 +106,69 @@ class OverloadRun:
         """Measures.
 
         Raises:
-            OpenAIError: the application serves no model, or refuses the batch.
+            OpenAIError: the application refuses the batch, or is away.
+            NotMeasuredError: it serves no model, answers no chat, or does no offline work, or has done all of it.
         """
         plan = self._plan
         async with (
             AsyncOpenAI(base_url=f"{self._base_url}/v1", api_key="none", timeout=TIMEOUT_S) as client,
             httpx.AsyncClient(base_url=self._base_url, timeout=10.0) as http,
         ):
-            model = (await client.models.list()).data[0].id
-            load = ChatLoad(client, model, request_timeout_s=TIMEOUT_S)
-            batch_id = await self._submit(client, model)
-            sampler = asyncio.create_task(self._sample(StatusReader(http)))
-            try:
-                capacity = await self._find_capacity(load)
-                self._announce(f"capacity: {capacity:.2f} chats/s")
-                phases = []
-                ended_s = time.monotonic()
-                for number, multiple in enumerate((*plan.loads, plan.loads[0])):
-                    begin_s, is_last = time.monotonic(), number == len(plan.loads)
-                    phases.append(await self._offer(load, multiple, capacity, number))
-                    if not is_last:
-                        ended_s = begin_s + plan.phase_s
-            finally:
-                sampler.cancel()
-                await asyncio.gather(sampler, return_exceptions=True)
-                with suppress(OpenAIError):
-                    await client.batches.cancel(batch_id)
+            served = (await client.models.list()).data
+            if not served:
+                raise NotMeasuredError("the application names no model")
+            load = ChatLoad(client, served[0].id, request_timeout_s=TIMEOUT_S)
+            async with self._offer_batch(client, served[0].id) as batch_id:
+                sampler = asyncio.create_task(self._sample(StatusReader(http)))
+                try:
+                    await self._wait_for_offline_work(client, batch_id)
+                    capacity = await self._find_capacity(load)
+                    self._announce(f"capacity: {capacity:.2f} chats/s")
+                    phases = []
+                    for number, multiple in enumerate(plan.loads):
+                        begin_s = time.monotonic()
+                        phases.append(await self._offer(load, multiple, capacity, number))
+                    overload_ended_s = begin_s + plan.phase_s
+                    phases.append(await self._offer(load, plan.loads[0], capacity, len(plan.loads)))
+                    if (await client.batches.retrieve(batch_id)).status != "in_progress":
+                        raise NotMeasuredError("the batch has ended before the load did")
+                finally:
+                    sampler.cancel()
+                    await asyncio.gather(sampler, return_exceptions=True)
         return OverloadReport(
             capacity_per_s=capacity,
+            refuses=plan.refuses,
+            phase_s=plan.phase_s,
+            clients=plan.clients,
+            seed=plan.seed,
             ttft_slo_ms=self._objectives.ttft_ms,
             tbt_slo_ms=self._objectives.tbt_ms,
             phases=phases,
-            offline_back_s=find_return(self._samples, ended_s),
+            offline_back_s=find_return(self._samples, overload_ended_s, phases[0].offline_tokens_per_s),
         )
 
-    async def _submit(self, client: AsyncOpenAI, model: str) -> str:
+    @asynccontextmanager
+    async def _offer_batch(self, client: AsyncOpenAI, model: str) -> AsyncIterator[str]:
+        """A batch with more work than there is time for; it is cancelled in the end."""
         lines = make_lines(read_documents(), BATCH_REQUESTS, model, SUMMARY_TOKENS)
         content = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
         file = await client.files.create(file=("summaries.jsonl", content), purpose="batch")
-        return (await client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")).id
+        batch = await client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+        try:
+            yield batch.id
+        finally:
+            with suppress(OpenAIError):
+                await client.batches.cancel(batch.id)
+
+    async def _wait_for_offline_work(self, client: AsyncOpenAI, batch_id: str) -> None:
+        """Until the batch has been validated and some of it was computed."""
+        until_s = time.monotonic() + TIMEOUT_S
+        while not self._samples or self._samples[-1].tokens <= self._samples[0].tokens:
+            if time.monotonic() > until_s:
+                status = (await client.batches.retrieve(batch_id)).status
+                what = "no offline tokens are counted" if self._samples else "its status has no offline tokens"
+                raise NotMeasuredError(f"{what} after {TIMEOUT_S:g} s; the batch is {status}")
+            await asyncio.sleep(SAMPLE_S)
 
     async def _sample(self, status: StatusReader) -> None:
         while True:
@@ -150,9 +182,10 @@ class OverloadRun:
         begin_s = time.monotonic() + WARM_UP_PART * self._plan.phase_s
         end_s = time.monotonic() + self._plan.phase_s
         answered = 0
+        trouble = "all were refused"
 
         async def ask() -> None:
-            nonlocal answered
+            nonlocal answered, trouble
             while time.monotonic() < end_s:
                 record = await load.send(next(self._prompts))
                 if record.error is None:
@@ -160,11 +193,14 @@ class OverloadRun:
                 elif record.error.startswith(REFUSAL):
                     await asyncio.sleep(RETRY_S)
                 else:
+                    trouble = record.error
                     await asyncio.sleep(1.0)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(self._plan.clients):
                 group.create_task(ask())
+        if not answered:
+            raise NotMeasuredError(f"no chat was answered: {trouble}")
         return answered / (end_s - begin_s)
 
     async def _offer(self, load: ChatLoad, multiple: float, capacity: float, number: int) -> OverloadPhase:
@@ -188,10 +224,10 @@ def render(report: OverloadReport) -> Table:
         "load",
         "offered/s",
         "answered/s",
-        "in time/s",
+        "good/s",
         "refused/s",
         "TTFT p99, ms",
-        "in time",
+        "first in time",
         "offline tok/s",
     ):
         table.add_column(name, justify="right")
@@ -211,7 +247,7 @@ def render(report: OverloadReport) -> Table:
 
 def conduct(
     plan: OverloadPlan,
-    objectives: Objectives,
+    read: Callable[[], ServeConfig],
     base_url: str | None,
     out: Path,
     console: Console,
@@ -223,16 +259,18 @@ def conduct(
     def announce(line: str) -> None:
         say(console, line)
 
+    slo = read().settings.slo
+    objectives = Objectives(slo.ttft_slo_ms, slo.tbt_slo_ms)
     try:
         url = bring_up(stack, announce).base_url if stack is not None else base_url or ""
         report = interruption.run(OverloadRun(plan, url, objectives, announce).run())
-    except (BringUpError, OpenAIError) as error:
+    except (BringUpError, OpenAIError, NotMeasuredError) as error:
         say(console, f"Not measured: {error}", style="bold red")
         return 1
     console.print(render(report))
     back = "not back" if report.offline_back_s is None else f"back after {report.offline_back_s:.1f} s"
     say(console, f"goodput at the highest load: {report.share:.0%} of the best; offline work: {back}")
-    write_json(out / "overload.json", {"machine": describe_machine(), **report.model_dump()})
+    write_json(out / "overload.json", {"machine": describe_machine(), "share": report.share, **report.model_dump()})
     for problem in report.problems:
         say(console, f"Failed: {problem}", style="bold red")
     return 1 if report.problems else 0
@@ -257,15 +295,15 @@ def main(
     """Online load at and beyond capacity beside a batch; exits with 1 if less than 90 % of the best goodput is left."""
     configure_program_logs()
     console = Console(highlight=False)
-    plan = OverloadPlan(tuple(load or (0.5, 1.0, 2.0, 3.0)), phase_s, clients, seed)
+    if base_url and not refuse:
+        raise typer.BadParameter("what runs already refuses as it was told to", param_hint="--no-refuse")
+    loads = tuple(sorted(set(load or DEFAULT_LOADS)))
+    plan = OverloadPlan(loads, phase_s, clients, seed, None if base_url else refuse)
     environ = {**os.environ, TAKE_ALL: "true" if refuse else "false"}
     make_stack = None if base_url else functools.partial(make_local_stack, config, out / STATE_FOLDER, environ)
-    slo = read_config(config, None if base_url else out / STATE_FOLDER, environ).settings.slo
-    objectives = Objectives(slo.ttft_slo_ms, slo.tbt_slo_ms)
+    read = functools.partial(read_config, config, None if base_url else out / STATE_FOLDER, environ)
     with hold_folder(out):
-        raise typer.Exit(
-            supervise(make_stack, console, functools.partial(conduct, plan, objectives, base_url, out, console))
-        )
+        raise typer.Exit(supervise(make_stack, console, functools.partial(conduct, plan, read, base_url, out, console)))
 
 
 if __name__ == "__main__":

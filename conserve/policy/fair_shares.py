@@ -24,7 +24,7 @@ _EXACT: Final = 1e-9
 _SIZES: Final = [float(round(1.25**power)) for power in range(80)]
 """Tokens of a request, roughly: each a quarter more than the one before, and the last beyond any."""
 _BOUNDS: Final = [1.25 ** (power + 0.5) for power in range(79)]
-"""From each on it is the next one of them."""
+"""From the first of them on it is the second of `_SIZES`, and so on."""
 
 
 class JobUse(msgspec.Struct, frozen=True, gc=False):

@@ -20,7 +20,6 @@ POLL_S: Final = 0.3
 SEEN: Final = 2_000
 """So many looks at batches are remembered."""
 FAILURES: Final = (PatienceLostError, httpx.HTTPStatusError)
-WITHDRAWN: Final = (BatchStatus.CANCELLING, BatchStatus.CANCELLED)
 END_LIMIT_S: Final = 180.0
 """So long a batch may take once no fault comes any more."""
 
@@ -57,6 +56,7 @@ class BatchClients:
         self._sizes: dict[str, int] = {}
         self._seen: deque[tuple[float, str, int]] = deque(maxlen=SEEN)
         self._checked: set[str] = set()
+        self._told: set[str] = set()  # Names of batches whose creation was answered, at last.
         self.accepted: list[str] = []
         self.unanswered: list[str] = []
         self.withdrawn: list[str] = []
@@ -77,14 +77,11 @@ class BatchClients:
     async def find_missing(self) -> list[str]:
         """Batches whose creation was answered and that are gone; and checks those whose creation was not answered.
 
-        Where the disk did not confirm a batch in time, its client is told to try again, and it is cancelled.
+        Where the disk did not confirm a batch in time, it is cancelled, and its client is told to try again.
         """
         batches = {batch.id: batch for batch in await self._client.list_batches()}
         for batch in batches.values():
             if batch.id not in self._checked and (name := (batch.metadata or {}).get("name")) in self._sizes:
-                if batch.id not in self.accepted and batch.status in WITHDRAWN:
-                    self.withdrawn.append(batch.id)
-                    continue
                 try:
                     await self._see_to_end(batch, str(name), lambda: True)
                 except FAILURES as error:
@@ -101,6 +98,7 @@ class BatchClients:
             try:
                 batch = await self._client.submit(content, {"name": name})
                 self.accepted.append(batch.id)
+                self._told.add(name)
                 await self._see_to_end(batch, name, is_over)
             except FAILURES as error:
                 self.unanswered.append(f"{name}: {error}")
@@ -115,6 +113,9 @@ class BatchClients:
                     return
             await asyncio.sleep(POLL_S)
         self._checked.add(batch.id)
+        if batch.status is BatchStatus.CANCELLED and batch.id not in self.accepted and name in self._told:
+            self.withdrawn.append(batch.id)
+            return
         self._verdict.check(batch, name, self._sizes[name], await self._client.read_lines(batch))
 
     async def _look(self, batch_id: str) -> Batch:

@@ -53,12 +53,13 @@ class Application:
         assert running.grpc_address is not None
         self.base_url, self.grpc_address = running.base_url, running.grpc_address
 
-    def stay(self) -> subprocess.Popen[str]:
-        """`conserve up --block` of what runs already, as a service manager has it."""
+    def stay(self, log: Path) -> subprocess.Popen[bytes]:
+        """`conserve up --block` of what runs already, as a service manager has it; what it says goes to a file."""
         command = [sys.executable, "-m", "conserve", "up", "--block", "--config", str(CONFIG)]
         command += ["--port", str(self.http_port), "--grpc-port", str(self.grpc_port)]
         environ = self._environ | {"CONSERVE_STATE_DIR": str(self.state_dir)}
-        return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        with log.open("wb") as file:
+            return subprocess.Popen(command, env=environ, stdout=file, stderr=subprocess.STDOUT)
 
     def kill(self) -> None:
         """SIGKILL to everything at once, Redis included: as when the machine loses its power, but for the disk."""

@@ -7,10 +7,12 @@ import random
 from collections.abc import Mapping
 from typing import Any, cast
 
+import pytest
+
 from conserve.jobs.batch import Batch, BatchStatus, RequestCounts
 from loadtests.chaos.batches import BatchClients
 from loadtests.killing.application import ModelQuestions
-from loadtests.killing.client import PatientClient
+from loadtests.killing.client import PatienceLostError, PatientClient
 from loadtests.killing.ledger import Verdict
 
 
@@ -21,13 +23,16 @@ class OneAnswer:
         self._listed = listed
         self._status = status
         self._name = ""
+        self.refuses = False
 
     async def submit(self, content: bytes, metadata: Mapping[str, str]) -> Batch:
         self._name = metadata["name"]
+        if self.refuses:
+            raise PatienceLostError("503, for minutes")
         return self._batch("told", BatchStatus.CANCELLED)
 
     async def get(self, batch_id: str) -> Batch:
-        return self._batch(batch_id, BatchStatus.CANCELLED)
+        return self._batch(batch_id, BatchStatus.CANCELLED if batch_id == "told" else self._status)
 
     async def list_batches(self) -> list[Batch]:
         return [self._batch(one, self._status) for one in self._listed]
@@ -69,5 +74,28 @@ def test_a_cancelled_batch_that_nobody_was_told_of_was_withdrawn() -> None:
 def test_one_that_ended_otherwise_is_checked_like_the_others() -> None:
     clients, verdict, missing = asyncio.run(submit_one(OneAnswer(["written"], BatchStatus.FAILED)))
     assert clients.withdrawn == []
-    assert verdict.unfinished == ["told: cancelled", "written: cancelled"]
+    assert verdict.unfinished == ["told: cancelled", "written: failed"]
     assert missing == ["told"]
+
+
+def test_one_that_is_never_cancelled_to_its_end_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtests.chaos.batches.END_LIMIT_S", 0.0)
+    clients, _, _ = asyncio.run(submit_one(OneAnswer(["told", "stuck"], BatchStatus.CANCELLING)))
+    assert clients.withdrawn == []
+    assert clients.unanswered == ["stuck is cancelling after 0 s"]
+
+
+def test_one_of_which_no_client_was_told_anything_is_a_fault() -> None:
+    server = OneAnswer(["lost"], BatchStatus.CANCELLED)
+    verdict = Verdict(ModelQuestions())
+    clients = BatchClients(cast("PatientClient", server), verdict, random.Random(1), 1, (1, 2))
+
+    async def run() -> None:
+        looks = iter([False])
+        server.refuses = True
+        await clients.run(lambda: next(looks, True))
+        await clients.find_missing()
+
+    asyncio.run(run())
+    assert clients.withdrawn == []
+    assert verdict.unfinished == ["lost: cancelled"]

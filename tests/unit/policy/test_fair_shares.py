@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import random
 from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 
 from conserve.policy.allotment import Allotment, allot
 from conserve.policy.fair_shares import FairShares, JobUse
@@ -209,7 +209,7 @@ def test_limits_of_places_are_shares_by_weight() -> None:
 @pytest.mark.parametrize(("window", "promised", "least"), [(1, False, 0.45), (3, False, 0.45), (3, True, 0.0)])
 def test_an_always_late_batch_leaves_others_their_share(window: int, promised: bool, least: float) -> None:
     """Each round all places are filled anew, with requests of a quarter of a round."""
-    rule = dataclasses.replace(RULE, max_window=window)
+    rule = replace(RULE, max_window=window)
     shares = FairShares({})
     had = {"a": 0, "b": 0}
     for _ in range(400):

@@ -66,7 +66,7 @@ def test_tokens_in_flight_are_what_online_requests_leave() -> None:
     assert window_tokens_of(IDLE) is None
     room = KvRoom(32_000, free_tokens=10_000, reserved_tokens=3_000, offline_tokens=5_500)
     assert window_tokens_of(replace(IDLE, kv_room=room)) == 12_000, "in steps of a thirty-second"
-    assert window_tokens_of(replace(IDLE, kv_room=room._replace(free_tokens=0, offline_tokens=0))) == 0
+    assert window_tokens_of(replace(IDLE, kv_room=replace(room, free_tokens=0, offline_tokens=0))) == 0
 
 
 @pytest.mark.parametrize(
