@@ -21,7 +21,7 @@ class Incident:
 
     Attributes:
         fault: Its type.
-        began_s: When it was injected.
+        began_s: When it began to be injected; it was after the `hold_s` of its record.
         ended_s: When all was well again, or was no longer waited for.
         held: Names of the chats that killed processes had begun and not completed; None: nobody writes that down.
         record: What is written of it.
@@ -76,7 +76,7 @@ def holds(incident: Incident, chat: Chat) -> bool:
     target = ProcessKind(incident.fault.target)
     if target in ENTRANCES:
         return chat.began_s <= incident.ended_s
-    was_under_way = chat.began_s <= incident.began_s
+    was_under_way = chat.began_s <= incident.began_s + incident.record.hold_s  # It takes a moment until all are dead.
     if incident.held is None:
         return was_under_way and target in (
             ProcessKind.REPLICA,

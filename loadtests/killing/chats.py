@@ -18,6 +18,8 @@ TIMEOUT_S: Final = 60.0
 """So long a chat may take as a whole."""
 PAUSE_S: Final = 0.05
 FAILED_PAUSE_S: Final = 0.5
+FRONT_MARK: Final = "front:"
+"""Before the name of a chat in what a front writes."""
 """After a chat that was not answered."""
 
 Outcome = Literal["answered", "refused", "broken", "unanswered"]
@@ -126,14 +128,18 @@ def _find_piece(event: Mapping[str, Any]) -> str:
 
 
 def find_held(log: Path, killed: Set[int]) -> set[str]:
-    """Names of the chats that killed processes, replicas or fronts, have begun and not completed."""
+    """Names of the chats that killed processes, replicas or fronts, have begun and not completed.
+
+    What a replica has completed may still be in its process: it is out of it when the front has completed it, too.
+    """
+    lines = [line.split() for line in log.read_text(encoding="utf-8").splitlines()]
+    passed_on = {name.removeprefix(FRONT_MARK) for what, name, _ in lines if what == "end" and FRONT_MARK in name}
     held: set[str] = set()
-    for line in log.read_text(encoding="utf-8").splitlines():
-        what, name, process = line.split()
+    for what, name, process in lines:
         if int(process) not in killed:
             continue
         if what == "begin":
             held.add(name)
-        else:
+        elif name.startswith(FRONT_MARK) or name in passed_on:
             held.discard(name)
-    return {name.removeprefix("front:") for name in held}
+    return {name.removeprefix(FRONT_MARK) for name in held}

@@ -52,6 +52,9 @@ def test_a_killed_front_may_not_have_written_down_what_it_had() -> None:
     assert count(make_incident(ProcessKind.FRONT, set()), make_chat(reason="503 something")) == (0, 1)
     later = make_chat(began_s=11.0, reason="RemoteProtocolError server disconnected")
     assert count(make_incident(ProcessKind.FRONT, set()), later) == (0, 1)
+    slowly_killed = make_incident(ProcessKind.FRONT, set())
+    slowly_killed.record.hold_s = 1.5
+    assert count(slowly_killed, later) == (1, 0)
 
 
 def test_where_nobody_writes_it_down_it_is_what_was_under_way() -> None:

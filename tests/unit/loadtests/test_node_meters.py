@@ -62,8 +62,15 @@ def test_what_does_not_come_back_is_not_back(tmp_path: Path) -> None:
 
 def test_held_is_what_a_killed_process_has_begun_and_not_completed(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    log.write_text("begin a 1\nbegin b 1\nend a 1\nbegin c 2\nbegin front:c 3\nbegin d 2\nend d 2\n", encoding="utf-8")
+    words = "begin a 1,begin front:a 3,begin b 1,end a 1,end front:a 3,begin c 2,begin front:c 3,begin d 2,end d 2"
+    log.write_text(f"{words},end front:d 3\n".replace(",", "\n"), encoding="utf-8")
     assert find_held(log, {1}) == {"b"}
     assert find_held(log, {3}) == {"c"}
     assert find_held(log, {1, 2}) == {"b", "c"}
     assert find_held(log, {9}) == set()
+
+
+def test_what_a_replica_has_completed_and_no_front_is_still_in_its_process(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("begin front:a 3\nbegin a 1\nend a 1\n", encoding="utf-8")
+    assert find_held(log, {1}) == {"a"}
