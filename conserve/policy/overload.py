@@ -41,6 +41,9 @@ LEAST_PLACES_SHARE: Final = 0.125
 """So many sequences, and this part of the slots, may decode in any case: an objective between tokens that fewer would
 miss is one that the machine cannot keep, and is no reason to send everybody away."""
 GAP_PERIOD_S: Final = 1.0
+LATE_GAPS_SHARE: Final = 1.1
+"""Of the objective. Iterations are filled with prompts up to it, so gaps are about as long however few decode, and a
+little longer half of the time: that is no reason to let fewer decode."""
 LEAST_GAPS: Final = 20
 """What fewer tokens than this say in a period does not count."""
 GAP_LEARNING: Final = 0.3
@@ -140,7 +143,8 @@ class _Gaps:
         if now_s - self.since_s >= GAP_PERIOD_S:
             if self.count >= LEAST_GAPS and predicted_ms > 0.0:
                 mean_ms = self.sum_ms / self.count
-                ratio = min(max(mean_ms / predicted_ms, 1.0), MOST_CORRECTION) if mean_ms > tbt_slo_ms else 1.0
+                is_late = mean_ms > LATE_GAPS_SHARE * tbt_slo_ms
+                ratio = min(max(mean_ms / predicted_ms, 1.0), MOST_CORRECTION) if is_late else 1.0
                 self.correction += (GAP_LEARNING if ratio > 1.0 else GAP_FORGETTING) * (ratio - self.correction)
             self.sum_ms, self.count, self.since_s = 0.0, 0, now_s
         return self.correction

@@ -55,7 +55,7 @@ class Application:
 
     def stay(self, log: Path) -> subprocess.Popen[bytes]:
         """`conserve up --block` of what runs already, as a service manager has it; what it says goes to a file."""
-        command = [sys.executable, "-m", "conserve", "up", "--block", "--config", str(CONFIG)]
+        command = [str(Path(sys.executable).with_name("conserve")), "up", "--block", "--file", str(CONFIG)]
         command += ["--port", str(self.http_port), "--grpc-port", str(self.grpc_port)]
         environ = self._environ | {"CONSERVE_STATE_DIR": str(self.state_dir)}
         with log.open("wb") as file:

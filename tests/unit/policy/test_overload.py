@@ -185,6 +185,20 @@ def test_tokens_that_come_later_than_predicted_leave_room_for_fewer() -> None:
     assert after.gate.running < before.gate.running
 
 
+def test_gaps_that_prompts_fill_up_to_the_objective_leave_room_for_as_many() -> None:
+    running = []
+    for gap_ms in (0.6 * TBT_MS, 1.05 * TBT_MS):
+        engine = Engine()
+        for _ in range(30):
+            for _ in range(20):
+                engine.ask(tokens=1, decode_ms=5.0)
+                engine.answer(0.01)
+            engine.gate.note_gaps(gap_ms, engine.now_s, 100)
+            engine.end(1.0, count=1)
+        running.append(engine.gate.running)
+    assert running[0] == running[1]
+
+
 def test_an_objective_that_cannot_be_kept_sends_not_everybody_away() -> None:
     engine = Engine()
     for _ in range(20):
