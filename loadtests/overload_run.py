@@ -265,7 +265,8 @@ def conduct(
         url = bring_up(stack, announce).base_url if stack is not None else base_url or ""
         report = interruption.run(OverloadRun(plan, url, objectives, announce).run())
     except (BringUpError, OpenAIError, NotMeasuredError) as error:
-        say(console, f"Not measured: {error}", style="bold red")
+        where = f" at {base_url}" if base_url else ""
+        say(console, f"Not measured{where}: {error}", style="bold red")
         return 1
     console.print(render(report))
     back = "not back" if report.offline_back_s is None else f"back after {report.offline_back_s:.1f} s"
