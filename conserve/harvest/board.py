@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from conserve.harvest.messages import SCHEMA_VERSION, AllotmentMessage, CapacityReport, ControllerRecord, ReplicaLine
+from conserve.jobs.keys import Keys
 from conserve.jobs.scripts import Scripts
 from conserve.policy.allotment import Allotment
 
@@ -55,9 +56,10 @@ class CapacityBoard:
         self._redis: Any = redis  # Typed for every way of decoding; `connect` makes clients that decode to str.
         self._ttl_ms = ttl_ms
         prefix = f"{namespace}:{{capacity}}"
-        self._replicas_key = f"{prefix}:replicas"
+        keys = Keys(namespace)
+        self._replicas_key = keys.replicas
         self._record_key = f"{prefix}:controller"
-        self._reports = f"{prefix}:report:"
+        self._reports = keys.report_prefix
         self._allotments = f"{prefix}:allotment:"
         self._extra = f"{prefix}:extra:"
         self._scripts = Scripts(redis)

@@ -21,7 +21,7 @@ from conserve.jobs.credentials import read_credentials
 from conserve.jobs.errors import UnsuitableServerError
 from conserve.jobs.identity import check_identity
 from conserve.jobs.keys import Keys
-from conserve.jobs.migration import is_of_older_schema, refuse_older, take_over
+from conserve.jobs.migration import explain_older, is_of_older_schema, take_over
 
 _log = structlog.get_logger(__name__)
 
@@ -65,7 +65,7 @@ async def connect(settings: Settings, *, check_files: bool = True) -> Redis:
         keys = Keys(settings.jobs.namespace)
         is_older = await is_of_older_schema(redis, keys)
         if is_older and not check_files:
-            raise refuse_older(keys)
+            raise explain_older(keys)
         if check_files:
             await check_identity(redis, keys, settings.files_url)
         await _check_eviction(redis)

@@ -57,11 +57,11 @@ class Keys:
         self.usage = f"{namespace}:{{seen}}:usage"  # hash: model and endpoint -> what finished requests took, JSON
         self.batch_prefix = f"{namespace}:batch:"  # what `batch_hash` begins with
         self._namespace = namespace
-        # What `migration.py` looks at: there were no tenants, and `harvest.board` had the same names.
+        # What `migration.py` takes over: before there were tenants all was the default one's.
         self.batches_of_default = self.batches(DEFAULT_TENANT)
         self.files_of_default = self.files(DEFAULT_TENANT)
-        self.replicas = f"{namespace}:{{capacity}}:replicas"
-        self.report_prefix = f"{namespace}:{{capacity}}:report:"
+        self.replicas = f"{namespace}:{{capacity}}:replicas"  # set: replicas that have reported, see `harvest/board.py`
+        self.report_prefix = f"{namespace}:{{capacity}}:report:"  # and a replica: its report, JSON, with expiry
 
     def batch(self, batch_id: str) -> BatchKeys:
         """Keys of one batch."""

@@ -43,7 +43,7 @@ async def is_of_older_schema(redis: Redis, keys: Keys) -> bool:
     )
 
 
-def refuse_older(keys: Keys) -> UnsuitableServerError:
+def explain_older(keys: Keys) -> UnsuitableServerError:
     """What a tool says that only looks on: it does not know whose the data are."""
     return UnsuitableServerError(
         f"Redis holds batches of an older version of the program (key '{keys.schema}'). "
@@ -69,7 +69,8 @@ async def take_over(redis: Redis, keys: Keys, files_url: str) -> None:
         raise UnsuitableServerError(
             f"Redis holds batches of an older version of the program (key '{keys.schema}'), but their newest file, "
             f"{newest[0]}, is not in the storage of this one: they may be those of another deployment. "
-            "Nothing was changed but that."
+            f"If so, use another `jobs.namespace` and delete the key '{keys.deployment}', written by this start. "
+            "The batches were not changed."
         )
     names = [keys.schema, keys.batches_of_default, keys.active_batches, keys.ended_batches, keys.replicas]
     args: list[str | int] = [keys.batch_prefix, keys.report_prefix, SCHEMA_VERSION, RESULTS_KEPT_MS]
